@@ -1,0 +1,65 @@
+"""Tiny georeferenced fakes with the true folders, band counts, dtypes and label codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rasterio import Affine
+from rasterio.crs import CRS
+
+from umsf_lib.scenes import Layout, load_layout, write_raster
+
+SIZE = 48  # 3 rows of 16-px tiles would do; not square-friendly numbers hide no transposition
+WGS84 = CRS.from_epsg(4326)
+UTM = CRS.from_epsg(32650)
+# 0.16199 arc seconds, the step of the WHU sheets
+DEGREES = Affine(4.5e-5, 0, 111.0, 0, -4.5e-5, 31.0)
+METRES = Affine(10, 0, 500000, 0, -10, 3400000)
+
+
+def bands(layout: Layout, role: str, seed: int = 0, size: int = SIZE) -> np.ndarray:
+    """Random but valid values of a sensor, ``(C, size, size + 8)`` in the dtype it is stored in."""
+    rng = np.random.default_rng(seed)
+    sensor = layout.optical if role == "optical" else layout.sar
+    assert sensor is not None
+    shape = (len(sensor.bands), size, size + 8)
+    if sensor.scaling == "db":
+        return rng.normal(-12, 4, shape)
+    if sensor.scaling == "reflectance":
+        return rng.integers(100, 4000, shape).astype(np.int16)
+    return rng.integers(1, 255, shape).astype(np.uint8)
+
+
+def codes(layout: Layout, seed: int = 0, size: int = SIZE) -> np.ndarray:
+    """Label codes of the layout, ignored ones included, ``(size, size + 8)`` uint8."""
+    known = [c.code for c in layout.classes] + list(layout.label_nodata)
+    return np.random.default_rng(seed).choice(known, (size, size + 8)).astype(np.uint8)
+
+
+def write_fake(
+    root: Path, layout_name: str, name: str = "NH49E001013", seed: int = 0, **change: Any
+) -> Layout:
+    """Write one scene of a layout.
+
+    ``change`` replaces what would be written: ``optical``, ``sar``, ``label`` (arrays, None to
+    leave the file out), and ``sar_crs``, ``label_transform``, ``optical_nodata`` and the like.
+    """
+    layout = load_layout(layout_name)
+    metric = layout_name != "whu-opt-sar"
+    for role, names in layout.folders.items():
+        make = codes if role == "label" else bands
+        array = change.get(role, make(layout, *([] if role == "label" else [role]), seed=seed))
+        if array is None:
+            continue
+        folder = root / names[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_raster(
+            folder / f"{name}.tif",
+            array,
+            crs=change.get(f"{role}_crs", UTM if metric else WGS84),
+            transform=change.get(f"{role}_transform", METRES if metric else DEGREES),
+            nodata=change.get(f"{role}_nodata"),
+        )
+    return layout

@@ -1,0 +1,107 @@
+"""Command line: ``python -m umsf_lib COMMAND``, also installed as ``umsf``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import Config, UmsfError, load_config
+from .pipeline import print_first_results, run_everything
+from .prepare import load_data
+from .pretrain import pretrain
+from .runs import Run
+from .training import print_progress
+from .tutorial import print_tutorial, write_gallery
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors a user can mend are one line on stderr.
+
+    Returns:
+        Exit status: 0, or 2 after such an error.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.function(options)
+    except UmsfError as error:
+        print(f"umsf: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="umsf", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(function=function)
+        added.add_argument("--profile", default="quick", help="profile (default quick)")
+        added.add_argument("--data", default="", help="folder of scenes; default: synthetic")
+        added.add_argument("--layout", default="", help="layout name or YAML file")
+        added.add_argument("--run", default="", help="run name; default: profile-data-seed")
+        added.add_argument("--seed", type=int, default=0)
+        added.add_argument("--overrides", default="", help='"section.key=value ..."')
+        return added
+
+    command("tutorial", _tutorial, "run all notebooks headless")
+    command("synthesize", _data, "make (or check) and prepare the scenes of a run")
+    command("pretrain", _pretrain, "momentum-contrast pretraining, resumed if interrupted")
+    command("map", _map, "everything from data to scores and maps, without notebooks")
+    sweep = command("sweep", _sweep, "sensors x seeds, then the table of first results")
+    sweep.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
+    command("gallery", _gallery, "copy a run's executed notebooks to gallery/")
+    return parser
+
+
+def _config(options: argparse.Namespace) -> Config:
+    return load_config(
+        options.profile,
+        data=str(Path(options.data).resolve()) if options.data else "",
+        layout=options.layout,
+        seed=options.seed,
+        overrides=options.overrides,
+    )
+
+
+def _tutorial(options: argparse.Namespace) -> None:
+    given = ("profile", "data", "layout", "run", "seed", "overrides")
+    parameters = {name: getattr(options, name) for name in given}
+    parameters["data"] = _config(options).data
+    print_tutorial(parameters)
+
+
+def _data(options: argparse.Namespace) -> None:
+    run = Run.open(_config(options), options.run)
+    scenes = load_data(run)
+    counts = ", ".join(f"{len(names)} {part}" for part, names in scenes.split.items())
+    print(f"{len(scenes.records)} scenes ({counts}), prepared in {scenes.folder}")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    run = Run.open(_config(options), options.run)
+    scenes = load_data(run)
+    pretrain(run, scenes, progress=print_progress("pretrain"))
+    print(f"pretrained: {run.folder}")
+
+
+def _map(options: argparse.Namespace) -> None:
+    run_everything(Run.open(_config(options), options.run), maps=True)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    print_first_results(_config(options), seeds)
+
+
+def _gallery(options: argparse.Namespace) -> None:
+    for path in write_gallery(Run.folder_of(_config(options), options.run)):
+        print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

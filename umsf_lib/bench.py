@@ -1,0 +1,69 @@
+"""What every method is given: scenes, pixels, settings, and tokens to cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from .cluster import fit, posterior_map
+from .config import Config
+from .inference import Classifier
+from .prepare import SceneSet
+from .runs import Run
+from .tokens import PrincipalTokens, StatisticTokens, TokenMap, draw_tokens
+from .windows import PixelStore, open_store
+
+
+@dataclass
+class Bench:
+    """One bench per run; ours and the baselines work on the same one."""
+
+    scenes: SceneSet
+    store: PixelStore
+    config: Config
+
+    @classmethod
+    def of_run(cls, run: Run, scenes: SceneSet) -> Bench:
+        """With the sensors, device and settings of a run."""
+        return cls(scenes, open_store(scenes, run.config, run.device), run.config)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token, as our network has."""
+        return self.config.model.stride
+
+    @property
+    def num_clusters(self) -> int:
+        """As set, else as many as the data set has classes."""
+        return self.config.cluster.num_clusters or len(self.scenes.layout.classes) or 6
+
+    @cached_property
+    def statistics(self) -> TokenMap:
+        """Local statistics; their principal components where there are many."""
+        train = self.scenes.indices("train")
+        tokens = StatisticTokens(self.store, train, self.config.cluster.sigmas_px, self.stride)
+        return self.reduced(tokens)
+
+    def reduced(self, token_map: TokenMap) -> TokenMap:
+        """At most ``cluster.max_dims`` dimensions: a full covariance of more is not estimable."""
+        sample = self.sample(token_map, self.stride)
+        dims = self.config.cluster.max_dims
+        return token_map if sample.shape[1] <= dims else PrincipalTokens(token_map, sample, dims)
+
+    def sample(self, token_map: TokenMap, stride: int) -> np.ndarray:
+        """Tokens ``(n, D)`` of the training scenes."""
+        train, settings = self.scenes.indices("train"), self.config.cluster
+        return draw_tokens(token_map, self.store, train, stride, settings.tokens, self.config.seed)
+
+    def cluster(self, name: str, kind: str, token_map: TokenMap, stride: int) -> Classifier:
+        """Fit ``kind`` (see ``cluster.fit``) on tokens of the training scenes."""
+        tokens, config = self.sample(token_map, stride), self.config
+        clusterer = fit(kind, tokens, self.num_clusters, config.cluster, config.seed)
+        return Classifier(
+            name,
+            self.num_clusters,
+            stride,
+            lambda scene: posterior_map(clusterer, token_map, scene),
+        )

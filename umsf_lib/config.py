@@ -1,0 +1,305 @@
+"""Profiles: every number of a run, validated once, frozen; and the errors the library raises.
+
+A profile is a YAML file in ``profiles/``; its sections are the dataclasses below. One value is
+changed with an override such as ``cluster.balance=0.5``, so nothing is edited to try something.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+IGNORE = 255  # train label of pixels that are never scored
+PROFILES = Path(__file__).parent / "profiles"
+
+
+class UmsfError(Exception):
+    """Base of every error a user can mend; its message is one sentence."""
+
+
+class DataError(UmsfError):
+    """A file or folder is missing, unreadable, or does not fit the other ones."""
+
+
+class ConfigError(UmsfError):
+    """A parameter is unknown, mistyped or out of range."""
+
+
+class MissingStageError(UmsfError):
+    """A notebook was started before the one whose files it reads."""
+
+
+class CheckpointError(UmsfError):
+    """A checkpoint is damaged or belongs to other settings."""
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """Synthetic scenes, made when no data folder is given."""
+
+    train: int = 8
+    val: int = 4
+    test: int = 12  # a bootstrap over scenes needs a dozen
+    size_px: int = 512
+    difficulty: str = "easy"
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Windows and the two augmented views of each."""
+
+    window_px: int = 64
+    overlap_px: int = 16  # of the tiling that defines one epoch
+    scale_min: float = 0.7  # side of the smallest crop, in windows; small crops lose context
+    gain: float = 0.1  # optical, in standard deviations: strong jitter destroys radiometry
+    offset: float = 0.1
+    blur: float = 0.5  # probability of an optical blur
+    speckle_looks: int = 8  # extra speckle on the SAR view: Gamma of this many looks
+    sar_gain: float = 0.1
+
+
+@dataclass(frozen=True)
+class DespeckleConfig:
+    """Training of the despeckling front end on synthetic speckle."""
+
+    channels: int = 16
+    steps: int = 200
+    batch: int = 8
+    crop_px: int = 48
+    lr: float = 2e-3
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Encoders, fusion and heads."""
+
+    sensors: str = "both"  # both | optical | sar
+    backbone: str = "small"  # small | resnet18 | resnet50
+    weights: str = "none"  # none | imagenet
+    norm: str = "group"  # group: no leak between the samples of a batch
+    channels: int = 64
+    stride: int = 4
+    fusion: str = "attention"
+    heads: int = 8
+    despeckle: bool = True
+    projection_hidden: int = 128
+    projection_dim: int = 64
+    cluster_hidden: int = 64
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Momentum-contrast pretraining."""
+
+    epochs: int = 10
+    steps_per_epoch: int = 0  # 0: every tile of every training scene once
+    batch: int = 16
+    lr: float = 0.03  # SGD, for a batch of 32; scaled linearly
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_epochs: int = 1
+    tau: float = 0.07
+    queue_size: int = 2048
+    ema: float = 0.99
+    intra: float = 1.0
+    cross: float = 1.0
+    fused: float = 1.0
+    tokens: int = 16  # dense positives per window
+    pooled: float = 0.5  # share of the pooled contrast; the rest is dense
+    amp: bool = True
+    checkpoint_every: int = 100  # steps
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Local statistics, teacher mixture, self-training of the clustering head."""
+
+    num_clusters: int = 0  # 0: as many as the data set has classes
+    sigmas_px: tuple[float, ...] = (1.5, 5.0)
+    max_dims: int = 16  # of the statistics, by PCA where there are more
+    tokens: int = 16000
+    restarts: int = 5
+    over_clusters: int = 28
+    teacher: str = "mixture"  # mixture | kmeans | merged
+    initial: str = "pretrained"  # pretrained | random
+    rounds: int = 2
+    steps: int = 200  # per round
+    batch: int = 8
+    lr: float = 2e-3
+    clustering: float = 0.5
+    consistency: float = 0.5
+    balance: float = 0.1  # weak: land cover is far from balanced
+    temperature: float = 0.5
+    ema: float = 0.99
+    smoothing_px: float = 4.0  # Gaussian sigma on posteriors, at map time
+
+
+@dataclass(frozen=True)
+class MapConfig:
+    """Whole-scene inference and scoring units."""
+
+    tile_px: int = 256
+    overlap_px: int = 64
+    patch_px: int = 64  # patch-majority protocol
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's numbers."""
+
+    profile: str
+    data: str = ""  # folder of scenes; empty: synthetic scenes
+    layout: str = "whu-opt-sar"
+    seed: int = 0
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    despeckle: DespeckleConfig = field(default_factory=DespeckleConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    map: MapConfig = field(default_factory=MapConfig)
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """The named fields as plain data, for manifests and digests."""
+        everything = dataclasses.asdict(self)
+        return {name: everything[name] for name in names}
+
+
+# What notebooks accept; each may add its own (see ``runs.open_notebook``).
+PARAMETERS: dict[str, type] = {
+    "profile": str,
+    "run": str,
+    "data": str,
+    "layout": str,
+    "seed": int,
+    "overrides": str,
+}
+
+CHOICES = {
+    "synthetic.difficulty": ("easy", "realistic"),
+    "model.sensors": ("both", "optical", "sar"),
+    "model.backbone": ("small", "resnet18", "resnet50"),
+    "model.weights": ("none", "imagenet"),
+    "model.norm": ("group", "batch"),
+    "model.fusion": ("concat", "add", "attention"),
+    "cluster.teacher": ("mixture", "kmeans", "merged"),
+    "cluster.initial": ("pretrained", "random"),
+}
+
+
+def load_config(
+    profile: str,
+    *,
+    data: str = "",
+    layout: str = "",
+    seed: int = 0,
+    overrides: str = "",
+) -> Config:
+    """Read a profile and apply overrides.
+
+    Args:
+        profile: name of a file in ``profiles/``.
+        data: folder of scenes; empty for synthetic ones.
+        layout: name or YAML path of the layout; empty means ``whu-opt-sar``.
+        seed: of scenes, initial weights and every draw.
+        overrides: ``section.key=value`` pairs separated by spaces.
+
+    Raises:
+        ConfigError: unknown profile, section, key, wrong type or choice.
+    """
+    path = PROFILES / f"{profile}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
+        raise ConfigError(f"profile '{profile}' is unknown; choose one of: {known}.")
+    tree = yaml.safe_load(path.read_text()) or {}
+    for pair in overrides.split():
+        _apply_override(tree, pair)
+    top = {"profile": profile, "data": data, "layout": layout or "whu-opt-sar", "seed": seed}
+    return _build(Config, top | tree, str(path.name), "")
+
+
+def _apply_override(tree: dict[str, Any], pair: str) -> None:
+    name, equals, text = pair.partition("=")
+    section, dot, key = name.partition(".")
+    if not (equals and dot):
+        raise ConfigError(f"override '{pair}' has not the form section.key=value.")
+    tree.setdefault(section, {})[key] = yaml.safe_load(text)
+
+
+def _build(cls: Any, values: Mapping[str, Any], source: str, prefix: str) -> Any:
+    kinds = typing.get_type_hints(cls)
+    unknown = [name for name in values if name not in kinds]
+    if unknown:
+        raise ConfigError(unknown_name(prefix + unknown[0], [prefix + k for k in kinds], source))
+    built = {}
+    for name, value in values.items():
+        full, kind = prefix + name, kinds[name]
+        if dataclasses.is_dataclass(kind):
+            built[name] = _build(kind, value or {}, source, full + ".")
+        else:
+            built[name] = _checked(value, kind, full, source)
+    return cls(**built)
+
+
+def _checked(value: Any, kind: Any, name: str, source: str) -> Any:
+    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(float(v) for v in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        wanted = getattr(kind, "__name__", str(kind))
+        got = f"{value!r} ({type(value).__name__})"
+        raise ConfigError(f"{name} in {source} must be {wanted}, but it is {got}.")
+    allowed = CHOICES.get(name)
+    if allowed and value not in allowed:
+        raise ConfigError(f"{name} is {value!r}, but it must be one of {', '.join(allowed)}.")
+    if kind in (int, float) and value < 0:
+        raise ConfigError(f"{name} is {value}, but it must not be negative.")
+    return value
+
+
+def unknown_name(name: str, known: typing.Iterable[str], where: str) -> str:
+    """One sentence about a misspelt name, with the nearest known one."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}."
+    return f"'{name}' is not a parameter of {where}; {hint}"
+
+
+def check_parameters(values: Mapping[str, Any], known: Mapping[str, type], where: str) -> None:
+    """Refuse unknown names and wrong types, which papermill lets through.
+
+    Raises:
+        ConfigError: names the parameter, its value, and what was expected.
+    """
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(unknown_name(name, known, where))
+        wanted = known[name]
+        if type(value) is not wanted:
+            got = f"{value!r} ({type(value).__name__})"
+            raise ConfigError(f"parameter '{name}' of {where} is {got}, not {wanted.__name__}.")
+
+
+def injected_parameters(sources: typing.Iterable[str]) -> dict[str, Any]:
+    """Literal assignments of the cell that papermill injects, from the sources of executed cells.
+
+    papermill writes ``# Parameters`` above what it injects and only warns of names that the
+    notebook does not have, so the notebook looks for itself.
+    """
+    found: dict[str, Any] = {}
+    for source in sources:
+        if not source.lstrip().startswith("# Parameters"):
+            continue
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found

@@ -1,0 +1,237 @@
+"""Figures of how it is learnt: augmented views, despeckling, training curves, attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch, Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from .imagery import Array, sar_image
+from .panels import COLORS, image_panels, new_panels, show_picture, show_scalar, styled
+
+_MONITORS = {
+    "std": "embedding std",
+    "mean_cosine": "mean cosine",
+    "top1": "top-1 accuracy",
+}
+_MAX_DOTS = 6  # matched tokens drawn per window; more hide the picture
+
+
+@styled
+def views_figure(
+    view_1: Mapping[str, Array],
+    view_2: Mapping[str, Array],
+    points_1: Sequence[Array],
+    points_2: Sequence[Array],
+) -> Figure:
+    """Show augmented pairs, one window a row, with the tokens that lie on the same ground.
+
+    Args:
+        view_1: "optical" (n, h, w, 3) and "sar" (n, h, w, 3) pictures of the first view.
+        view_2: those of the second view.
+        points_1: n arrays (P, 2) of (row, column) in pixels of view 1; six are drawn.
+        points_2: the same ground positions in view 2.
+    """
+    columns = [(view_1, "optical", points_1), (view_1, "sar", points_1)]
+    columns += [(view_2, "optical", points_2), (view_2, "sar", points_2)]
+    figure, axes = image_panels(len(points_1), 4, view_1["optical"].shape[1:3], width=9, gap=0.0)
+    for column, (view, sensor, points) in enumerate(columns):
+        for row, ax in enumerate(axes[:, column]):
+            name = f"{'SAR' if sensor == 'sar' else sensor}, view {1 + column // 2}"
+            show_picture(ax, view[sensor][row], name if row == 0 else "")
+            _draw_points(ax, _some(points[row]))
+    for row, (left, right) in enumerate(zip(points_1, points_2, strict=True)):
+        _connect(axes[row, 1], axes[row, 2], _some(left), _some(right))
+    figure.suptitle("two views of each window: numbers mark the same ground")
+    return figure
+
+
+def _some(points: Array) -> Array:
+    """Pick at most six rows, spread over the whole list."""
+    chosen = np.linspace(0, len(points) - 1, min(len(points), _MAX_DOTS)).round().astype(int)
+    some: Array = points[chosen]
+    return some
+
+
+def _draw_points(ax: Axes, points: Array) -> None:
+    for number, (row, column) in enumerate(points):
+        ax.plot(column, row, "o", ms=11, mfc=COLORS[number], mec="white", clip_on=False)
+        ax.text(
+            column,
+            row,
+            str(number + 1),
+            color="white",
+            fontsize=8,
+            ha="center",
+            va="center_baseline",
+        )
+
+
+def _connect(left: Axes, right: Axes, points_left: Array, points_right: Array) -> None:
+    for color, a, b in zip(COLORS, points_left, points_right, strict=False):
+        line = ConnectionPatch(
+            tuple(a[::-1]),
+            tuple(b[::-1]),
+            "data",
+            "data",
+            axesA=left,
+            axesB=right,
+            color=color,
+            shrinkA=6,
+            shrinkB=6,
+        )
+        line.set(linewidth=1.2, in_layout=False)
+        right.add_artist(line)
+
+
+@styled
+def despeckle_figure(
+    before: Array,
+    after: Array,
+    *,
+    reference: Array | None = None,
+    ratio: Array | None = None,
+    enl: Mapping[str, float] | None = None,
+) -> Figure:
+    """Show a SAR image before and after despeckling, in the same grey scale.
+
+    Args:
+        before: (h, w) log intensity.
+        after: (h, w) despeckled log intensity.
+        reference: (h, w) log intensity without speckle, where it is known.
+        ratio: (h, w) intensity before / after; edges in it are detail that was lost.
+        enl: "before" and "after" (and "reference") -> equivalent number of looks, for the titles.
+    """
+    named = {"before": before, "after": after}
+    if reference is not None:
+        named["reference"] = reference
+    figure, axes = image_panels(1, len(named) + (ratio is not None), before.shape)
+    # one stretch for all: else the estimate's lower contrast would be hidden
+    side_by_side = sar_image(np.concatenate(list(named.values()), axis=1))
+    pictures = np.split(side_by_side, len(named), axis=1)
+    for ax, name, picture in zip(axes[0], named, pictures, strict=False):
+        looks = f" (ENL {enl[name]:.1f})" if enl and name in enl else ""
+        show_picture(ax, picture, name + looks)
+    if ratio is not None:
+        ax, label = axes[0, -1], "intensity before / after"
+        show_scalar(ax, ratio, "ratio image", label, limits=(0, 3), cmap="gray")
+    return figure
+
+
+@styled
+def training_figure(
+    records: Sequence[Mapping[str, float]],
+    losses: Sequence[str],
+    *,
+    chance: Mapping[str, float] | None = None,
+    monitors: Sequence[str] = (),
+    healthy: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw loss terms with the levels that chance would reach, and the collapse monitors beside.
+
+    Args:
+        records: one mapping per logged step with "step" and any of the quantities.
+        losses: keys of the loss terms (nats), drawn together.
+        chance: description -> loss that needs no learning, e.g. ln(1 + Q): dashed lines.
+        monitors: keys drawn in a panel of their own each, e.g. "std", "top1".
+        healthy: monitor key -> the value that random unit embeddings have: dashed line.
+    """
+    figure, loss_axes, monitor_axes = _training_panels(len(monitors))
+    for color, name in zip(COLORS, losses, strict=False):
+        _draw_curve(loss_axes, records, name, color)
+    for style, (name, level) in zip(("--", ":", "-."), (chance or {}).items(), strict=False):
+        loss_axes.axhline(level, color="0.2", ls=style, lw=1.2, label=f"{name} = {level:.2f}")
+    loss_axes.set(xlabel="step", ylabel="loss (nats)", title="loss terms")
+    for ax, name in zip(monitor_axes, monitors, strict=True):
+        _draw_curve(ax, records, name, COLORS[0])
+        title = _MONITORS.get(name, name)
+        if healthy and name in healthy:
+            ax.axhline(healthy[name], color="0.2", ls="--", lw=1.2)
+            title += f"\n(dashed: random, {healthy[name]:.3f})"
+        ax.set(xlabel="step", title=title)
+    entries = loss_axes.get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _training_panels(num_monitors: int) -> tuple[Figure, Axes, list[Axes]]:
+    columns = 1 + math.ceil(num_monitors / 2)
+    rows = 2 if num_monitors > 1 else 1
+    ratios = [1.8] + [1.0] * (columns - 1)
+    figure, axes = new_panels(rows, columns, 5 + 2.5 * (columns - 1), 4.6, width_ratios=ratios)
+    grid = axes[0, 0].get_gridspec()
+    for ax in axes[:, 0]:
+        ax.remove()
+    side = list(axes[:, 1:].T.ravel())
+    for ax in side[num_monitors:]:
+        ax.remove()
+    return figure, figure.add_subplot(grid[:, 0]), side[:num_monitors]
+
+
+def _draw_curve(ax: Axes, records: Sequence[Mapping[str, float]], name: str, color: str) -> None:
+    pairs = np.array([(record["step"], record[name]) for record in records if name in record])
+    if not len(pairs):
+        return
+    steps, values = pairs.T
+    width = max(1, len(values) // 25)
+    smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+    if width > 1:
+        ax.plot(steps, values, color=color, lw=0.6, alpha=0.35)
+    ax.plot(steps[width - 1 :], smooth, color=color, lw=1.6, label=name.replace("_", " "))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+@styled
+def attention_figure(
+    optical_rgb: Array,
+    attention: Array,
+    token: tuple[int, int],
+    *,
+    grid: tuple[int, int],
+    gates: Array | None = None,
+    title: str = "attention of the marked token",
+) -> Figure:
+    """Show where one token looks, one panel per head, and which sensor each token trusts.
+
+    Args:
+        optical_rgb: (h, w, 3) in [0, 1], the window.
+        attention: (heads, N) weights of the chosen token, each row summing to 1.
+        token: (row, column) of the chosen token on the token grid.
+        grid: (H, W) tokens, H W = N.
+        gates: (2, H, W) weight of optical and SAR per token; the optical one is drawn.
+        title: above all panels.
+    """
+    heads = attention.reshape(-1, *grid)  # (heads, H, W)
+    columns = 5 if len(heads) > 3 else len(heads) + 1 + (gates is not None)
+    rows = math.ceil((len(heads) + 1 + (gates is not None)) / columns)
+    figure, axes = image_panels(rows, columns, optical_rgb.shape, extra=0.4 + 0.4 * rows)
+    panels = iter(axes.ravel())
+    first = next(panels)
+    show_picture(first, optical_rgb, "optical")
+    step = optical_rgb.shape[0] / grid[0], optical_rgb.shape[1] / grid[1]
+    _mark(first, (token[0] * step[0], token[1] * step[1]), step)
+    for number, head in enumerate(heads):
+        ax = next(panels)
+        limits = (0.0, float(head.max()))
+        show_scalar(ax, head, f"head {number + 1}", "", limits=limits, cmap="viridis")
+        _mark(ax, token, (1, 1))
+    if gates is not None:
+        ax = next(panels)
+        show_scalar(ax, gates[0], "gate", "weight of optical", limits=(0, 1), cmap="cividis")
+        _mark(ax, token, (1, 1))
+    for ax in panels:
+        ax.remove()
+    figure.suptitle(title)
+    return figure
+
+
+def _mark(ax: Axes, corner: tuple[float, float], size: tuple[float, float]) -> None:
+    box = Rectangle((corner[1], corner[0]), size[1], size[0], fill=False, ec="white", lw=1.6)
+    box.set_path_effects([patheffects.withStroke(linewidth=3, foreground="black")])
+    ax.add_patch(box)

@@ -1,0 +1,249 @@
+"""Figures of what came out: confusion, t-SNE, whole-scene maps, scores of several methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from ..layouts import LandClass
+from .imagery import (
+    IGNORE_RGB,
+    RIGHT_RGB,
+    WRONG_RGB,
+    Array,
+    error_image,
+    is_labelled,
+    label_image,
+    present_classes,
+    sar_image,
+    unit_rgb,
+)
+from .panels import (
+    COLORS,
+    add_legend,
+    bare,
+    class_entries,
+    image_panels,
+    new_panels,
+    show_picture,
+    show_scalar,
+    styled,
+)
+
+ERROR_ENTRIES = [("right", RIGHT_RGB), ("wrong", WRONG_RGB), ("no label", IGNORE_RGB)]
+
+
+@styled
+def confusion_figure(table: Array, classes: Sequence[LandClass], mapping: Array) -> Figure:
+    """Show how the pixels of each class spread over the clusters, in percent and in counts.
+
+    Args:
+        table: (K', K) int64 pixels of cluster i and class j.
+        classes: K rows of the class table.
+        mapping: (K',) class id each cluster is matched to, -1 for none; matched cells are framed.
+    """
+    order = np.argsort(np.where(mapping < 0, len(classes), mapping), kind="stable")
+    counts = table[order].T  # (K classes, K' clusters), clusters sorted by their class
+    percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [row.name for row in classes] + ["unmatched"]  # -1 picks the last one
+    height = 2.2 + 0.5 * len(classes)
+    figure, axes = new_panels(1, 1, min(3 + 0.75 * len(order), 11), height)
+    ax = axes[0, 0]
+    columns = [f"{cluster} → {names[mapping[cluster]]}" for cluster in order]
+    _heatmap(ax, percent, 100, "share of the class (%)", (names[:-1], columns))
+    ax.set_xticks(ax.get_xticks(), columns, rotation=45, ha="right", rotation_mode="anchor")
+    for row, column in np.argwhere(counts):
+        share = percent[row, column]
+        _write(ax, row, column, f"{share:.0f} %\n{_short(counts[row, column])}", share > 50)
+    for column in np.flatnonzero(mapping[order] >= 0):
+        corner = (column - 0.5, mapping[order[column]] - 0.5)
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#D55E00", lw=2, clip_on=False))
+    ax.set(xlabel="cluster → matched class", ylabel="class")
+    ax.set_title("where the pixels of each class went")
+    return figure
+
+
+def _heatmap(
+    ax: Axes, values: Array, largest: float, label: str, names: tuple[list[str], list[str]]
+) -> None:
+    image = ax.imshow(
+        np.ma.masked_invalid(values), vmin=0, vmax=largest, cmap="cividis", aspect="auto"
+    )
+    ax.set_yticks(range(len(names[0])), names[0])
+    ax.set_xticks(range(len(names[1])), names[1])
+    ax.figure.colorbar(image, ax=ax, label=label)
+
+
+def _write(ax: Axes, row: int, column: int, text: str, bright_cell: bool) -> None:
+    color = "black" if bright_cell else "white"
+    ax.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+
+
+def _short(count: float) -> str:
+    """Write a count in at most four letters: 950, 12k, 3.4M."""
+    if count < 1000:
+        return str(int(count))
+    unit, letter = (1e6, "M") if count >= 999_500 else (1e3, "k")
+    return f"{count / unit:.{1 if count < 9.95 * unit else 0}f}{letter}"
+
+
+@styled
+def tsne_figure(
+    embeddings: Mapping[str, Array],
+    cluster: Array,
+    label: Array | None,
+    *,
+    clusters: Sequence[LandClass],
+    classes: Sequence[LandClass] = (),
+) -> Figure:
+    """Draw the t-SNE plane of each kind of token, coloured by cluster and by class.
+
+    Distances between far groups mean little in t-SNE, and its axes have no unit.
+
+    Args:
+        embeddings: "optical", "SAR", "fused", ... -> (M, 2) positions.
+        cluster: (M,) cluster ids of the same tokens.
+        label: (M,) class ids, 255 = ignore; None leaves the column out.
+        clusters: table of names and colours of the clusters.
+        classes: the class table.
+    """
+    columns = [("cluster", cluster, clusters)]
+    if label is not None:
+        columns.append(("class", label, classes))
+    rows = len(embeddings)
+    figure, axes = new_panels(rows, len(columns), 3.9 * len(columns), 3.1 * rows + 0.9)
+    for row, (name, points) in enumerate(embeddings.items()):
+        for ax, (kind, ids, table) in zip(axes[row], columns, strict=True):
+            _scatter(ax, points, ids, table)
+            bare(ax, f"{name} tokens by {kind}")
+    for ax, (_, ids, table) in zip(axes[-1], columns, strict=True):
+        _legend_below(ax, present_classes(ids, table))
+    return figure
+
+
+def _scatter(ax: Axes, points: Array, ids: Array, table: Sequence[LandClass]) -> None:
+    known = np.isin(ids, [row.id for row in table])
+    ax.scatter(points[~known, 0], points[~known, 1], s=3, color="0.7", linewidths=0)
+    # all classes in one call, in file order: else the last class would cover the others
+    colors = {row.id: unit_rgb(row.rgb) for row in table}
+    shown = [colors[i] for i in ids[known].tolist()]
+    ax.scatter(points[known, 0], points[known, 1], s=5, c=shown, linewidths=0)
+    ax.set_facecolor("0.86")  # neither white nor black classes drown in it
+    ax.set_aspect("equal", adjustable="datalim")
+
+
+def _legend_below(ax: Axes, rows: Sequence[LandClass]) -> None:
+    for row in rows:
+        ax.scatter(
+            [], [], s=50, marker="s", color=unit_rgb(row.rgb), ec="0.3", lw=0.5, label=row.name
+        )
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3)
+
+
+@styled
+def map_figure(
+    optical_rgb: Array,
+    sar_log: Array | None,
+    prediction: Array,
+    confidence: Array,
+    *,
+    classes: Sequence[LandClass],
+    label: Array | None = None,
+    pixel_m: float | None = None,
+    title: str = "",
+) -> Figure:
+    """Show the map of a whole scene beside its imagery, and its errors where there is a label.
+
+    Args:
+        optical_rgb: (h, w, 3) in [0, 1].
+        sar_log: (h, w) log intensity; None leaves the panel out.
+        prediction: (h, w) class (or cluster) ids, 255 = no data.
+        confidence: (h, w) largest posterior, in [0, 1], NaN = no data.
+        classes: the class table, or ``cluster_classes`` where the clusters have no names.
+        label: (h, w) class ids, 255 = ignore; None, or nothing but 255, leaves label and errors
+            out.
+        pixel_m: ground width of a pixel in metres, for the scale bar.
+        title: above all panels.
+    """
+    panels = {"optical": optical_rgb}
+    if sar_log is not None:
+        panels["SAR (log intensity)"] = sar_image(sar_log)
+    panels["prediction"] = label_image(prediction, classes)
+    entries = class_entries(present_classes(prediction, classes))
+    if label is not None and is_labelled(label):
+        panels["label"] = label_image(label, classes)
+        panels["errors"] = error_image(prediction, label)
+        both = np.stack([prediction, label])
+        entries = class_entries(present_classes(both, classes)) + ERROR_ENTRIES
+    columns = 3 if len(panels) > 3 else 2
+    figure, axes = image_panels(2, columns, optical_rgb.shape, width=4 + 2 * columns, extra=1.3)
+    places = axes.ravel()
+    for ax, (name, picture) in zip(places, panels.items(), strict=False):
+        show_picture(ax, picture, name, pixel_m if name == "optical" else None)
+    show_confidence(places[len(panels)], confidence)
+    for ax in places[len(panels) + 1 :]:
+        ax.remove()
+    add_legend(figure, entries)
+    figure.suptitle(title)
+    return figure
+
+
+def show_confidence(ax: Axes, confidence: Array) -> None:
+    """Draw (h, w) largest posteriors in [0, 1] with their scale."""
+    label = "largest posterior (0 to 1)"
+    show_scalar(ax, confidence, "confidence", label, limits=(0, 1), cmap="cividis")
+
+
+@styled
+def scores_figure(
+    scores: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    *,
+    constant: Mapping[str, float] | None = None,
+) -> Figure:
+    """Compare methods, one panel per metric, with intervals and the constant predictor's score.
+
+    Args:
+        scores: method -> metric ("ACC", "NMI") -> (value, lower, upper end of its interval).
+        constant: metric -> score of always predicting the most frequent class: dashed line.
+    """
+    metrics = list(dict.fromkeys(metric for row in scores.values() for metric in row))
+    height = 1.3 + 0.38 * len(scores)
+    figure, axes = new_panels(1, len(metrics), min(2 + 3.6 * len(metrics), 11), height, sharey=True)
+    for ax, color, metric in zip(axes[0], COLORS, metrics, strict=False):
+        values = np.array([row.get(metric, (np.nan,) * 3) for row in scores.values()])  # (M, 3)
+        spans = np.abs(values[:, 1:] - values[:, :1]).T
+        ax.barh(list(scores), values[:, 0], xerr=spans, color=color, alpha=0.75, capsize=3)
+        for position in np.flatnonzero(np.isfinite(values[:, 0])):
+            value, _, high = values[position]
+            ax.text(high + 0.015, position, f"{value:.3f}", va="center", fontsize=8)
+        ax.set(xlabel=f"{metric} (0 to 1)", title=metric, xlim=(min(0, np.nanmin(values)), 1.12))
+        if constant and metric in constant:
+            ax.axvline(constant[metric], color="black", ls="--", lw=1.2, label="constant predictor")
+    axes[0, 0].invert_yaxis()
+    if constant:
+        entries = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*entries, loc="outside lower center")
+    return figure
+
+
+@styled
+def per_class_f1_figure(f1: Mapping[str, Array], classes: Sequence[LandClass]) -> Figure:
+    """Show the F1 of every class and method as a heatmap.
+
+    Args:
+        f1: method -> (K,) values in [0, 1]; NaN (class absent) stays empty.
+        classes: K rows of the class table.
+    """
+    values = np.array([np.asarray(row, float) for row in f1.values()])  # (methods, K)
+    figure, axes = new_panels(1, 1, min(3 + 0.85 * len(classes), 11), 1.4 + 0.42 * len(f1))
+    ax = axes[0, 0]
+    _heatmap(ax, values, 1, "F1 (0 to 1)", (list(f1), [row.name for row in classes]))
+    for row, column in np.argwhere(np.isfinite(values)):
+        value = values[row, column]
+        _write(ax, row, column, f"{value:.2f}", value > 0.5)
+    ax.set_title("F1 per class (empty: class absent)")
+    return figure

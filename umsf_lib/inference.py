@@ -1,0 +1,123 @@
+"""Whole scenes through a network: overlapping tiles, blended, so that no seam shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import MapConfig
+from .views import gaussian_blur, turn_and_flip, undo_turn_and_flip
+from .windows import PixelStore, tile_scene
+
+TILES_AT_ONCE = 8
+# What a network makes of a batch of windows: (B, C, h, w) at its stride.
+MapFunction = Callable[[dict[str, Tensor]], Tensor]
+
+
+def blend_window(height: int, width: int, device: torch.device) -> Tensor:
+    """Weights ``(h, w)`` of a tile's tokens: a raised cosine, small but not 0 at the border."""
+    lines = [torch.hann_window(n + 2, periodic=False, device=device)[1:-1] for n in (height, width)]
+    return lines[0][:, None] * lines[1][None, :]
+
+
+@torch.no_grad()
+def scene_map(
+    function: MapFunction, store: PixelStore, scene: int, stride: int, config: MapConfig
+) -> Tensor:
+    """Run ``function`` over a whole scene tile by tile and blend what overlaps.
+
+    Args:
+        function: batch of windows -> maps ``(B, C, h, w)`` at ``stride``.
+        store: where windows come from.
+        scene: its index.
+        stride: pixels per token; tiles start on its multiples, so that tokens coincide.
+        config: tile side and overlap, px.
+
+    Returns:
+        ``(C, ceil(H / stride), ceil(W / stride))`` float32 on the device.
+    """
+    record = store.records[scene]
+    size = [math.ceil(side / stride) * stride for side in (record.height, record.width)]
+    tile = min(_on_grid(config.tile_px, stride), *size)
+    overlap = min(_on_grid(config.overlap_px, stride), tile - stride)
+    corners = torch.from_numpy(tile_scene(size[0], size[1], tile, overlap))
+    weight = blend_window(tile // stride, tile // stride, store.device)
+    total, weights = None, torch.zeros(size[0] // stride, size[1] // stride, device=store.device)
+    for some in corners.split(TILES_AT_ONCE):
+        index = torch.full((len(some),), scene)
+        maps = function(store.windows(index, some[:, 0], some[:, 1], tile)).float()
+        if total is None:
+            total = torch.zeros(maps.shape[1], *weights.shape, device=store.device)
+        for one, (row, col) in zip(maps, (some // stride).tolist(), strict=True):
+            here = (..., slice(row, row + len(weight)), slice(col, col + len(weight)))
+            total[here] += weight * one
+            weights[here] += weight
+    assert total is not None
+    return total / weights
+
+
+def _on_grid(length: int, stride: int) -> int:
+    return max(stride, length // stride * stride)
+
+
+def flip_averaged(function: MapFunction, symmetries: int) -> MapFunction:
+    """Average of ``function`` over the first 1, 2, 4 or 8 symmetries of the square."""
+    chosen = {1: (0,), 2: (0, 2), 4: (0, 2, 4, 6), 8: tuple(range(8))}[symmetries]
+
+    def averaged(windows: dict[str, Tensor]) -> Tensor:
+        results = []
+        for index in chosen:
+            turned = {role: turn_and_flip(images, index) for role, images in windows.items()}
+            results.append(undo_turn_and_flip(function(turned), index))
+        return torch.stack(results).mean(dim=0)
+
+    return averaged
+
+
+def to_pixels(posteriors: Tensor, height: int, width: int, stride: int, smoothing_px: float) -> Tensor:
+    """Smooth token posteriors and bring them to the scene's pixels.
+
+    Args:
+        posteriors: ``(K, h, w)`` at ``stride``; sums to 1 over K.
+        height: of the scene, px.
+        width: of the scene, px.
+        stride: px per token.
+        smoothing_px: sigma of a Gaussian, px; 0: none.
+
+    Returns:
+        ``(K, height, width)`` float32.
+    """
+    maps = posteriors[None]
+    if smoothing_px > 0:
+        maps = gaussian_blur(maps, smoothing_px / stride)
+    if stride > 1:
+        maps = F.interpolate(maps, scale_factor=stride, mode="bilinear", align_corners=False)
+    return maps[0, :, :height, :width]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Any method, seen from the map: a scene's index in, posteriors out.
+
+    Attributes:
+        name: of the method, as records and tables show it.
+        num_clusters: K'.
+        stride: px per token of its posteriors.
+        posteriors: scene index -> ``(K', h, w)``, sums to 1 over K'.
+    """
+
+    name: str
+    num_clusters: int
+    stride: int
+    posteriors: Callable[[int], Tensor]
+
+    def pixels(self, store: PixelStore, scene: int, smoothing_px: float) -> Tensor:
+        """Smoothed posteriors ``(K', H, W)`` of a scene, the same smoothing for every method."""
+        record = store.records[scene]
+        maps = self.posteriors(scene)
+        return to_pixels(maps, record.height, record.width, self.stride, smoothing_px)

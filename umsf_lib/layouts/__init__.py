@@ -1,0 +1,182 @@
+"""Layouts: where a data set keeps its files, what its bands and label codes mean.
+
+One YAML file per data set. Your own imagery is one more such file: copy ``pairs.yaml``, change the
+lines that differ, and pass its path wherever a layout is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import ConfigError, unknown_name
+from ..runs import project_root
+
+FOLDER = Path(__file__).parent
+# What a band must be stored as, so that a wrong scaling is noticed before it is trained on.
+DTYPES = {
+    "stretched8": ("uint8",),
+    "reflectance": ("uint16", "int16", "float32", "float64"),
+    "amplitude8": ("uint8",),
+    "intensity": ("float32", "float64"),
+    "db": ("float32", "float64"),
+}
+SCALINGS = {"optical": ("stretched8", "reflectance"), "sar": ("amplitude8", "intensity", "db")}
+SPLIT_RULES = {
+    "file": {"files", "validation_tail"},
+    "transductive": set(),
+    "unlabelled": set(),
+}
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """Bands of one modality, in file order."""
+
+    bands: tuple[str, ...]
+    scaling: str  # key of DTYPES
+    nodata: float | None  # None: what the file itself declares; NaN and Inf are always invalid
+    rgb: tuple[int, int, int] | None  # 0-based bands to show as red, green, blue; SAR: None
+
+
+@dataclass(frozen=True)
+class LandClass:
+    """One row of the class table that figures, GeoTIFF, legend and browser share."""
+
+    id: int  # 0, 1, ... as the network counts
+    name: str
+    code: int  # as stored in the label file
+    rgb: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One data set."""
+
+    name: str
+    folders: dict[str, tuple[str, ...]]  # optical, sar, label -> names it may have
+    pattern: str  # file name glob, the same names in every folder
+    optical: Sensor
+    sar: Sensor | None
+    label_nodata: tuple[int, ...]
+    classes: tuple[LandClass, ...]
+    split: dict[str, Any]
+    source: Path
+
+
+def load_layout(name_or_path: str) -> Layout:
+    """Read a layout by name (``whu-opt-sar``, ``terramesh``, ``pairs``) or from a user's YAML file.
+
+    A relative path is looked up in the working directory, then in the project's root.
+
+    Raises:
+        ConfigError: no such layout, or a field of it is missing, unknown or wrong.
+    """
+    path = _layout_file(name_or_path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"Layout {path} cannot be read: {reason}; mend the file.") from error
+    try:
+        return _layout(tree, path)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Layout {path}: {error}; see {FOLDER / 'pairs.yaml'}.") from error
+
+
+def _layout_file(name_or_path: str) -> Path:
+    if not name_or_path.endswith((".yaml", ".yml")):
+        path = FOLDER / f"{name_or_path}.yaml"
+        if path.is_file():
+            return path
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
+        raise ConfigError(
+            f"Layout '{name_or_path}' is unknown; choose one of {known}, or the path of your own "
+            "file, ending in .yaml."
+        )
+    for path in (Path(name_or_path), project_root() / name_or_path):
+        if path.is_file():
+            return path.resolve()
+    raise ConfigError(f"Layout file {Path(name_or_path).resolve()} does not exist.")
+
+
+def _layout(tree: Any, path: Path) -> Layout:
+    _check_keys(tree, "the file", "name folders pattern optical split", "sar label_nodata classes")
+    _check_keys(tree["folders"], "folders", "optical", "sar label")
+    folders = {role: _names(names) for role, names in tree["folders"].items()}
+    if ("sar" in folders) != ("sar" in tree):
+        raise ValueError("sar must be given both under folders and as a sensor, or in neither")
+    nodata = tuple(int(code) for code in tree.get("label_nodata", ()))
+    return Layout(
+        name=str(tree["name"]),
+        folders=folders,
+        pattern=str(tree["pattern"]),
+        optical=_sensor(tree["optical"], "optical"),
+        sar=_sensor(tree["sar"], "sar") if "sar" in tree else None,
+        label_nodata=nodata,
+        classes=_classes(tree.get("classes", ()), nodata),
+        split=_split(tree["split"]),
+        source=path,
+    )
+
+
+def _check_keys(tree: Any, where: str, required: str, optional: str = "") -> None:
+    if not isinstance(tree, Mapping):
+        raise TypeError(f"{where} must hold 'key: value' lines, but it holds {tree!r}")
+    known = required.split() + optional.split()
+    for key in tree:
+        if key not in known:
+            raise ValueError(unknown_name(str(key), known, where).rstrip("."))
+    missing = [key for key in required.split() if key not in tree]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(str(v) for v in value) if isinstance(value, list) else (str(value),)
+
+
+def _sensor(tree: Any, role: str) -> Sensor:
+    _check_keys(tree, role, "bands scaling", "nodata rgb")
+    bands, allowed = _names(tree["bands"]), SCALINGS[role]
+    if tree["scaling"] not in allowed:
+        raise ValueError(f"{role} scaling is {tree['scaling']!r}, not one of {', '.join(allowed)}")
+    if len(set(bands)) < len(bands):
+        raise ValueError(f"{role} bands {', '.join(bands)} name one band twice")
+    shown = _names(tree["rgb"]) if "rgb" in tree else ()
+    if (role == "optical" and len(shown) != 3) or not set(shown) <= set(bands):
+        raise ValueError(f"{role} rgb is {list(shown)}, not three of the bands {', '.join(bands)}")
+    rgb = tuple(bands.index(s) for s in shown)
+    nodata = tree.get("nodata")
+    return Sensor(
+        bands=bands,
+        scaling=str(tree["scaling"]),
+        nodata=None if nodata is None else float(nodata),
+        rgb=(rgb[0], rgb[1], rgb[2]) if shown else None,
+    )
+
+
+def _classes(rows: Iterable[Any], nodata: tuple[int, ...]) -> tuple[LandClass, ...]:
+    classes: list[LandClass] = []
+    for number, row in enumerate(rows):
+        _check_keys(row, f"class {number}", "id name code rgb")
+        red, green, blue = (int(v) for v in row["rgb"])
+        if row["id"] != number or not all(0 <= v <= 255 for v in (red, green, blue)):
+            raise ValueError(f"class {row} must have id {number} and an rgb of 0..255")
+        classes.append(LandClass(number, str(row["name"]), int(row["code"]), (red, green, blue)))
+    codes = [c.code for c in classes] + list(nodata)
+    if len(set(codes)) < len(codes):
+        raise ValueError(f"the codes {codes} of classes and label_nodata are not distinct")
+    return tuple(classes)
+
+
+def _split(tree: Any) -> dict[str, Any]:
+    rule = tree.get("rule") if isinstance(tree, Mapping) else tree
+    if rule not in SPLIT_RULES:
+        raise ValueError(f"split rule is {rule!r}, not one of {', '.join(SPLIT_RULES)}")
+    _check_keys(tree, "split", " ".join(["rule", *sorted(SPLIT_RULES[rule])]))
+    return dict(tree)

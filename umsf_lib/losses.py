@@ -1,0 +1,192 @@
+"""Losses of pretraining and self-training: pure functions of tensors.
+
+Rows are samples `(M, D)`; functions of class scores also take maps, classes in dimension 1.
+Every loss is computed in float32 at least, whatever autocast is doing around it.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Healthy unit embeddings spread over the sphere: std 1/sqrt(D) per dimension, cosine near 0.
+# Below 30 % of that std, or above this cosine, the rows are nearly one and the same vector.
+COLLAPSE_STD = 0.3
+COLLAPSE_COSINE = 0.9
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def info_nce(q: Tensor, k: Tensor, queue: Tensor, tau: float, mask: Tensor | None = None) -> Tensor:
+    """Contrast each query with its own key against a queue of older keys.
+
+    `-ln[ e^(q.k/tau) / (e^(q.k/tau) + sum_j w_j e^(q.u_j/tau)) ]`, averaged over the queries.
+    No gradient flows into `k` or `queue`. Call `Queue.enqueue` after `backward()`: backward needs
+    the queue as it was here, and autograd raises if it was changed in place in between.
+
+    Args:
+        q: Queries `(M, D)`, unit rows.
+        k: Keys `(M, D)`, unit rows; row i is the positive of query i.
+        queue: Negatives `(Q, D)`, unit rows.
+        tau: Temperature, > 0.
+        mask: `(M, Q)` bool, True = use this negative (w = 1), or None for all.
+
+    Returns:
+        Scalar; 0 where there is no query at all (two views without common ground).
+
+    Source: van den Oord et al. 2018 (CPC), He et al. 2020 (MoCo).
+    """
+    # Autocast would run the matmul in bfloat16: 3 digits, then divided by tau and exponentiated.
+    with torch.autocast(q.device.type, enabled=False):
+        q, k, queue = (_at_least_float32(x) for x in (q, k.detach(), queue.detach()))
+        positive = (q * k).sum(1) / tau  # (M,)
+        negative = q @ queue.T / tau  # (M, D) x (D, Q) -> (M, Q)
+        if mask is not None:
+            # The lowest finite number, not -inf: a row without negatives would have a nan gradient.
+            negative = negative.masked_fill(~mask, torch.finfo(negative.dtype).min)
+        # -ln[e^p / (e^p + e^n)] = softplus(n - p): exact also where the loss is tiny.
+        return F.softplus(negative.logsumexp(1) - positive).sum() / max(len(q), 1)
+
+
+def chance_level(queue_size: int, dim: int, tau: float) -> tuple[float, float]:
+    """Give the two InfoNCE values of a network that has learned nothing.
+
+    Returns:
+        `ln(1+Q)`: all embeddings equal (collapsed); and `ln(1+Q) + 1/(2 D tau^2)`: random unit
+        embeddings, whose cosines are close to N(0, 1/D).
+    """
+    collapsed_level = math.log1p(queue_size)
+    return collapsed_level, collapsed_level + 1 / (2 * dim * tau**2)
+
+
+def clustering_loss(probs: Tensor, balance: float, prior: Tensor | None = None) -> Tensor:
+    """Ask for confident assignments and for cluster sizes near a prior.
+
+    `mean_i H(p_i) + balance * KL(mean_i p_i || prior)`. With balance 1 and the uniform prior this
+    is `ln K - I(sample; cluster)`: maximal mutual information.
+
+    Args:
+        probs: `(M, K)` or `(B, K, H, W)`, sums to 1 over K.
+        balance: Weight of the size term; weak (0.25) where classes are far from equally common.
+        prior: Expected cluster shares `(K,)`, positive, sum 1; uniform if None.
+
+    Returns:
+        Scalar >= 0, in nats. One-hot and balanced -> 0; uniform -> ln K; one cluster for all ->
+        balance * ln K.
+
+    Source: Krause et al. 2010 (RIM), Hu et al. 2017 (IMSAT).
+    """
+    p = _at_least_float32(probs).transpose(0, 1).flatten(1)  # (K, samples)
+    expected = torch.full_like(p[:, 0], 1 / len(p)) if prior is None else prior.to(p)
+    shares = p.mean(1)  # (K,)
+    imbalance = (shares * (_safe_log(shares) - _safe_log(expected))).sum()
+    return -(p * _safe_log(p)).sum(0).mean() + balance * imbalance
+
+
+def _safe_log(p: Tensor) -> Tensor:
+    """Log with a floor, so that p ln p and its gradient stay finite at p = 0."""
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log()
+
+
+def sharpen(probs: Tensor, temperature: float) -> Tensor:
+    """Raise probabilities to the power 1/temperature and renormalise over dimension 1."""
+    return (_safe_log(_at_least_float32(probs)) / temperature).softmax(1)
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross entropy against class probabilities, as a (weighted) mean over samples.
+
+    Args:
+        logits: `(M, K)` or `(B, K, H, W)`.
+        target: Probabilities of the same shape.
+        weight: Per sample, >= 0: `(M,)` or `(B, H, W)`; None weighs all alike.
+
+    Returns:
+        Scalar, in nats; 0 where all weights are 0.
+    """
+    logits = _at_least_float32(logits)
+    loss = F.cross_entropy(logits, target.to(logits), reduction="none")  # (M,) or (B, H, W)
+    if weight is None:
+        return loss.mean()
+    weight = weight.to(loss)
+    return (weight * loss).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+
+
+def consistency_loss(p_student_logits: Tensor, p_teacher: Tensor, temperature: float) -> Tensor:
+    """Cross entropy of the student against the sharpened teacher, which gets no gradient.
+
+    Args:
+        p_student_logits: `(M, K)` or `(B, K, H, W)` logits of one view.
+        p_teacher: Probabilities of the EMA network for the other view, same shape.
+        temperature: < 1 sharpens the teacher (0.5 squares it), 1 leaves it as it is.
+
+    Returns:
+        Scalar; its minimum is the entropy of the sharpened teacher.
+
+    Source: Caron et al. 2021 (DINO), Xie et al. 2020 (UDA).
+    """
+    return soft_cross_entropy(p_student_logits, sharpen(p_teacher.detach(), temperature))
+
+
+def symmetric_kl(logits_a: Tensor, logits_b: Tensor) -> Tensor:
+    """Half of KL(a||b) + KL(b||a), averaged over samples; 0 exactly where both agree.
+
+    Args:
+        logits_a: `(M, K)` or `(B, K, H, W)`.
+        logits_b: Same shape. Detach it where it plays the teacher.
+    """
+    log_a, log_b = (_at_least_float32(x).log_softmax(1) for x in (logits_a, logits_b))
+    return 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(1).mean()
+
+
+@torch.no_grad()
+def embedding_statistics(
+    z: Tensor, k: Tensor, queue: Tensor, mask: Tensor | None = None
+) -> dict[str, float]:
+    """Measure whether the embeddings still differ from each other.
+
+    Args:
+        z: Queries `(M, D)`, M >= 2; normalised here.
+        k: Keys `(M, D)`, unit rows.
+        queue: Negatives `(Q, D)`, unit rows.
+        mask: `(M, Q)` bool, True = use this negative, as in `info_nce`.
+
+    Returns:
+        `std`: over the batch, mean of the dimensions (1/sqrt(D) is healthy, 0 = collapse);
+        `mean_cosine` of different rows (0 is healthy, 1 = collapse); `top1`: share of queries
+        closer to their own key than to every negative (chance 1/(1+Q)).
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = F.normalize(_at_least_float32(z), dim=1)
+        negative = z @ queue.to(z).T  # (M, Q)
+        if mask is not None:
+            negative = negative.masked_fill(~mask, -torch.inf)
+        top1 = ((z * k).sum(1) > negative.amax(1)).double().mean()
+        # |sum of rows|^2 = M + sum of the cosines of all M(M-1) ordered pairs.
+        rows = len(z)
+        mean_cosine = (z.sum(0).square().sum() - rows) / (rows * (rows - 1))
+        std = z.std(0, correction=0).mean()
+    values = torch.stack([std.double(), mean_cosine.double(), top1]).tolist()  # one device sync
+    return dict(zip(("std", "mean_cosine", "top1"), values, strict=True))
+
+
+def collapsed(stats: dict[str, float], dim: int) -> str | None:
+    """Say in one sentence that the embeddings have collapsed, or return None.
+
+    An untrained network often starts inside these limits; judge after the warm-up.
+
+    Args:
+        stats: From `embedding_statistics`.
+        dim: D, the embedding width.
+    """
+    healthy = dim**-0.5
+    if stats["std"] >= COLLAPSE_STD * healthy and stats["mean_cosine"] <= COLLAPSE_COSINE:
+        return None
+    return (
+        f"The embeddings have collapsed: std {stats['std']:.4f} (healthy {healthy:.4f}, alarm below"
+        f" {COLLAPSE_STD * healthy:.4f}), mean cosine {stats['mean_cosine']:.3f} (healthy 0, alarm"
+        f" above {COLLAPSE_COSINE}); lower the learning rate or raise the EMA momentum."
+    )

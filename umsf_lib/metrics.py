@@ -1,0 +1,251 @@
+"""Scores of a clustering against labels, all from one contingency table.
+
+A table `(K', K)` int64 counts the pixels of cluster i (row) that carry class j (column). Tables of
+scenes add up: match and score the pooled one. A mapping `(K',)` names the class of each cluster, -1
+for none; fit it on validation scenes, apply it to test scenes. A confusion table `(K+1, K)` has its
+rows mapped to classes; the last row holds unmatched clusters, whose pixels are all errors.
+"""
+
+from collections.abc import Callable
+from math import comb
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.special import entr, rel_entr
+
+from .config import IGNORE, DataError
+
+Raster = NDArray[Any]  # of any integer type
+Table = NDArray[np.int64]
+
+
+def contingency(
+    pred: Raster, label: Raster, num_clusters: int, num_classes: int, ignore: int = IGNORE
+) -> Table:
+    """Count the pixels of each cluster and class; pixels whose label is `ignore` do not count.
+
+    Args:
+        pred: Cluster index per pixel, any shape.
+        label: Class id per pixel, same shape.
+        num_clusters: K', the rows of the table.
+        num_classes: K, its columns.
+        ignore: Label value to leave out; the table is all 0 where every label is.
+
+    Raises:
+        DataError: Shapes differ, or a scored pixel has an index outside the table.
+    """
+    pred, label = np.asarray(pred), np.asarray(label)
+    if pred.shape != label.shape:
+        raise DataError(
+            f"The prediction has shape {pred.shape} but the label {label.shape};"
+            " score them on the same pixel grid."
+        )
+    scored = label != ignore
+    clusters = _indices(pred[scored], num_clusters, "prediction")
+    classes = _indices(label[scored], num_classes, "label")
+    cells = np.bincount(clusters * num_classes + classes, minlength=num_clusters * num_classes)
+    return cells.reshape(num_clusters, num_classes)
+
+
+def _indices(values: Raster, count: int, what: str) -> Table:
+    """Check that values are indices below count; widen them, so that uint8 products cannot wrap."""
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    if low < 0 or high >= count:
+        raise DataError(
+            f"The {what} holds values {low} to {high} where 0 to {count - 1} are allowed;"
+            f" mark pixels that must not count with the ignore value ({IGNORE})."
+        )
+    return values.astype(np.int64)
+
+
+def _pixels(table: Table) -> int:
+    """Number of scored pixels, which must not be 0."""
+    total = int(table.sum())
+    if total == 0:
+        raise DataError(
+            "The contingency table holds 0 scored pixels but a score needs at least 1;"
+            " check that the labels are not all nodata or ignored."
+        )
+    return total
+
+
+def hungarian(table: Table) -> Table:
+    """Match clusters one-to-one with classes for the highest accuracy (Kuhn 1955).
+
+    Among matchings of equal accuracy the one with the highest sum of F1 wins, so that the scores do
+    not depend on the order of the clusters.
+
+    Returns:
+        `(K',)` int64, class of each cluster, -1 where K' > K leaves it without one.
+    """
+    _pixels(table)
+    sizes = table.sum(1, keepdims=True) + table.sum(0, keepdims=True)
+    f1 = np.divide(2 * table, sizes, out=np.ones(table.shape), where=sizes > 0)
+    # Counts are whole and all F1 together stay below 1 here, so they can only decide ties.
+    clusters, classes = linear_sum_assignment(table + f1 / (len(table) + 1), maximize=True)
+    mapping = np.full(len(table), -1, dtype=np.int64)
+    mapping[clusters] = classes
+    return mapping
+
+
+def many_to_one(table: Table) -> Table:
+    """Map each cluster to its majority class.
+
+    Returns:
+        `(K',)` int64, -1 for a cluster without pixels. Accuracy under it (purity) grows with K'.
+    """
+    _pixels(table)
+    return np.where(table.any(1), table.argmax(1), -1)
+
+
+def apply_mapping(pred: Raster, mapping: Table) -> NDArray[np.uint8]:
+    """Turn a map of clusters into a uint8 map of classes of the same shape.
+
+    255 marks pixels without a class: those that are 255 (no data) in `pred`, and those of clusters
+    that the mapping `(K',)` leaves without one (-1).
+    """
+    seen = pred != IGNORE
+    classes = np.full(pred.shape, IGNORE, dtype=np.uint8)
+    of_cluster = np.where(mapping < 0, IGNORE, mapping).astype(np.uint8)
+    classes[seen] = of_cluster[_indices(pred[seen], len(mapping), "prediction")]
+    return classes
+
+
+def confusion(table: Table, mapping: Table) -> Table:
+    """Sum the rows that are mapped to the same class: `(..., K', K)` -> `(..., K+1, K)`."""
+    if table.shape[-2] != len(mapping):
+        raise DataError(
+            f"The mapping names {len(mapping)} clusters but the table has {table.shape[-2]};"
+            " apply a mapping only to the clustering it was fitted on."
+        )
+    num_classes = table.shape[-1]
+    rows = np.where(mapping < 0, num_classes, mapping)
+    joins = (rows == np.arange(num_classes + 1)[:, None]).astype(np.int64)  # (K+1, K') 0 or 1
+    confused: Table = joins @ table
+    return confused
+
+
+def accuracy(confused: Table) -> float:
+    """Share of pixels whose mapped cluster is their class, from a confusion table `(K+1, K)`."""
+    return int(np.trace(confused)) / _pixels(confused)
+
+
+def f1_per_class(confused: Table) -> dict[int, float]:
+    """F1 by class id; a class absent from truth and prediction has no entry."""
+    _pixels(confused)
+    right, both = np.diag(confused), confused[:-1].sum(1) + confused.sum(0)  # TP, 2 TP + FP + FN
+    return {int(c): float(2 * right[c] / both[c]) for c in both.nonzero()[0]}
+
+
+def macro_f1(confused: Table) -> float:
+    """Mean F1 over the classes present in truth or prediction."""
+    return float(np.mean(list(f1_per_class(confused).values())))
+
+
+def mean_iou(confused: Table) -> float:
+    """Mean TP / (TP + FP + FN) over the classes present in truth or prediction."""
+    f1 = np.array(list(f1_per_class(confused).values()))
+    return float(np.mean(f1 / (2 - f1)))  # the same counts as F1, with TP once instead of twice
+
+
+def kappa(confused: Table) -> float:
+    """Cohen's kappa: accuracy beyond chance; 0 where chance alone is already perfect."""
+    total = _pixels(confused)
+    chance = float((confused[:-1].sum(1) / total) @ (confused.sum(0) / total))
+    return (accuracy(confused) - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def nmi(table: Table) -> float:
+    """Mutual information over the arithmetic mean of both entropies, in [0, 1]."""
+    total = float(_pixels(table))  # a float: products of counts can pass 2^63
+    clusters, classes = table.sum(1), table.sum(0)
+    entropies = float(entr(clusters / total).sum() + entr(classes / total).sum())  # nats
+    if entropies == 0:
+        return 1.0  # one cluster and one class: the same partition
+    # sum_ij W/n ln(n W / (a b)), which is exactly 0 for a single cluster or class
+    information = float(rel_entr(total * table, np.outer(clusters / 1.0, classes)).sum()) / total**2
+    return min(max(2 * information / entropies, 0.0), 1.0)
+
+
+def ari(table: Table) -> float:
+    """Adjusted Rand index, in exact integers up to the last division (Hubert & Arabie 1985)."""
+    all_pairs = comb(_pixels(table), 2)
+    both, clusters, classes = (
+        sum(comb(int(size), 2) for size in sizes.flat)
+        for sizes in (table, table.sum(1), table.sum(0))
+    )
+    best = (clusters + classes) * all_pairs - 2 * clusters * classes
+    return 2 * (both * all_pairs - clusters * classes) / best if best else 1.0
+
+
+def scores(table: Table, mapping: Table) -> dict[str, Any]:
+    """Score a pooled table under a mapping fitted on it or on another one.
+
+    Returns:
+        Floats `acc, nmi, ari, macro_f1, miou, kappa, many_to_one` and `f1`, a dict by class id.
+        A class absent from truth and prediction is left out of `f1` and of the means.
+
+    Raises:
+        DataError: The table is empty or has another number of clusters than the mapping.
+    """
+    confused = confusion(table, mapping)
+    return {
+        "acc": accuracy(confused),
+        "nmi": nmi(table),
+        "ari": ari(table),
+        "macro_f1": macro_f1(confused),
+        "miou": mean_iou(confused),
+        "kappa": kappa(confused),
+        "many_to_one": int(table.max(1).sum()) / _pixels(table),
+        "f1": f1_per_class(confused),
+    }
+
+
+def constant_score(table: Table) -> float:
+    """Accuracy of predicting the most frequent class everywhere: what accuracy must beat."""
+    return int(table.sum(0).max()) / _pixels(table)
+
+
+def equal_size_ceiling(table: Table) -> float:
+    """Highest accuracy that K' clusters of equal size can reach, matched one-to-one."""
+    shares = np.sort(table.sum(0) / _pixels(table))[::-1]
+    return float(np.minimum(shares, 1 / len(table))[: len(table)].sum())
+
+
+def paired_bootstrap(
+    tables_a: Table,
+    tables_b: Table,
+    statistic: Callable[[Table], float],
+    n: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Resample scenes, pool each method's tables and compare: neighbouring pixels are no samples.
+
+    Args:
+        tables_a: `(S, K', K)`, one per scene for `nmi` or `ari`; for the other scores mapped ones
+            `(S, K+1, K)`, from `confusion(tables, mapping)` with the method's fixed mapping.
+        tables_b: The other method on the same scenes.
+        statistic: A score of one table, such as `accuracy`, `macro_f1`, `nmi`.
+        n: Number of resamples.
+        seed: Of the resampling.
+
+    Returns:
+        Mean, 2.5 and 97.5 percentile of statistic(a) - statistic(b).
+
+    Raises:
+        DataError: The methods were not scored on the same number of scenes.
+    """
+    scenes = len(tables_a)
+    if scenes != len(tables_b) or scenes == 0:
+        raise DataError(
+            f"The bootstrap got {scenes} scenes for one method and {len(tables_b)} for the other;"
+            " score both on the same scenes, at least one."
+        )
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=n)  # (n, S)
+    pooled_a, pooled_b = (np.tensordot(counts, t, axes=1) for t in (tables_a, tables_b))
+    gains = [statistic(a) - statistic(b) for a, b in zip(pooled_a, pooled_b, strict=True)]
+    low, high = np.percentile(gains, (2.5, 97.5))
+    return float(np.mean(gains)), float(low), float(high)

@@ -1,0 +1,116 @@
+"""Momentum contrast: slowly moving key networks and queues of their past keys.
+
+Order within a step (He et al. 2020, MoCo): queries -> `momentum_update` -> keys without gradient ->
+loss -> `backward()` -> optimiser -> `enqueue`. The queue changes last: backward reads it.
+"""
+
+import copy
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def key_network(query: Network) -> Network:
+    """Copy a query network into a key network that gets no gradient."""
+    key = copy.deepcopy(query)
+    key.zero_grad(set_to_none=True)  # deepcopy brings gradients along
+    key.requires_grad_(False)
+    return key
+
+
+@torch.no_grad()
+def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
+    """Move the key network towards the query network, in place.
+
+    `theta_key <- momentum * theta_key + (1 - momentum) * theta_query` for parameters. Buffers are
+    copied: averaged BatchNorm statistics would belong to neither network.
+
+    Args:
+        key: From `key_network(query)`.
+        query: The trained network.
+        momentum: In [0, 1]; 0 copies, 1 freezes.
+
+    Source: He et al. 2020 (MoCo), which averages the parameters only.
+    """
+    # One kernel for all parameters; torch.optim.swa_utils averages by the same call.
+    torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
+    for target, source in zip(key.buffers(), query.buffers(), strict=True):
+        target.copy_(source)
+
+
+class Queue(nn.Module):
+    """First-in-first-out memory of the last `size` keys and of the ground each one came from.
+
+    All state is in buffers, so `state_dict` restores a run exactly and `.to(device)` moves it.
+    """
+
+    entries: Tensor
+    scene: Tensor
+    row: Tensor
+    col: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, dim: int, generator: torch.Generator | None = None) -> None:
+        """Fill the queue with random unit vectors that belong to no scene.
+
+        Args:
+            size: Q, number of keys held; need not be a multiple of the batch.
+            dim: D, embedding width.
+            generator: CPU generator of the initial entries.
+        """
+        super().__init__()
+        random = F.normalize(torch.randn(size, dim, generator=generator), dim=1)
+        self.register_buffer("entries", random)  # (Q, D) float32
+        self.register_buffer("scene", torch.full((size,), -1))  # (Q,) int64, -1 = random start
+        self.register_buffer("row", torch.zeros(size))  # (Q,) footprint centre, scene pixels
+        self.register_buffer("col", torch.zeros(size))
+        self.register_buffer("pointer", torch.tensor(0))  # slot of the oldest key
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, scene: Tensor, row: Tensor, col: Tensor) -> None:
+        """Replace the oldest keys by these; call after `backward()`.
+
+        Any batch size is right: it wraps around, and of more than Q keys the last Q stay.
+
+        Args:
+            keys: `(M, D)` unit rows.
+            scene: `(M,)` int64 scene index of each key, >= 0.
+            row: `(M,)` footprint centre, in scene pixels.
+            col: `(M,)` footprint centre, in scene pixels.
+        """
+        size, count = len(self.entries), len(keys)
+        kept = min(size, count)  # a slot written twice in one call would hold either key
+        order = torch.arange(count - kept, count, device=self.entries.device)
+        slots = (self.pointer + order) % size  # stays on the device: no sync per step
+        for buffer, new in (
+            (self.entries, keys),
+            (self.scene, scene),
+            (self.row, row),
+            (self.col, col),
+        ):
+            buffer[slots] = new[count - kept :].to(buffer)
+        self.pointer.add_(count).remainder_(size)
+
+    def own_ground_mask(self, scene: Tensor, row: Tensor, col: Tensor, radius_px: float) -> Tensor:
+        """Mark the negatives that do not show the query's own ground.
+
+        Footprints are squares, so two of side s share ground when their centres are less than s
+        apart in both directions: `radius_px` = s masks exactly those.
+
+        Args:
+            scene: `(M,)` int64 scene index of each query, >= 0.
+            row: `(M,)` footprint centre, in scene pixels.
+            col: `(M,)` footprint centre, in scene pixels.
+            radius_px: Distance below which, in both directions, a key of the scene is dropped.
+
+        Returns:
+            `(M, Q)` bool, True = keep as negative: the `mask` of `info_nce`.
+        """
+        own = scene[:, None] == self.scene  # (M, Q)
+        own &= (row[:, None] - self.row).abs_() < radius_px
+        own &= (col[:, None] - self.col).abs_() < radius_px
+        return own.logical_not_()

@@ -1,0 +1,118 @@
+"""A whole run without notebooks, and the table of several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from .baselines import BASELINES
+from .bench import Bench
+from .classify import cluster, feature_tokens, load_clustered, network_classifier
+from .config import Config
+from .despeckle import train_despeckler
+from .inference import Classifier
+from .mapping import write_maps
+from .metrics import accuracy, confusion, nmi, paired_bootstrap
+from .prepare import load_data
+from .pretrain import load_pretrained, pretrain
+from .report import evaluate, fitted_matching, load_records
+from .runs import Run, project_root
+from .training import print_progress
+
+SENSORS = ("both", "optical", "sar")
+
+
+def methods(run: Run, bench: Bench) -> Iterator[Classifier]:
+    """The classifiers that a run compares: baselines, clusters of pretrained tokens, ours."""
+    for fit in BASELINES.values():
+        yield fit(bench)
+    pretrained = load_pretrained(run, bench.scenes).to(run.device).eval()
+    tokens = bench.reduced(feature_tokens(pretrained, bench, "fused"))
+    for kind in ("kmeans", "mixture", "merged"):
+        yield bench.cluster(f"{kind}-pretrained", kind, tokens, bench.stride)
+    yield network_classifier(load_clustered(run, bench), bench)
+
+
+def run_everything(run: Run, *, maps: bool = False) -> None:
+    """All stages of a run, each skipped when it is up to date.
+
+    Args:
+        run: an open run.
+        maps: also write the maps of all scenes that are to be mapped.
+    """
+    scenes = load_data(run)
+    train_despeckler(run, scenes, progress=print_progress("despeckle"))
+    pretrain(run, scenes, progress=print_progress("pretrain"))
+    bench = Bench.of_run(run, scenes)
+    cluster(run, bench, progress=print_progress("cluster"))
+    if scenes.labelled:
+        evaluate(run, bench, methods(run, bench))
+    if maps:
+        classifier = network_classifier(load_clustered(run, bench), bench)
+        mapping = fitted_matching(run, "umsf") if scenes.labelled else None
+        write_maps(run, bench, classifier, mapping, scenes.indices("test"))
+
+
+def run_sweep(config: Config, seeds: Sequence[int]) -> list[Run]:
+    """Run ``sensors x seeds``; finished runs are skipped, so it resumes."""
+    runs = []
+    for seed in seeds:
+        for sensors in SENSORS:
+            own = replace(config, seed=seed, model=replace(config.model, sensors=sensors))
+            run = Run.open(own, f"{config.profile}-{sensors}-{seed}")
+            print(f"run {run.folder.name}", flush=True)
+            run_everything(run)
+            runs.append(run)
+    return runs
+
+
+def first_results(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores per method, mean and std over seeds; margins of ours with bootstrap intervals.
+
+    Dense pixels of test scenes, matching fitted on validation scenes. The bootstrap resamples
+    the test scenes of all seeds, paired.
+    """
+    table = load_records(run.folder for run in runs)
+    first = "validation" if "validation" in set(table.matching) else "test"
+    chosen = table[(table.protocol == "dense") & (table.matching == first) & table["class"].isna()]
+    chosen = chosen.assign(sensors=chosen.variant.str.split("-").str[0])
+    ours_or_fused = (chosen.method == "umsf") | (chosen.sensors == "both")
+    grouped = chosen[ours_or_fused].groupby(["method", "sensors", "metric"], sort=False).value
+    scores = grouped.agg(["mean", "std"]).unstack("metric").swaplevel(axis=1)
+    return scores, margins(runs)
+
+
+def margins(runs: Sequence[Run]) -> pd.DataFrame:
+    """Ours on both sensors minus each other method, in ACC and NMI, with 95 % intervals."""
+    ours = _stacked(runs, "umsf", "both")
+    others = [(name, "both") for name in BASELINES] + [("umsf", "optical"), ("umsf", "sar")]
+    rows = []
+    for name, sensors in others:
+        theirs = _stacked(runs, name, sensors)
+        for metric, statistic in (("acc", accuracy), ("nmi", nmi)):
+            mean, low, high = paired_bootstrap(ours, theirs, statistic)
+            row = {"against": name, "sensors": sensors, "metric": metric, "scenes": len(ours)}
+            rows.append(row | {"margin": mean, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def _stacked(runs: Sequence[Run], method: str, sensors: str) -> np.ndarray:
+    """Confusion tables ``(S, K+1, K)`` of a method's test scenes over all seeds."""
+    stacks = []
+    for run in runs:
+        if run.config.model.sensors == sensors:
+            with np.load(run.path("confusions.npz")) as saved:
+                table = saved[f"{method}/dense/test"]
+                stacks.append(confusion(table, saved[f"{method}/dense/mapping"]))
+    return np.concatenate(stacks)
+
+
+def print_first_results(config: Config, seeds: Sequence[int]) -> None:
+    """Run the sweep and print both tables; also written to ``runs/first_results.csv``."""
+    scores, gains = first_results(run_sweep(config, seeds))
+    gains.to_csv(project_root() / "runs" / "first_results.csv", index=False)
+    print(scores.round(3).to_string())
+    print(gains.round(3).to_string(index=False))

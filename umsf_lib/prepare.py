@@ -1,0 +1,275 @@
+"""Scenes as flat memory maps, and their statistics.
+
+All scenes of a set lie behind each other in one array per sensor, pixel after pixel, in the
+source's own dtype, so that a batch of windows is one index operation (``windows.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rasterio.windows import Window
+
+from .config import IGNORE, DataError
+from .layouts import Layout, load_layout
+from .runs import Run, digest, project_root, sha256_of, write_atomically, write_json
+from .scenes import Scene, find_scenes, split_scenes, to_log_intensity
+from .simulate_sensors import scene_names, write_scenes
+
+Statistics = dict[str, dict[str, list[float]]]  # sensor -> mean, std -> per band
+
+STRIP_PX = 256  # rows read at a time: bounds the memory while streaming
+
+
+@dataclass(frozen=True)
+class SceneRecord:
+    """Where a scene lies in the flat arrays, and its own band statistics."""
+
+    name: str
+    height: int
+    width: int
+    offset: int  # of its first pixel
+    valid_px: int
+    mean: dict[str, list[float]]  # sensor -> per band; SAR as ln intensity
+    std: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """Prepared scenes: flat memory maps, their records, the split."""
+
+    folder: Path
+    layout: Layout
+    records: tuple[SceneRecord, ...]
+    split: dict[str, list[str]]
+    sources: dict[str, Scene]
+
+    def index(self, name: str) -> int:
+        """Position of a scene in ``records``."""
+        return [record.name for record in self.records].index(name)
+
+    def indices(self, part: str) -> list[int]:
+        """Positions of the scenes of ``train``, ``val`` or ``test``."""
+        return [self.index(name) for name in self.split[part]]
+
+    def flat(self, role: str) -> np.ndarray:
+        """Memory map ``(C, P)`` of ``optical`` or ``sar``; ``(P,)`` of ``label`` or ``valid``.
+
+        Copy-on-write, so that torch may wrap it without a copy and never changes the file.
+        """
+        return np.load(self.folder / f"{role}.npy", mmap_mode="c")
+
+    def plane(self, role: str, scene: int) -> np.ndarray:
+        """One scene of a flat array as ``(C, H, W)`` or ``(H, W)``."""
+        record, flat = self.records[scene], self.flat(role)
+        part = flat[..., record.offset : record.offset + record.height * record.width]
+        return part.reshape(*flat.shape[:-1], record.height, record.width)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the layout has classes to score against."""
+        return bool(self.layout.classes)
+
+
+def load_data(run: Run) -> SceneSet:
+    """Stage ``data``: the run's scenes, made or checked, prepared, with their statistics.
+
+    Writes ``statistics.json`` and, for synthetic scenes, the scenes themselves; what is there
+    already is used as it is, so every notebook may begin with this call.
+
+    Raises:
+        DataError: see ``prepare``.
+    """
+    config = run.config
+    layout = load_layout(config.layout)
+    root = Path(config.data) if config.data else synthesize(run)
+    scenes = prepare(root, layout)
+    manifest = sha256_of(scenes.folder / "manifest.json")
+
+    def make() -> list[str]:
+        write_json(run.path("statistics.json"), training_statistics(scenes))
+        return ["statistics.json"]
+
+    run.stage("data", make, {"scenes": manifest, "split": scenes.split})
+    return scenes
+
+
+def synthesize(run: Run) -> Path:
+    """Write the profile's synthetic scenes once; the folder is named after what decides them."""
+    wanted = run.config.section("synthetic", "seed")
+    settings = run.config.synthetic
+    folder = project_root() / "data" / "synthetic" / f"{settings.difficulty}-{digest(wanted)}"
+    if (folder / "split.txt").is_file():
+        return folder
+    counts = {part: getattr(settings, part) for part in ("train", "val", "test")}
+    names = scene_names(sum(counts.values()))
+    size = settings.size_px
+    write_scenes(folder, names, run.config.seed, size, size, difficulty=settings.difficulty)
+    lines, rest = [], iter(names)
+    for part, count in counts.items():
+        lines += [f"{part}:", *(next(rest) for _ in range(count))]
+    # Last, so that an interrupted folder is not taken for a whole one.
+    write_atomically(folder / "split.txt", lambda t: t.write_text("\n".join(lines) + "\n"))
+    return folder
+
+
+def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
+    """Stream the scenes under ``root`` into flat memory maps; nothing to do when they are there.
+
+    Args:
+        root: data folder.
+        layout: where and how the data set keeps its files.
+        target: parent of the prepared folder; default ``data/prepared`` of the project.
+
+    Raises:
+        DataError: from finding, checking or reading a scene; then nothing is left behind.
+    """
+    scenes = find_scenes(root, layout)
+    split = split_scenes(root, layout, scenes)
+    key = digest([layout.source.read_text(), [_stamp(s) for s in scenes]])
+    folder = (target or project_root() / "data" / "prepared") / key
+    if not (folder / "manifest.json").is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+        try:
+            _stream(scenes, layout, temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.replace(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    manifest = json.loads((folder / "manifest.json").read_text())
+    records = tuple(SceneRecord(**record) for record in manifest["scenes"])
+    return SceneSet(folder, layout, records, split, {s.name: s for s in scenes})
+
+
+def _stamp(scene: Scene) -> list[Any]:
+    paths = [p for p in (scene.optical, scene.sar, scene.label) if p]
+    return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
+
+
+def _stream(scenes: list[Scene], layout: Layout, folder: Path) -> None:
+    for scene in scenes:
+        scene.check()
+    sizes = [(grid.height, grid.width) for grid in (s.profile() for s in scenes)]
+    total = sum(h * w for h, w in sizes)
+    maps, records, offset = _open_maps(scenes[0], folder, total), [], 0
+    for scene, (height, width) in zip(scenes, sizes, strict=True):
+        moments = _copy_scene(scene, layout, maps, offset, height, width)
+        records.append(_record(scene, height, width, offset, moments))
+        offset += height * width
+    for array in maps.values():
+        array.flush()  # type: ignore[attr-defined]
+    files = {f"{role}.npy": sha256_of(folder / f"{role}.npy") for role in maps}
+    described = {"layout": layout.name, "scenes": [asdict(r) for r in records], "files": files}
+    write_json(folder / "manifest.json", described)
+
+
+def _open_maps(scene: Scene, folder: Path, total: int) -> dict[str, np.ndarray]:
+    sample = scene.read(Window(0, 0, 1, 1))
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        role: ((sample[role].shape[0], total), sample[role].dtype)
+        for role in ("optical", "sar")
+        if role in sample
+    }
+    shapes |= {"label": ((total,), np.uint8), "valid": ((total,), np.bool_)}
+    return {
+        role: np.lib.format.open_memmap(folder / f"{role}.npy", mode="w+", dtype=dtype, shape=shape)
+        for role, (shape, dtype) in shapes.items()
+    }
+
+
+def _copy_scene(
+    scene: Scene, layout: Layout, maps: dict[str, np.ndarray], offset: int, height: int, width: int
+) -> dict[str, np.ndarray]:
+    """Copy one scene strip by strip; returns per sensor the sums of 1, x and x^2 per band."""
+    sums: dict[str, np.ndarray] = {}
+    for top in range(0, height, STRIP_PX):
+        rows = min(STRIP_PX, height - top)
+        part = scene.read(Window(0, top, width, rows))
+        here = slice(offset + top * width, offset + (top + rows) * width)
+        valid = part["valid"]
+        maps["valid"][here] = valid.reshape(-1)
+        maps["label"][here] = part["label"].astype(np.uint8).reshape(-1)
+        for role in maps.keys() & {"optical", "sar"}:
+            maps[role][:, here] = part[role].reshape(len(part[role]), -1)
+            x = physical(part[role][:, valid], role, layout)
+            sums[role] = sums.get(role, 0) + np.stack([np.ones_like(x), x, x * x]).sum(axis=2)
+    if not all(s[0].all() for s in sums.values()):
+        raise DataError(
+            f"{scene.optical} has 0 valid pixels of {height * width}: every pixel is nodata in it "
+            "or in its SAR partner; remove the scene or correct 'nodata' in the layout."
+        )
+    return sums
+
+
+def physical(values: np.ndarray, role: str, layout: Layout) -> np.ndarray:
+    """Optical values as float64, SAR values as natural log of intensity."""
+    if role == "sar" and layout.sar is not None:
+        return to_log_intensity(values.astype(np.float64), layout.sar.scaling)
+    return values.astype(np.float64)
+
+
+def _record(
+    scene: Scene, height: int, width: int, offset: int, sums: dict[str, np.ndarray]
+) -> SceneRecord:
+    mean = {role: (s[1] / s[0]) for role, s in sums.items()}
+    std = {role: np.sqrt(np.maximum(s[2] / s[0] - mean[role] ** 2, 1e-12)) for role, s in sums.items()}
+    count = int(next(iter(sums.values()))[0, 0])
+    plain = [{role: v.tolist() for role, v in table.items()} for table in (mean, std)]
+    return SceneRecord(scene.name, height, width, offset, count, plain[0], plain[1])
+
+
+def training_statistics(scenes: SceneSet) -> Statistics:
+    """Mean and std per sensor and band over the valid pixels of the training scenes.
+
+    Pooled from the scenes' own moments, so the pixels are read once only.
+    """
+    train = [scenes.records[i] for i in scenes.indices("train")]
+    weight = np.array([r.valid_px for r in train], dtype=np.float64)
+    weight /= weight.sum()
+    pooled: Statistics = {}
+    for role in train[0].mean:
+        means = np.array([r.mean[role] for r in train])
+        seconds = np.array([r.std[role] for r in train]) ** 2 + means**2
+        mean = weight @ means
+        std = np.sqrt(np.maximum(weight @ seconds - mean**2, 1e-12))
+        pooled[role] = {"mean": mean.tolist(), "std": std.tolist()}
+    return pooled
+
+
+def is_uncalibrated(layout: Layout, role: str) -> bool:
+    """Whether a sensor's values are an 8-bit product, stretched scene by scene."""
+    sensor = layout.optical if role == "optical" else layout.sar
+    return sensor is not None and sensor.scaling in ("stretched8", "amplitude8")
+
+
+def standardisation(
+    scenes: SceneSet, statistics: Statistics
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Sensor -> mean ``(S, C)`` and std ``(S, C)`` to standardise each scene with.
+
+    8-bit products were stretched scene by scene, so their absolute level means nothing and each
+    scene is standardised by its own statistics (never per patch: that erases radiometry inside
+    the scene). Calibrated reflectance and dB mean the same everywhere: there the training
+    statistics serve every scene.
+    """
+    result = {}
+    for role, table in statistics.items():
+        own = is_uncalibrated(scenes.layout, role)
+        rows = [(r.mean[role], r.std[role]) for r in scenes.records]
+        fixed = (table["mean"], table["std"])
+        mean, std = zip(*(row if own else fixed for row in rows), strict=True)
+        result[role] = (np.array(mean, np.float32), np.maximum(np.array(std, np.float32), 1e-6))
+    return result
+
+
+def valid_labels(scenes: SceneSet, scene: int) -> np.ndarray:
+    """Label ids ``(H, W)`` uint8 of a scene, ``IGNORE`` where the pixel is invalid."""
+    return np.where(scenes.plane("valid", scene), scenes.plane("label", scene), IGNORE)

@@ -1,0 +1,165 @@
+"""GeoTIFF in and out: where pixels lie, whole files or clear errors, atomic writing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio import Affine
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window
+
+from .config import DataError
+from .runs import write_atomically
+
+TOLERANCE_PX = 0.01
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels of a raster lie. Without a CRS the coordinates are pixels."""
+
+    height: int
+    width: int
+    crs: CRS | None
+    transform: Affine
+
+    def __str__(self) -> str:
+        """For messages: size, CRS, origin and step."""
+        t, crs = self.transform, self.crs.to_string() if self.crs else "no CRS"
+        size = f"{self.width} x {self.height} px"
+        return f"{size}, {crs}, origin ({t.c:.10g}, {t.f:.10g}), step ({t.a:.8g}, {t.e:.8g})"
+
+    def apart_px(self, other: Grid) -> float:
+        """Largest distance between the same corner of both grids, in pixels of this one."""
+        own, its = (np.reshape(tuple(g.transform)[:9], (3, 3)) for g in (self, other))
+        corners = np.array([(c, r, 1) for c in (0, self.width) for r in (0, self.height)]).T
+        gap = np.linalg.solve(own, its @ corners) - corners  # (3, 4) px
+        return float(np.hypot(gap[0], gap[1]).max())
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A rasterio dataset to read from.
+
+    Raises:
+        DataError: it cannot be opened, or a read inside the ``with`` block fails.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates will do
+            source = rasterio.open(path)
+        with source:
+            yield source
+    except RasterioError as error:
+        size = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
+        reason = str(error.__cause__ or error).rstrip(".")
+        raise DataError(
+            f"{path} ({size}) cannot be read: it is truncated, damaged or no GeoTIFF ({reason}); "
+            "copy or download it again."
+        ) from error
+
+
+def grid_of(source: Any) -> Grid:
+    """Grid of an opened dataset."""
+    return Grid(source.height, source.width, source.crs, source.transform)
+
+
+def read_window(path: Path, window: Window | None) -> tuple[NDArray[Any], float | None]:
+    """Values ``(C, h, w)`` in the file's dtype, and the nodata value that the file declares.
+
+    Raises:
+        DataError: the file cannot be read, or the window reaches beyond it.
+    """
+    with opened(path) as source:
+        values = source.read(window=window)
+        if window and values.shape[1:] != (window.height, window.width):
+            raise DataError(f"{path} is {grid_of(source)}, but {window} reaches beyond it.")
+        return values, source.nodata
+
+
+def require_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> None:
+    """Let two files pass whose pixels lie at the same places, to 1/100 pixel.
+
+    Raises:
+        DataError: size, CRS or transform differ; says both.
+    """
+    same_size = (grid.height, grid.width) == (other.height, other.width)
+    if not same_size:
+        what = "sizes"
+    elif grid.crs != other.crs:
+        what = "coordinate systems"
+    elif (apart := grid.apart_px(other)) > TOLERANCE_PX:
+        what = f"grids (up to {apart:.2f} px apart, {TOLERANCE_PX} allowed)"
+    else:
+        return
+    raise DataError(
+        f"The {what} differ: {path} is {grid}, but {other_path} is {other}; put the second on the "
+        f"grid of the first, for example with `rio warp {other_path.name} aligned.tif --like "
+        f"{path.name}`."
+    )
+
+
+def write_raster(
+    path: Path,
+    array: NDArray[Any],
+    *,
+    crs: CRS | None,
+    transform: Affine,
+    nodata: float | None = None,
+    descriptions: Sequence[str] | None = None,
+    colors: Mapping[int, tuple[int, int, int]] | None = None,
+    class_names: Mapping[int, str] | None = None,
+) -> None:
+    """Write a tiled, deflated GeoTIFF atomically.
+
+    Args:
+        path: of the GeoTIFF; class names go to ``<path>.aux.xml``, where GDAL and QGIS look.
+        array: (C, h, w), or (h, w) for one band.
+        crs: None for pixel coordinates.
+        transform: pixel to map coordinates.
+        nodata: value of pixels without data.
+        descriptions: a name per band.
+        colors: value -> (red, green, blue) of a single uint8 band.
+        class_names: value -> name of a single uint8 band.
+    """
+    bands = array if array.ndim == 3 else array[None]  # (C, h, w)
+    form = {"driver": "GTiff", "tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
+    shape = dict(zip(("count", "height", "width"), bands.shape, strict=True))
+    place = {"crs": crs, "transform": transform, "nodata": nodata, "dtype": bands.dtype.name}
+
+    def write(temporary: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(temporary, "w", **form, **shape, **place) as target:
+                target.write(bands)
+                if colors:
+                    target.write_colormap(1, {code: (*rgb, 255) for code, rgb in colors.items()})
+                if descriptions:
+                    target.descriptions = descriptions
+
+    write_atomically(path, write)
+    names = Path(f"{path}.aux.xml")
+    if class_names:
+        write_atomically(names, lambda t: t.write_text(_category_names(class_names), "utf-8"))
+    else:
+        names.unlink(missing_ok=True)  # names of an older file of the same name
+
+
+def _category_names(class_names: Mapping[int, str]) -> str:
+    """GDAL's auxiliary XML; its list counts from value 0, so gaps are empty."""
+    listed = (escape(class_names.get(v, "")) for v in range(max(class_names) + 1))
+    rows = "".join(f"      <Category>{name}</Category>\n" for name in listed)
+    return (
+        '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
+        f"{rows}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
+    )

@@ -1,0 +1,158 @@
+"""Scores of runs as tidy records, and tables built from records only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .bench import Bench
+from .config import IGNORE
+from .inference import Classifier
+from .metrics import (
+    constant_score,
+    contingency,
+    equal_size_ceiling,
+    hungarian,
+    scores,
+)
+from .prepare import SceneSet, valid_labels
+from .runs import Run, write_arrays, write_json
+
+OVERALL = ("acc", "nmi", "ari", "macro_f1", "miou", "kappa", "many_to_one")
+Tables = dict[str, np.ndarray]  # protocol -> (S, K', K) int64, one table per scene
+
+
+def score_scenes(
+    classifier: Classifier, bench: Bench, which: Sequence[int]
+) -> Tables:
+    """Contingency tables of a classifier on scenes, per protocol.
+
+    ``dense`` counts pixels. ``patch`` counts patches of ``map.patch_px``: the most frequent label
+    against the strongest mean posterior, where at least half of the patch is labelled.
+    """
+    config, classes = bench.config, len(bench.scenes.layout.classes)
+    shape = (0, classifier.num_clusters, classes)
+    found: dict[str, list[np.ndarray]] = {"dense": [], "patch": []}
+    for scene in which:
+        posteriors = classifier.pixels(bench.store, scene, config.cluster.smoothing_px)  # (K', H, W)
+        labels = valid_labels(bench.scenes, scene)
+        patches = patch_majority(posteriors, labels, config.map.patch_px, classes)
+        pairs = {"dense": (posteriors.argmax(0).cpu().numpy(), labels), "patch": patches}
+        for protocol, (predicted, true) in pairs.items():
+            found[protocol].append(contingency(predicted, true, classifier.num_clusters, classes))
+    empty = [np.zeros(shape, np.int64)]  # of a part without scenes
+    return {p: np.concatenate(empty + [t[None] for t in tables]) for p, tables in found.items()}
+
+
+def patch_majority(
+    posteriors: torch.Tensor, labels: np.ndarray, size: int, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted cluster and most frequent label of each whole patch; IGNORE if half unlabelled."""
+    rows, cols = (side // size for side in labels.shape)
+    inside = posteriors[:, : rows * size, : cols * size]
+    mean = inside.reshape(-1, rows, size, cols, size).mean(dim=(2, 4))  # (K', rows, cols)
+    blocks = labels[: rows * size, : cols * size].reshape(rows, size, cols, size)
+    counts = np.stack([(blocks == c).sum(axis=(1, 3)) for c in range(classes)])  # (K, rows, cols)
+    enough = counts.sum(axis=0) >= size * size / 2
+    return mean.argmax(0).cpu().numpy(), np.where(enough, counts.argmax(axis=0), IGNORE)
+
+
+def evaluate(run: Run, bench: Bench, methods: Iterable[Classifier]) -> bool:
+    """Stage ``evaluate``: score every method, write ``confusions.npz`` and ``metrics.json``.
+
+    The matching of clusters to classes is fitted on the pooled validation scenes and applied to
+    the test scenes; where a data set has no validation scenes (it is transductive) only the
+    matching fitted on the test scenes exists, and the records say so.
+
+    Returns:
+        True if it was computed.
+    """
+    inputs: dict[str, Any] = run.config.section("map", "cluster", "seed")
+    inputs["cluster_outputs"] = run.outputs_of("cluster")
+    scenes = bench.scenes
+
+    def make() -> list[str]:
+        arrays, rows = {}, []
+        for method in methods:
+            val = score_scenes(method, bench, scenes.indices("val"))
+            test = score_scenes(method, bench, scenes.indices("test"))
+            for protocol in test:
+                mappings = matchings(val[protocol], test[protocol])
+                rows += records(run, scenes, method.name, protocol, test[protocol], mappings)
+                arrays[f"{method.name}/{protocol}/test"] = test[protocol]
+                arrays[f"{method.name}/{protocol}/mapping"] = next(iter(mappings.values()))
+        write_arrays(run.path("confusions.npz"), **arrays)
+        write_json(run.path("metrics.json"), rows)
+        return ["confusions.npz", "metrics.json"]
+
+    return run.stage("evaluate", make, inputs)
+
+
+def matchings(val: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
+    """Matching name -> cluster -> class; the one that counts first."""
+    fitted = {"validation": hungarian(val.sum(axis=0))} if len(val) else {}
+    return fitted | {"test": hungarian(test.sum(axis=0))}
+
+
+def records(
+    run: Run,
+    scenes: SceneSet,
+    method: str,
+    protocol: str,
+    tables: np.ndarray,
+    mappings: dict[str, np.ndarray],
+) -> list[dict[str, Any]]:
+    """Tidy records of one method and protocol, one value each."""
+    config, table = run.config, tables.sum(axis=0)
+    base = {
+        "run": run.folder.name,
+        "method": method,
+        "variant": f"{config.model.sensors}-{config.model.fusion}-{config.cluster.initial}",
+        "profile": config.profile,
+        "dataset": Path(config.data).name if config.data else config.synthetic.difficulty,
+        "protocol": protocol,
+        "split": "test",
+        "seed": config.seed,
+    }
+    rows = []
+
+    def add(matching: str, metric: str, value: float, name: str | None = None) -> None:
+        rows.append(base | {"matching": matching, "metric": metric, "class": name, "value": value})
+
+    for matching, mapping in mappings.items():
+        scored = scores(table, mapping)
+        for metric in OVERALL:
+            add(matching, metric, float(scored[metric]))
+        for land in scenes.layout.classes:
+            if land.id in scored["f1"]:
+                add(matching, "f1", float(scored["f1"][land.id]), land.name)
+    add("none", "constant", constant_score(table))
+    add("none", "equal_size_ceiling", equal_size_ceiling(table))
+    return rows
+
+
+def fitted_matching(run: Run, method: str) -> np.ndarray:
+    """Cluster -> class of a method in the dense protocol, as ``evaluate`` fitted it.
+
+    Raises:
+        MissingStageError: the run has not been evaluated.
+    """
+    run.outputs_of("evaluate")
+    with np.load(run.path("confusions.npz")) as saved:
+        return np.asarray(saved[f"{method}/dense/mapping"])
+
+
+def load_records(folders: Iterable[Path]) -> pd.DataFrame:
+    """Records of runs that have been evaluated, as one table."""
+    rows: list[dict[str, Any]] = []
+    for folder in folders:
+        path = folder / "metrics.json"
+        if path.is_file():
+            rows += json.loads(path.read_text())
+    return pd.DataFrame(rows)

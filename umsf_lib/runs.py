@@ -1,0 +1,307 @@
+"""The run folder: the only thing that notebooks share.
+
+One run is one method x variant x seed. ``manifest.json`` says what made it; a stage whose inputs
+are unchanged and whose files are whole is not computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from .config import (
+    PARAMETERS,
+    Config,
+    ConfigError,
+    DataError,
+    MissingStageError,
+    check_parameters,
+    injected_parameters,
+    load_config,
+)
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "rasterio", "papermill")
+# Stage -> what makes it, for the sentence a reader gets when it is missing.
+MAKERS = {
+    "data": "01_data_preparation",
+    "despeckle": "02_encoders",
+    "pretrain": "03_momentum_contrast_pretraining",
+    "cluster": "04_fusion_and_clustering",
+    "evaluate": "05_evaluation",
+    "maps": "06_tsne_and_maps",
+}
+
+
+def project_root() -> Path:
+    """Folder that holds ``data/`` and ``runs/``: UMSF_ROOT, else the checkout of this package."""
+    chosen = os.environ.get("UMSF_ROOT")
+    return Path(chosen).resolve() if chosen else Path(__file__).resolve().parents[1]
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary neighbour of ``path``, sync it, rename it into place.
+
+    A reader sees the old file or the whole new one, never half of it, even after a power cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp makes it private
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain data as indented JSON, atomically."""
+    text = json.dumps(value, indent=1, sort_keys=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write named arrays as a compressed ``.npz``, atomically."""
+    write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))  # type: ignore[arg-type]
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Short sha256 of plain data, the same whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def pick_device() -> torch.device:
+    """CUDA when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seed Python, NumPy and torch; return an explicit CPU generator for the draws that matter."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    return found | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def git_id() -> str:
+    """Commit of the checkout, with '+' when it has changes; '' outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    if not shutil.which("git"):
+        return ""
+    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, doing: str) -> Iterator[None]:
+    """Hold an operating-system lock: it goes away with the process, so it is never stale."""
+    with path.open("a+") as file:
+        try:
+            _lock_file(file.fileno())
+        except OSError as error:
+            raise DataError(
+                f"{path.parent} is being written by another process, so '{doing}' cannot start; "
+                "wait for it or choose another run name."
+            ) from error
+        yield
+
+
+def _lock_file(descriptor: int) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    else:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@dataclass
+class Run:
+    """A run folder with its settings and manifest."""
+
+    folder: Path
+    config: Config
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, config: Config, name: str = "", root: Path | None = None) -> Run:
+        """Open or begin the run ``name`` (default: named after profile, data and seed).
+
+        Raises:
+            ConfigError: the folder was made with other settings; the differences are listed.
+        """
+        folder = cls.folder_of(config, name, root)
+        plain = json.loads(json.dumps(dataclasses.asdict(config)))
+        path = folder / "manifest.json"
+        if path.is_file():
+            manifest = json.loads(path.read_text())
+            _refuse_other_settings(folder, manifest["config"], plain)
+        else:
+            manifest = {"run": folder.name, "config": plain, "stages": {}}
+            text = yaml.safe_dump(plain, sort_keys=False)
+            write_atomically(folder / "config.yaml", lambda t: t.write_text(text))
+        run = cls(folder, config, manifest)
+        manifest |= {"versions": versions(), "git": git_id(), "device": str(pick_device())}
+        run._save()
+        return run
+
+    @staticmethod
+    def folder_of(config: Config, name: str = "", root: Path | None = None) -> Path:
+        """Folder of a run: its name, or one made of profile, data and seed."""
+        return (root or project_root() / "runs") / (name or default_name(config))
+
+    @property
+    def device(self) -> torch.device:
+        """Where this machine computes."""
+        return pick_device()
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run folder."""
+        return self.folder.joinpath(*parts)
+
+    def _save(self) -> None:
+        write_json(self.path("manifest.json"), self.manifest)
+
+    def stage(
+        self,
+        name: str,
+        make: Callable[[], Sequence[str]],
+        inputs: Mapping[str, Any],
+    ) -> bool:
+        """Run ``make`` unless the stage is done with the same inputs and its files are whole.
+
+        Args:
+            name: of the stage in the manifest.
+            make: writes files into the run folder and returns their names.
+            inputs: plain data that decides the result.
+
+        Returns:
+            True if it ran, False if it was up to date.
+        """
+        wanted = digest(inputs)
+        if self.manifest["stages"].get(name, {}).get("inputs") == wanted and self.is_done(name):
+            return False
+        with _locked(self.path(".lock"), name):
+            self.manifest["stages"].pop(name, None)
+            start = time.perf_counter()
+            outputs = make()
+            self.manifest["stages"][name] = {
+                "inputs": wanted,
+                "outputs": {file: sha256_of(self.path(file)) for file in outputs},
+                "wall_s": round(time.perf_counter() - start, 2),
+                "git": git_id(),
+            }
+            self._save()
+        return True
+
+    def is_done(self, name: str) -> bool:
+        """Whether the stage finished and each of its files still has its sha256."""
+        entry = self.manifest["stages"].get(name)
+        return entry is not None and all(
+            self.path(file).is_file() and sha256_of(self.path(file)) == sha
+            for file, sha in entry["outputs"].items()
+        )
+
+    def outputs_of(self, name: str) -> dict[str, str]:
+        """File -> sha256 of a finished stage, to be an input of the next one.
+
+        Raises:
+            MissingStageError: the stage has not run, or a file of it is gone or damaged.
+        """
+        if not self.is_done(name):
+            notebook = MAKERS[name]
+            raise MissingStageError(
+                f"Run '{self.folder.name}' has no finished stage '{name}' in {self.folder}: "
+                f"run notebooks/{notebook}.ipynb first, with the same parameters."
+            )
+        return dict(self.manifest["stages"][name]["outputs"])
+
+
+def default_name(config: Config) -> str:
+    """For example ``quick-synthetic-0``."""
+    data = Path(config.data).name if config.data else "synthetic"
+    return f"{config.profile}-{data}-{config.seed}"
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    before, now = _flat(old), _flat(new)
+    changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
+    if changed:
+        listed = ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:6])
+        raise ConfigError(
+            f"Run folder {folder} was made with other settings ({listed}); "
+            "choose another run name, or delete that folder to start again."
+        )
+
+
+def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
+    """First call of every notebook: check its parameters, open the run, say where it runs.
+
+    Args:
+        namespace: the notebook's ``globals()``.
+        own: further parameters of this notebook, name -> type.
+
+    Raises:
+        ConfigError: a parameter that papermill injected is unknown, or one has the wrong type.
+    """
+    known, where = PARAMETERS | own, "this notebook"
+    check_parameters(injected_parameters(namespace.get("In", ())), known, where)
+    values = {name: namespace[name] for name in known if name in namespace}
+    check_parameters(values, known, where)
+    data = values["data"]
+    config = load_config(
+        values["profile"],
+        data=str((project_root() / data).resolve()) if data else "",
+        layout=values["layout"],
+        seed=values["seed"],
+        overrides=values["overrides"],
+    )
+    run = Run.open(config, values["run"])
+    seed_everything(config.seed)
+    found = versions()
+    print(f"run {run.folder.name} | profile {config.profile} | seed {config.seed} | {pick_device()}")
+    print(" | ".join(f"{name} {found[name]}" for name in ("python", "torch", "numpy", "rasterio")))
+    return run

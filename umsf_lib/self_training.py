@@ -1,0 +1,203 @@
+"""Self-training of the clustering head from a label-free teacher.
+
+A mixture on local statistics says what it believes of every token; the network learns that from
+the pixels, two augmented views at a time, and must agree with itself across the views. After each
+round its own posteriors, smoother and better than the mixture's, become the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import Config
+from .inference import flip_averaged, scene_map
+from .losses import clustering_loss, consistency_loss, soft_cross_entropy
+from .momentum import key_network, momentum_update
+from .training import Row, train, trainable
+from .umsf_net import UmsfNet
+from .views import View, draw_matches, gaussian_blur, make_view, resample, sample_tokens
+from .windows import PixelStore, draw_windows
+
+TEACHER_SYMMETRIES = 2  # of the square, averaged when the network becomes its own teacher
+SMOOTHING_TOKENS = 1.0  # sigma on a teacher's posteriors
+
+
+@dataclass(frozen=True)
+class TaughtBatch:
+    """Two views of a batch of windows, and the teacher's posteriors ``(B, K, h, w)`` in each."""
+
+    first: View
+    second: View
+    taught: tuple[Tensor, Tensor]
+
+
+class Lessons:
+    """Draws windows together with the teacher's posteriors on the same ground."""
+
+    def __init__(
+        self, store: PixelStore, tiles: Tensor, teacher: dict[int, Tensor], config: Config
+    ) -> None:
+        self.store, self.tiles, self.config = store, tiles, config
+        self.teacher = teacher  # scene -> (K, h, w) at the network's stride
+
+    def draw(self, generator: torch.Generator) -> TaughtBatch:
+        """One batch; windows start on the token grid, so that the teacher's tokens fit."""
+        views, stride, store = self.config.views, self.config.model.stride, self.store
+        size, jitter = views.window_px, (views.window_px - views.overlap_px) // 2
+        count = self.config.cluster.batch
+        scene, row, col = draw_windows(self.tiles, count, size, jitter, store.places, generator)
+        row, col = row // stride * stride, col // stride * stride
+        windows = store.windows(scene, row, col, size)
+        log_std = store.std["sar"][scene.to(store.device)] if "sar" in store.roles else None
+        first, second = (make_view(windows, log_std, views, generator) for _ in range(2))
+        taught = self._teacher_windows(scene, row // stride, col // stride, size // stride)
+        return TaughtBatch(first, second, (resample(taught, first.theta), resample(taught, second.theta)))
+
+    def _teacher_windows(self, scene: Tensor, row: Tensor, col: Tensor, size: int) -> Tensor:
+        places = zip(scene.tolist(), row.tolist(), col.tolist(), strict=True)
+        return torch.stack([self.teacher[s][:, r : r + size, c : c + size] for s, r, c in places])
+
+
+def posteriors_of(network: UmsfNet, symmetries: int) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Windows -> cluster posteriors ``(B, K, h, w)``, averaged over symmetries of the square."""
+
+    def function(windows: dict[str, Tensor]) -> Tensor:
+        return network(windows.get("optical"), windows.get("sar")).softmax(dim=1)
+
+    return flip_averaged(function, symmetries)
+
+
+def self_train(
+    network: UmsfNet,
+    store: PixelStore,
+    tiles: Tensor,
+    teacher: dict[int, Tensor],
+    config: Config,
+    *,
+    progress: Callable[[int, int, Row], None] | None = None,
+) -> tuple[UmsfNet, list[Row]]:
+    """Teach the network the teacher's posteriors, then its own, for some rounds.
+
+    Args:
+        network: encoders, fusion and clustering head; trained in place.
+        store: windows.
+        tiles: ``(T, 3)`` training tiles.
+        teacher: training scene -> posteriors ``(K, h, w)`` at the network's stride.
+        config: ``cluster`` holds the rounds, steps and weights.
+        progress: see ``training.train``; called with steps over all rounds.
+
+    Returns:
+        The EMA of the network, which is better and steadier than its last step; the log's rows.
+    """
+    settings = config.cluster
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    average = key_network(network).eval()
+    rows: list[Row] = []
+    for number in range(settings.rounds):
+        if number > 0:
+            teacher = own_posteriors(average, store, list(teacher), config)
+        lessons = Lessons(store, tiles, smooth(teacher), config)
+        done = number * settings.steps
+
+        def report(step: int, steps: int, row: Row, done: int = done) -> None:
+            if progress:
+                progress(done + step, settings.rounds * settings.steps, row)
+
+        new = _round(network, average, lessons, config, generator, report)
+        rows += [row | {"round": number + 1.0, "step": row["step"] + done} for row in new]
+    return average, rows
+
+
+def smooth(teacher: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Smooth posteriors a little: single tokens of another cluster are mostly noise."""
+    return {s: gaussian_blur(maps[None], SMOOTHING_TOKENS)[0] for s, maps in teacher.items()}
+
+
+def own_posteriors(
+    network: UmsfNet, store: PixelStore, scenes: Sequence[int], config: Config
+) -> dict[int, Tensor]:
+    """The network's own posteriors of whole scenes, the next round's teacher."""
+    function, stride = posteriors_of(network, TEACHER_SYMMETRIES), network.stride
+    return {s: scene_map(function, store, s, stride, config.map) for s in scenes}
+
+
+def _round(
+    network: UmsfNet,
+    average: UmsfNet,
+    lessons: Lessons,
+    config: Config,
+    generator: torch.Generator,
+    progress: Callable[[int, int, Row], None],
+) -> list[Row]:
+    settings = config.cluster
+    optimizer = torch.optim.AdamW(trainable(network.parameters()), settings.lr, weight_decay=1e-4)
+    network.train()
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        batch = lessons.draw(generator)
+        return self_training_loss(network, average, batch, config, generator)
+
+    return train(
+        network,
+        loss_of,
+        optimizer,
+        steps=settings.steps,
+        warmup=max(1, settings.steps // 20),
+        generator=generator,
+        amp=config.pretrain.amp,
+        after_step=lambda step: momentum_update(average, network, settings.ema),
+        progress=progress,
+    )
+
+
+def self_training_loss(
+    network: UmsfNet,
+    average: UmsfNet,
+    batch: TaughtBatch,
+    config: Config,
+    generator: torch.Generator,
+) -> tuple[Tensor, dict[str, Tensor | float]]:
+    """Teacher's cross-entropy + clustering loss + cross-view consistency with the EMA network."""
+    settings = config.cluster
+    logits = [network(*_inputs(view)) for view in (batch.first, batch.second)]
+    taught = torch.stack(
+        [soft_cross_entropy(x, t) for x, t in zip(logits, batch.taught, strict=True)]
+    ).mean()
+    probabilities = torch.cat(logits).softmax(dim=1)
+    clustering = clustering_loss(probabilities, settings.balance)
+    parts: dict[str, Any] = {"teacher": taught, "clustering": clustering}
+    loss = taught + settings.clustering * clustering
+    if settings.consistency > 0:
+        consistency = _cross_view(average, batch, logits, config, generator)
+        parts["consistency"] = consistency
+        loss = loss + settings.consistency * consistency
+    return loss, parts
+
+
+def _inputs(view: View) -> tuple[Tensor | None, Tensor | None]:
+    return view.images.get("optical"), view.images.get("sar")
+
+
+def _cross_view(
+    average: UmsfNet,
+    batch: TaughtBatch,
+    logits: list[Tensor],
+    config: Config,
+    generator: torch.Generator,
+) -> Tensor:
+    """The EMA network's answer for one view teaches the other one at the same ground."""
+    count = logits[0][0, 0].numel()
+    here, there, _, seen = draw_matches(batch.first, batch.second, count, generator)
+    with torch.no_grad():
+        answers = [average(*_inputs(view)).softmax(dim=1) for view in (batch.first, batch.second)]
+    points, losses = (here, there), []
+    for mine, other in ((0, 1), (1, 0)):
+        student = sample_tokens(logits[mine], points[mine])[seen]  # (M, K)
+        teacher = sample_tokens(answers[other], points[other])[seen]
+        losses.append(consistency_loss(student, teacher, config.cluster.temperature))
+    return torch.stack(losses).mean()

@@ -1,0 +1,278 @@
+"""Synthetic sensors: a four-band camera and a radar look at the same simulated land.
+
+Camera: mean spectra per cover, varied from parcel to parcel in brightness and greenness, hill
+shading, building shadows, haze, a blur, a gain and offset per scene. Radar: backscatter per cover
+times slope, row and building effects times speckle. Numbers are 8-bit DN of stretched imagery as
+WHU-OPT-SAR distributes it, where class contrasts and spreads were measured in blue, green, red
+and SAR; the near infrared of a class is assumed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.special import gammaincinv, gammaln, ndtr
+
+from .config import DataError
+from .scenes import load_layout, write_raster
+from .simulate_landscape import (
+    CITY,
+    FARMLAND,
+    FOREST,
+    NUM_COVERS,
+    ORCHARD,
+    PIXEL_M,
+    FloatMap,
+    Landscape,
+    fractal,
+    landscape,
+    smooth_noise,
+    vary,
+)
+
+# Rows: farmland, city, village, water, forest, road, others, orchard.
+# Columns: blue, green, red, near infrared; spread of brightness, of greenness; fine texture (DN).
+OPTICAL = {
+    "easy": (
+        (106, 99, 83, 106, 4, 7, 4),
+        (116, 112, 100, 90, 6, 3, 9),
+        (111, 104, 90, 96, 6, 4, 7),
+        (101, 93, 72, 52, 4, 3, 3),
+        (100, 91, 71, 117, 4, 4, 4),
+        (115, 110, 97, 89, 4, 2, 3),
+        (111, 105, 91, 95, 6, 4, 6),
+        (100, 92, 72, 116, 4, 4, 4),
+    ),
+    "realistic": (
+        (107, 100, 85, 104, 9, 14, 7),
+        (118, 113, 104, 88, 11, 8, 12),
+        (113, 104, 90, 95, 12, 12, 13),
+        (104, 95, 74, 55, 10, 10, 4),
+        (100, 90, 70, 110, 8, 13, 7),
+        (115, 107, 90, 90, 9, 10, 7),
+        (114, 106, 91, 96, 14, 14, 10),
+        (101, 91, 72, 112, 8, 12, 8),
+    ),
+}
+BRIGHTER = (0.8, 1.0, 1.2, 1.0)  # DN per unit of brightness in each band
+GREENER = (-0.6, -0.7, -1.2, 1.3)
+HAZE = (9.0, 6.0, 4.0, 1.5)  # short waves scatter most
+
+# Columns: mean amplitude (DN); parcel-to-parcel spread, fine texture, row effect (dB).
+SAR = {
+    "easy": (
+        (42, -1.8, 0.7, 0.5, 0.5),
+        (52, 0.0, 1.0, 2.0, 0.0),
+        (58, 0.0, 1.0, 2.0, 0.0),
+        (18, 0.0, 1.0, 0.5, 0.0),
+        (58, 0.8, 1.0, 0.5, 0.0),
+        (19, 0.0, 1.0, 0.5, 0.0),
+        (36, 0.0, 1.5, 1.0, 0.0),
+        (46, -0.8, 1.0, 1.0, 0.5),
+    ),
+    "realistic": (
+        (50, -1.0, 2.0, 1.5, 1.5),
+        (42, 0.0, 1.5, 3.0, 0.0),
+        (56, 0.0, 1.5, 3.0, 0.0),
+        (24, 0.0, 3.0, 3.0, 0.0),
+        (52, 0.0, 1.5, 1.5, 0.0),
+        (34, 0.0, 2.0, 2.0, 0.0),
+        (50, 0.0, 2.5, 3.0, 0.0),
+        (54, 0.0, 1.5, 2.0, 0.5),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What makes scenes of a difficulty easy or hard to read."""
+
+    looks: float  # WHU's amplitude statistics fit one look; easy scenes are multi-looked
+    scene_dn: float  # spread of the scene offsets, both sensors
+    haze: float  # 1: 9 DN in blue where it is twice as thick as usual
+    relief: float  # 1: full hill shading and layover; less: partly corrected
+
+
+SETTINGS = {
+    "easy": Setting(looks=4.0, scene_dn=4.0, haze=0.4, relief=0.3),
+    "realistic": Setting(looks=1.0, scene_dn=7.0, haze=1.0, relief=1.0),
+}
+SPECKLE_PX = 1.0  # radar imagery is resampled, so its speckle is correlated over a pixel or two
+INCIDENCE = np.float32(np.deg2rad(35))
+
+SHEET_PX = 5556  # of a 1:50 000 map sheet, 15' of longitude wide
+
+
+def gamma_speckle(
+    shape: tuple[int, ...], looks: float, rng: np.random.Generator, correlation_px: float = 0.0
+) -> FloatMap:
+    """Unit-mean multiplicative speckle on intensity, Gamma of shape `looks`, any shape, float32.
+
+    Correlated speckle is a Gaussian copula: correlated normal noise, pushed through the normal
+    distribution function and the inverse Gamma one, so that the marginal law stays exact.
+
+    Args:
+        shape: of the result.
+        looks: equivalent number of looks, > 0; the variance is 1 / looks.
+        rng: numpy generator.
+        correlation_px: sigma of the Gaussian kernel that correlates neighbours; 0 = white.
+    """
+    if correlation_px == 0:
+        return rng.standard_gamma(looks, shape, np.float32) / np.float32(looks)
+    impulse = np.zeros(8 * int(np.ceil(correlation_px)) + 9)
+    impulse[len(impulse) // 2] = 1
+    kernel = gaussian_filter(impulse, correlation_px)
+    noise = rng.standard_normal(shape, np.float32)
+    # Wrapping, not reflecting: mirrored samples would count twice near the border.
+    noise = gaussian_filter(noise, correlation_px, mode="wrap")
+    noise /= np.float32(np.sqrt((kernel**2).sum()) ** len(shape))
+    knots = np.linspace(-6, 6, 2001)
+    table = gammaincinv(looks, ndtr(knots)) / looks
+    return np.interp(noise, knots, table).astype(np.float32)
+
+
+def mean_amplitude(looks: float) -> float:
+    """Mean of the square root of unit-mean Gamma speckle: .886 for one look, towards 1."""
+    return float(np.exp(gammaln(looks + 0.5) - gammaln(looks)) / np.sqrt(looks))
+
+
+def optical_image(land: Landscape, seed: int, difficulty: str = "easy") -> NDArray[np.uint8]:
+    """The camera's view: (4, H, W) uint8 DN 1..254, bands blue, green, red, near infrared."""
+    rng, setting = np.random.default_rng([seed, 1]), SETTINGS[difficulty]
+    table = np.array(OPTICAL[difficulty], np.float32).T
+    fields = np.isin(land.cover, (FARMLAND, ORCHARD))
+    bright = table[4][land.cover] * vary(fields, land.parcel, rng)
+    bright += table[6][land.cover] * fractal(land.cover.shape, 2.5, rng, octaves=2)
+    bright += _roofs_and_shadows(land, rng)
+    south, east = np.gradient(land.elevation, np.float32(PIXEL_M))
+    bright -= setting.relief * np.clip(10 * (south + east), -12, 12)  # the sun stands in the south-east
+    green = table[5][land.cover] * land.vigour
+    haze = 0.5 * setting.haze * smooth_noise(land.cover.shape, 300, rng)
+    gain, offset = rng.normal(1, 0.05), rng.normal(0, setting.scene_dn) + rng.normal(0, 2, 4)
+    image = np.empty((4, *land.cover.shape), np.uint8)
+    for band in range(4):
+        value = table[band][land.cover] + np.float32(BRIGHTER[band]) * bright
+        value += np.float32(GREENER[band]) * green
+        value = gaussian_filter(value, 0.7, truncate=3) + np.float32(HAZE[band]) * haze
+        value += 1.5 * rng.standard_normal(value.shape, np.float32)
+        image[band] = np.clip((value - 100) * gain + 100 + offset[band], 1, 254)
+    return image
+
+
+def _roofs_and_shadows(land: Landscape, rng: np.random.Generator) -> FloatMap:
+    """Brightness (DN) of roofs, one value per building, and of the shadows north-west of them."""
+    roofs = rng.normal(4, 9, 1024).astype(np.float32)[(land.building * 64).astype(int) & 1023]
+    roofs[land.building == 0] = 0
+    shaded = (land.building == 0) & (_shift(land.building, -1, -1) > 0)
+    roofs[shaded] -= 12
+    return roofs
+
+
+def _shift(values: FloatMap, down: int, right: int) -> FloatMap:
+    """Move an image (H, W) by whole pixels; the border wraps."""
+    return np.roll(values, (down, right), (0, 1))
+
+
+def sar_image(land: Landscape, seed: int, difficulty: str = "easy") -> NDArray[np.uint8]:
+    """The radar's view: (1, H, W) uint8 amplitude, DN 1..248."""
+    rng, setting = np.random.default_rng([seed, 2]), SETTINGS[difficulty]
+    look = int(rng.choice([-1, 1]))  # towards east (ascending orbit) or west
+    table = np.array(SAR[difficulty], np.float32).T
+    fields = np.isin(land.cover, (FARMLAND, ORCHARD))
+    level_db = table[1][land.cover] * land.vigour
+    level_db += table[2][land.cover] * vary(fields, land.parcel, rng)
+    level_db += table[3][land.cover] * fractal(land.cover.shape, 4, rng, octaves=2)
+    # Rows across the look direction (the column axis) reflect more.
+    level_db += table[4][land.cover] * np.cos(2 * land.row_direction)
+    level_db += setting.relief * _slope_db(land, look)
+    scene = rng.normal(1, setting.scene_dn / 60)
+    amplitude = table[0][land.cover] * scene / mean_amplitude(setting.looks)
+    intensity = amplitude**2 * 10 ** (level_db / 10) * _wall_factor(land, look)
+    intensity *= gamma_speckle(intensity.shape, setting.looks, rng, SPECKLE_PX)
+    return np.clip(np.sqrt(intensity), 1, 248).astype(np.uint8)[None]
+
+
+def _slope_db(land: Landscape, look: int) -> FloatMap:
+    """Slopes that face the radar crowd into few pixels (layover), those behind lie in shadow."""
+    slope = np.arctan(look * np.gradient(land.elevation, np.float32(PIXEL_M), axis=1))
+    seen = np.sin(INCIDENCE) / np.maximum(np.sin(INCIDENCE - slope), 0.15)
+    level = 10 * np.log10(seen)
+    return np.where(land.cover == 3, 0, np.maximum(level, -8)).astype(np.float32)
+
+
+def _wall_factor(land: Landscape, look: int) -> FloatMap:
+    """Double bounce where a wall faces the radar, strongest when the street grid is aligned."""
+    before = _shift(land.building, 0, look)  # what stands one pixel nearer to the radar
+    behind = _shift(land.building, 0, -look)
+    aligned = 0.2 + 0.8 * np.exp(-((np.sin(2 * land.row_direction) / 0.5) ** 2))
+    factor = np.ones(land.building.shape, np.float32)
+    wall = (land.building > 0) & (before == 0)
+    factor[wall] += (aligned * (8 + land.building))[wall]
+    foot = (land.building == 0) & (behind > 0)
+    factor[foot] += 0.5 * (aligned * (8 + behind))[foot]
+    factor[(land.building == 0) & (before > 4)] *= 0.3  # radar shadow
+    return factor
+
+
+def simulate_scene(
+    seed: int, height: int, width: int, difficulty: str = "easy"
+) -> dict[str, NDArray[np.uint8]]:
+    """One scene in the form of WHU-OPT-SAR.
+
+    Returns:
+        optical (4, H, W) uint8, sar (1, H, W) uint8, label (H, W) uint8 with codes 10..70.
+
+    Raises:
+        ConfigError: unknown difficulty, or a side below 96 px.
+    """
+    land = landscape(height, width, seed, difficulty=difficulty)
+    return {
+        "optical": optical_image(land, seed, difficulty),
+        "sar": sar_image(land, seed, difficulty),
+        "label": (10 * (land.label + 1)).astype(np.uint8),
+    }
+
+
+def scene_names(count: int) -> list[str]:
+    """File names after 1:50 000 map sheets of the real area: NH49E001013.tif and onwards.
+
+    Raises:
+        DataError: more names than the area has sheets.
+    """
+    if count > 24 * 12:
+        raise DataError(f"{count} synthetic scenes were asked for, but there are 288 sheet names.")
+    return [f"NH49E{1 + k // 12:03d}{13 + k % 12:03d}.tif" for k in range(count)]
+
+
+def sheet_transform(name: str) -> Affine:
+    """Geotransform (degrees, EPSG:4326) of the sheet a file is named after.
+
+    Blocks of 4 by 6 degrees (row letter, zone) hold 24 by 24 sheets of 10' by 15'.
+    """
+    letter, zone = ord(name[1]) - ord("A") + 1, int(name[2:4])
+    row, column = int(name[5:8]), int(name[8:11])
+    step = 0.25 / SHEET_PX
+    west, top = 6 * (zone - 31) + (column - 1) / 4, 4 * letter - (row - 1) / 6
+    return Affine(step, 0, west, 0, -step, top)
+
+
+def write_scenes(
+    folder: Path, names: Sequence[str], seed: int, height: int, width: int, *, difficulty: str
+) -> None:
+    """Write scenes as GeoTIFF in the folders of the layout whu-opt-sar.
+
+    A scene depends on its name and `seed` only, not on which others are written.
+    """
+    layout = load_layout("whu-opt-sar")
+    colors = {c.code: c.rgb for c in layout.classes}
+    for name in names:
+        own = int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0])
+        scene = simulate_scene(own, height, width, difficulty)

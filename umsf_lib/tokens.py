@@ -1,0 +1,135 @@
+"""Tokens to cluster: local statistics of a scene, or the features of a network.
+
+Both are maps ``(D, h, w)``, one token per ``stride`` pixels, made by a function of the scene's
+index, so that k-means, mixtures and plots take either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from .prepare import is_uncalibrated
+from .views import gaussian_blur
+from .windows import PixelStore
+
+TokenMap = Callable[[int], Tensor]  # scene index -> (D, h, w)
+
+
+def pixel_bands(store: PixelStore, scene: int) -> tuple[Tensor, list[str]]:
+    """Standardised bands and the indices they allow, one value per pixel.
+
+    Returns:
+        ``(1, C, H, W)`` float32 and the ``C`` names: optical bands, ``ndvi``, ``ndwi`` (of
+        stretched bands where the data is stretched), SAR bands as standardised ln intensity.
+    """
+    windows, layout = store.scene(scene), store.layout
+    parts, names = [], []
+    if "optical" in windows:
+        bands = layout.optical.bands
+        parts.append(windows["optical"])
+        names += bands
+        raw = store.unscaled(windows["optical"], "optical", scene)
+        for index, plus, minus in (("ndvi", "nir", "red"), ("ndwi", "green", "nir")):
+            if plus in bands and minus in bands:
+                a, b = raw[:, [bands.index(plus)]], raw[:, [bands.index(minus)]]
+                parts.append((a - b) / (a + b).clamp_min(1e-6))
+                names.append(index)
+    if "sar" in windows and layout.sar is not None:
+        parts.append(windows["sar"])
+        names += layout.sar.bands
+    return torch.cat(parts, dim=1), names
+
+
+def local_statistics(bands: Tensor, sigmas_px: Sequence[float], stride: int) -> Tensor:
+    """Mean and log standard deviation around each token at several scales.
+
+    Args:
+        bands: ``(1, C, H, W)``.
+        sigmas_px: of the Gaussian neighbourhoods, px.
+        stride: px per token.
+
+    Returns:
+        ``(2 S C, ceil(H / stride), ceil(W / stride))``: per scale all means, then all log stds.
+    """
+    statistics = []
+    for sigma in sigmas_px:
+        mean = gaussian_blur(bands, sigma)
+        variance = gaussian_blur(bands.square(), sigma) - mean.square()
+        statistics += [mean, 0.5 * variance.clamp_min(1e-4).log()]
+    every = torch.cat(statistics, dim=1)
+    return F.avg_pool2d(every, stride, ceil_mode=True)[0]
+
+
+def token_validity(store: PixelStore, scene: int, stride: int) -> Tensor:
+    """``(h, w)`` bool: at least half of the token's pixels are valid."""
+    valid = store.scene(scene)["valid"].float()
+    return F.avg_pool2d(valid, stride, ceil_mode=True)[0, 0] >= 0.5
+
+
+class StatisticTokens:
+    """Local statistics, standardised without labels.
+
+    Standardised scene by scene where every sensor is an 8-bit product, whose level means nothing
+    from scene to scene; over all training scenes where the values are calibrated (one that holds
+    a single class would otherwise be pulled apart).
+    """
+
+    def __init__(self, store: PixelStore, train: Sequence[int], sigmas_px: Sequence[float], stride: int):
+        self.store, self.sigmas_px, self.stride = store, sigmas_px, stride
+        self.per_scene = all(is_uncalibrated(store.layout, role) for role in store.roles)
+        self.fixed: tuple[Tensor, Tensor] | None = None
+        if not self.per_scene:
+            self.fixed = _moments(torch.cat([self._tokens(scene) for scene in train], dim=1))
+
+    def _raw(self, scene: int) -> Tensor:
+        bands, _ = pixel_bands(self.store, scene)
+        return local_statistics(bands, self.sigmas_px, self.stride)
+
+    def _tokens(self, scene: int) -> Tensor:
+        return self._raw(scene)[:, token_validity(self.store, scene, self.stride)]  # (D, n)
+
+    def __call__(self, scene: int) -> Tensor:
+        """``(D, h, w)``."""
+        raw = self._raw(scene)
+        valid = token_validity(self.store, scene, self.stride)
+        mean, std = self.fixed or _moments(raw[:, valid])
+        return (raw - mean[:, None, None]) / std[:, None, None]
+
+
+def _moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    return tokens.mean(dim=1), tokens.std(dim=1).clamp_min(1e-6)
+
+
+class PrincipalTokens:
+    """The first principal components of other tokens, fitted on a sample of them."""
+
+    def __init__(self, token_map: TokenMap, sample: np.ndarray, dims: int) -> None:
+        self.token_map = token_map
+        self.pca = PCA(dims, random_state=0).fit(sample)
+
+    def __call__(self, scene: int) -> Tensor:
+        """``(dims, h, w)``."""
+        tokens = self.token_map(scene)  # (D, h, w)
+        components = torch.from_numpy(self.pca.components_).to(tokens)  # (d, D)
+        centred = tokens - torch.from_numpy(self.pca.mean_).to(tokens)[:, None, None]
+        return torch.einsum("dc,chw->dhw", components, centred)
+
+
+def draw_tokens(
+    token_map: TokenMap, store: PixelStore, scenes: Sequence[int], stride: int, count: int, seed: int
+) -> np.ndarray:
+    """``(n, D)`` float64 tokens of valid ground, drawn evenly from the scenes."""
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for scene in scenes:
+        valid = token_validity(store, scene, stride)
+        tokens = token_map(scene)[:, valid].T.cpu().numpy()  # (n, D)
+        wanted = min(len(tokens), count // len(scenes))
+        drawn.append(tokens[np.sort(rng.choice(len(tokens), wanted, replace=False))])
+    return np.concatenate(drawn).astype(np.float64)

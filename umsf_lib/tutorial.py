@@ -1,0 +1,130 @@
+"""The notebooks in batch: parameters checked before anything runs, then papermill, one by one."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from PIL import Image
+
+from .config import PARAMETERS, ConfigError, UmsfError, check_parameters, load_config
+from .runs import Run, project_root, write_atomically
+
+NOTEBOOKS = (
+    "01_data_preparation",
+    "02_encoders",
+    "03_momentum_contrast_pretraining",
+    "04_fusion_and_clustering",
+    "05_evaluation",
+    "06_tsne_and_maps",
+    "12_results_browser",
+)
+CELL_TIMEOUT_S = 6 * 3600  # papermill's own default is for ever
+GALLERY_BYTES = 800_000  # what a code host still renders quickly
+JPEG_FROM_BYTES = 60_000  # smaller pictures are line drawings, which PNG shows sharper
+
+
+def notebook_path(name: str) -> Path:
+    """Source of a notebook."""
+    return project_root() / "notebooks" / f"{name}.ipynb"
+
+
+def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL_TIMEOUT_S) -> Path:
+    """Run one notebook headless; the executed copy lands in the run folder.
+
+    Args:
+        name: for example ``03_momentum_contrast_pretraining``.
+        parameters: of its parameters cell; unknown names and wrong types are refused first.
+        timeout_s: for each cell.
+
+    Returns:
+        Path of the executed notebook.
+
+    Raises:
+        ConfigError: from the parameters.
+        UmsfError: a cell failed; the message is the cell's own last line.
+    """
+    source = notebook_path(name)
+    defaults = papermill.inspect_notebook(str(source))
+    known = {key: PARAMETERS.get(key, str) for key in defaults}
+    check_parameters(parameters, known, f"notebooks/{source.name}")
+    target = output_folder(parameters) / source.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["UMSF_HEADLESS"] = "1"  # the kernel inherits it: widgets become pictures
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters=dict(parameters),
+            kernel_name="python3",
+            cwd=str(project_root()),
+            execution_timeout=timeout_s,
+            progress_bar=False,
+            request_save_on_cell_execute=False,
+        )
+    except papermill.exceptions.PapermillExecutionError as error:
+        raise UmsfError(f"{source.name}: {error.ename}: {error.evalue} (see {target})") from error
+    return target
+
+
+def output_folder(parameters: Mapping[str, Any]) -> Path:
+    """``runs/<run>/notebooks`` of the run that these parameters mean."""
+    given = {key: parameters[key] for key in ("data", "layout", "seed", "overrides") if key in parameters}
+    config = load_config(parameters.get("profile", "quick"), **given)
+    return Run.folder_of(config, parameters.get("run", "")) / "notebooks"
+
+
+def print_tutorial(parameters: Mapping[str, Any]) -> None:
+    """Run all notebooks in order and print one line for each."""
+    begin = time.monotonic()
+    for name in NOTEBOOKS:
+        start = time.monotonic()
+        target = run_notebook(name, parameters)
+        print(f"{name:36s} {time.monotonic() - start:6.1f} s  {target}", flush=True)
+    print(f"tutorial done in {time.monotonic() - begin:.0f} s")
+
+
+def write_gallery(folder: Path) -> list[Path]:
+    """Copy executed notebooks of a run to ``gallery/``, imagery as JPEG, without widget state.
+
+    Raises:
+        ConfigError: a copy would be larger than a code host shows.
+    """
+    written = []
+    for name in NOTEBOOKS:
+        notebook = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
+        text = nbformat.writes(shrunk(notebook))
+        if len(text) > GALLERY_BYTES:
+            raise ConfigError(f"gallery copy of {name} has {len(text)} bytes of {GALLERY_BYTES}.")
+        target = project_root() / "gallery" / f"{name}.ipynb"
+        write_atomically(target, lambda temporary, text=text: temporary.write_text(text))
+        written.append(target)
+    return written
+
+
+def shrunk(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Drop what only papermill and widgets need, turn large PNG outputs into JPEG."""
+    for key in ("widgets", "papermill"):
+        notebook.metadata.pop(key, None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        for output in cell.get("outputs", []):
+            png = output.get("data", {}).get("image/png")
+            if png and len(png) > JPEG_FROM_BYTES:
+                output.data["image/jpeg"] = _jpeg(output.data.pop("image/png"))
+    return notebook
+
+
+def _jpeg(png: str) -> str:
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,209 @@
+"""Two augmented views of each window, made on the device.
+
+Within a view both sensors share the geometry, so their tokens stay registered; the two views of a
+window differ in crop, flip and turn. A view remembers its geometry, so the tokens of one view can
+be found again in the other: these are the dense positives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import ViewConfig
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a batch of windows.
+
+    Attributes:
+        images: sensor -> ``(B, C, h, w)`` float32.
+        theta: ``(B, 2, 3)`` maps view coordinates to window coordinates, both in [-1, 1], (x, y).
+    """
+
+    images: dict[str, Tensor]
+    theta: Tensor
+
+
+def draw(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Standard normal numbers from a generator that may live on another device."""
+    return torch.randn(shape, generator=generator, device=generator.device).to(device)
+
+
+def draw_uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1) from a generator that may live on another device."""
+    return torch.rand(shape, generator=generator, device=generator.device).to(device)
+
+
+def draw_geometry(
+    batch: int, scale_min: float, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Random crop, flip and quarter turn per window as affine matrices ``(B, 2, 3)``."""
+    scale = scale_min + (1 - scale_min) * draw_uniform((batch, 1), generator, device)
+    shift = (1 - scale) * (2 * draw_uniform((batch, 2), generator, device) - 1)
+    turn = (draw_uniform((batch,), generator, device) * 4).long()
+    flip = 1 - 2 * (draw_uniform((batch,), generator, device) * 2).long().float()
+    cos = torch.tensor([1.0, 0.0, -1.0, 0.0], device=device)[turn]
+    sin = torch.tensor([0.0, 1.0, 0.0, -1.0], device=device)[turn]
+    rows = torch.stack([torch.stack([flip * cos, -sin], 1), torch.stack([flip * sin, cos], 1)], 1)
+    return torch.cat([scale[:, :, None] * rows, shift[:, :, None]], dim=2)
+
+
+def resample(images: Tensor, theta: Tensor) -> Tensor:
+    """Bilinear resampling of windows ``(B, C, h, w)`` by ``theta``; same output size."""
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def speckle(
+    shape: tuple[int, int, int, int],
+    looks: int,
+    generator: torch.Generator,
+    device: torch.device,
+    *,
+    correlated: bool = True,
+) -> Tensor:
+    """Unit-mean intensity speckle ``(B, C, h, w)``: Gamma with shape ``looks``, scale 1/looks.
+
+    Made as nature does (Goodman 1976): the mean over looks of the squared modulus of a complex
+    Gaussian field. Blurring that field first correlates neighbours, as resampled detected
+    products are, and leaves the Gamma law exact.
+    """
+    batch, channels, height, width = shape
+    field = draw((batch * channels, 2 * looks, height + 2, width + 2), generator, device)
+    edge = 0.5 if correlated else 0.0
+    line = torch.tensor([edge, 1.0, edge], device=device)
+    kernel = (line[:, None] * line[None, :]) / line.square().sum()  # unit energy
+    kernel = kernel.expand(2 * looks, 1, 3, 3)
+    field = F.conv2d(field, kernel, groups=2 * looks)  # (B*C, 2L, h, w), unit variance
+    return field.square().mean(dim=1).view(shape)
+
+
+def blur(images: Tensor) -> Tensor:
+    """Binomial 3 x 3 blur with mirrored borders."""
+    line = torch.tensor([0.25, 0.5, 0.25], device=images.device)
+    channels = images.shape[1]
+    kernel = (line[:, None] * line[None, :]).expand(channels, 1, 3, 3)
+    return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=channels)
+
+
+def photometric_optical(x: Tensor, config: ViewConfig, generator: torch.Generator) -> Tensor:
+    """Mild gain and offset per band, common haze, occasional blur; ``x`` standardised."""
+    batch, bands = x.shape[:2]
+    gain = 1 + config.gain * draw((batch, bands, 1, 1), generator, x.device)
+    offset = config.offset * draw((batch, bands, 1, 1), generator, x.device)
+    haze = config.offset * draw((batch, 1, 1, 1), generator, x.device)
+    blurred = draw_uniform((batch, 1, 1, 1), generator, x.device) < config.blur
+    x = gain * x + offset + haze
+    return torch.where(blurred, blur(x), x)
+
+
+def photometric_sar(
+    x: Tensor, log_std: Tensor, config: ViewConfig, generator: torch.Generator
+) -> Tensor:
+    """More speckle and a gain, both additive in the log.
+
+    Args:
+        x: ``(B, Cs, h, w)`` standardised ln intensity.
+        log_std: ``(B, Cs)`` or ``(Cs,)`` std that standardised it, in ln intensity.
+        config: strengths.
+        generator: of the draws.
+    """
+    noise = speckle(tuple(x.shape), config.speckle_looks, generator, x.device)  # type: ignore[arg-type]
+    gain = config.sar_gain * draw((x.shape[0], x.shape[1], 1, 1), generator, x.device)
+    scale = log_std.view(-1, x.shape[1], 1, 1)
+    return x + noise.clamp_min(1e-3).log() / scale + gain
+
+
+def make_view(
+    windows: dict[str, Tensor],
+    log_std: Tensor | None,
+    config: ViewConfig,
+    generator: torch.Generator,
+) -> View:
+    """Draw one view of a batch: shared geometry, then photometric steps per sensor.
+
+    Args:
+        windows: sensor -> ``(B, C, h, w)`` standardised (and other keys, ignored).
+        log_std: see ``photometric_sar``; None without SAR.
+        config: strengths.
+        generator: of the draws.
+    """
+    first = windows["optical"] if "optical" in windows else windows["sar"]
+    theta = draw_geometry(len(first), config.scale_min, generator, first.device)
+    images = {role: resample(windows[role], theta) for role in ("optical", "sar") if role in windows}
+    if "optical" in images:
+        images["optical"] = photometric_optical(images["optical"], config, generator)
+    if "sar" in images and log_std is not None:
+        images["sar"] = photometric_sar(images["sar"], log_std, config, generator)
+    return View(images, theta)
+
+
+def draw_matches(
+    first: View, second: View, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Draw ground positions that both views see.
+
+    Positions are drawn in the first view and carried to the second; those outside of it are
+    marked, not moved.
+
+    Returns:
+        in the first view ``(B, n, 2)``, in the second ``(B, n, 2)``, on the ground of the window
+        ``(B, n, 2)``, all (x, y) in [-1, 1]; and ``(B, n)`` bool: seen by both.
+    """
+    batch, device = len(first.theta), first.theta.device
+    here = 2 * draw_uniform((batch, count, 2), generator, device) - 1
+    ground = apply_affine(first.theta, here)
+    there = invert_affine(second.theta, ground)
+    return here, there, ground, (there.abs() < 1).all(dim=2)
+
+
+def apply_affine(theta: Tensor, points: Tensor) -> Tensor:
+    """Points ``(B, n, 2)`` through matrices ``(B, 2, 3)``."""
+    return points @ theta[:, :, :2].transpose(1, 2) + theta[:, None, :, 2]
+
+
+def invert_affine(theta: Tensor, points: Tensor) -> Tensor:
+    """Inverse of ``apply_affine``."""
+    back = torch.linalg.inv(theta[:, :, :2])
+    return (points - theta[:, None, :, 2]) @ back.transpose(1, 2)
+
+
+def sample_tokens(maps: Tensor, points: Tensor) -> Tensor:
+    """Bilinear values ``(B, n, C)`` of token maps ``(B, C, H, W)`` at points ``(B, n, 2)``."""
+    values = F.grid_sample(maps, points[:, :, None, :], align_corners=False, padding_mode="border")
+    return values[:, :, :, 0].transpose(1, 2)
+
+
+def turn_and_flip(images: Tensor, index: int) -> Tensor:
+    """One of the eight symmetries of the square: ``index`` 0..7, 0 the identity."""
+    turned = torch.rot90(images, index % 4, (2, 3))
+    return turned.flip(3) if index >= 4 else turned
+
+
+def undo_turn_and_flip(images: Tensor, index: int) -> Tensor:
+    """Inverse of ``turn_and_flip``."""
+    images = images.flip(3) if index >= 4 else images
+    return torch.rot90(images, -(index % 4), (2, 3))
+
+
+def gaussian_line(sigma: float, device: torch.device) -> Tensor:
+    """Normalised 1-D Gaussian, truncated at three sigma."""
+    reach = max(1, math.ceil(3 * sigma))
+    x = torch.arange(-reach, reach + 1, device=device, dtype=torch.float32)
+    line = torch.exp(-0.5 * (x / sigma) ** 2)
+    return line / line.sum()
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing of ``(B, C, H, W)``; borders repeat the edge."""
+    line = gaussian_line(sigma, images.device)
+    reach, channels = len(line) // 2, images.shape[1]
+    images = F.pad(images, (reach, reach, reach, reach), mode="replicate")
+    images = F.conv2d(images, line.expand(channels, 1, 1, -1), groups=channels)
+    return F.conv2d(images, line[:, None].expand(channels, 1, -1, 1), groups=channels)
