@@ -11,7 +11,7 @@ from rasterio.crs import CRS
 
 from umsf_lib.scenes import Layout, load_layout, write_raster
 
-SIZE = 48  # 3 rows of 16-px tiles would do; not square-friendly numbers hide no transposition
+SIZE = 48  # rows; columns are 8 more, so that a transposition cannot hide
 WGS84 = CRS.from_epsg(4326)
 UTM = CRS.from_epsg(32650)
 # 0.16199 arc seconds, the step of the WHU sheets

@@ -1,98 +1,223 @@
 """Results browser: pick run, scene and two layers of its map, zoom in, see them side by side.
 
-``BrowserState`` knows what there is to choose and draws the choice; it needs no widgets and is what
-the tests drive. ``browse`` puts dropdowns and sliders before it, or returns the plain figure where
-nobody could move them.
+``BrowserState`` knows what there is to choose and draws the choice; it needs no widgets. ``browse``
+puts dropdowns and sliders before it, or returns the plain figure where nobody could move them.
 """
 
 from __future__ import annotations
 
+import html
 import io
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import ipywidgets
-import numpy as np
 from IPython.core.getipython import get_ipython
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rasterio.enums import Resampling
-from rasterio.warp import transform as project
 from rasterio.windows import Window
 
-from .config import DataError, MissingStageError
-from .figures.imagery import Array, Rgb, label_image, present_classes
-from .figures.panels import add_legend, class_entries, image_panels, show_picture, styled
-from .figures.results import ERROR_ENTRIES, show_confidence
-from .figures.imagery import ERROR_RGB
-from .layouts import LandClass
+from .config import DataError, MissingStageError, UmsfError
+from .figures.imagery import Rgb
+from .figures.panels import add_legend, image_panels, styled
+from .map_files import LAYERS, draw_layer
 from .rasters import opened
 
-LAYERS = ("optical", "sar", "label", "prediction", "confidence", "error")
 ZOOMS = (1, 2, 4, 8, 16)
-_MAX_SIDE = 1000  # pixels read per layer; a panel is not drawn larger
-_DEGREE_M = 111_320.0  # of latitude
+_PREFERRED = {"left": "optical", "right": "prediction"}
 
 
 @dataclass
 class BrowserState:
-    """What is chosen, and what can be.
+    """What is chosen, and what can be; "" chooses the first there is.
 
     Attributes:
         root: folder of the runs.
-        run: name of a run folder with maps; "" picks the first.
+        run: name of a run folder with maps.
         scene: name of a mapped scene.
         left: layer of the left panel.
         right: layer of the right panel.
-        zoom: how many times smaller than the scene the shown part is, 1 = all of it.
-        across: centre of the shown part, as a share of the width.
-        down: the same of the height.
+        zoom: the shown part is this many times smaller than the scene.
+        across: centre of the shown part, from 0 (left edge) to 1.
+        down: the same from 0 (upper edge) to 1.
+
+    Raises:
+        MissingStageError: no run has maps, or the asked-for one has none.
+        DataError: an asked-for scene, layer or zoom does not exist.
     """
 
     root: Path
     run: str = ""
     scene: str = ""
-    left: str = "optical"
-    right: str = "prediction"
+    left: str = ""
+    right: str = ""
     zoom: int = 1
     across: float = 0.5
     down: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check what was asked for, fill in the rest.
+        """Check what was asked for and fill in the rest."""
+        self.root = Path(self.root)
+        for name in ("run", "scene", "left", "right", "zoom"):  # each needs those before it
+            setattr(self, name, self._allowed(name, getattr(self, name) or self._first(name)))
+
+    def choices(self, name: str) -> list[Any]:
+        """List what "run", "scene", "left", "right" or "zoom" can be, given the other choices."""
+        if name == "run":
+            return self._runs()
+        if name == "zoom":
+            return list(ZOOMS)
+        files = self._files(self.run)
+        if name == "scene":
+            return sorted({scene for scene, _ in files})
+        return [layer for layer in LAYERS if (self.scene, layer) in files]
+
+    def choose(self, name: str, value: Any) -> None:
+        """Set one field; scene and layers that the new choice lacks fall back to the first.
+
+        Args:
+            name: of the field; "across" and "down" take any number and keep it within 0..1.
+            value: one of ``choices(name)``.
 
         Raises:
-            MissingStageError: no run has maps.
-            DataError: the asked-for run, scene or layer does not exist.
+            DataError: it is none of them.
         """
-        asked = {"run": self.run, "scene": self.scene}
-        self.run, self.scene = self.run or self.runs()[0], ""
-        self.choose("run", self.run)
-        if asked["scene"]:
-            self.choose("scene", asked["scene"])
+        if name in ("across", "down"):
+            setattr(self, name, min(max(float(value), 0.0), 1.0))
+            return
+        setattr(self, name, self._allowed(name, value))
+        for other in ("scene", "left", "right"):
+            if getattr(self, other) not in self.choices(other):
+                setattr(self, other, self._first(other))
 
-    def runs(self) -> list[str]:
-        """List the runs that have maps.
+    @styled
+    def render(self) -> Figure:
+        """Draw both chosen layers with scale bar and a legend of what they show."""
+        top, left, height, width = self._window()
+        figure, axes = image_panels(1, 2, (height, width), extra=1.2)
+        entries: list[tuple[str, Rgb]] = []
+        for ax, layer in zip(axes[0], (self.left, self.right), strict=True):
+            entries += draw_layer(ax, self._path(layer), layer, Window(left, top, width, height))
+        add_legend(figure, list(dict.fromkeys(entries)))
+        figure.suptitle(f"run {self.run}, scene {self.scene}, zoom {self.zoom}")
+        return figure
 
-        Raises:
-            MissingStageError: none has.
-        """
-        found = sorted({path.parent.parent.name for path in self.root.glob("*/maps/*.tif")})
+    def _runs(self) -> list[str]:
+        folders = sorted(path.parent for path in self.root.glob("*/maps"))
+        found = [folder.name for folder in folders if self._files(folder.name)]
         if not found:
             raise MissingStageError(
                 f"No run under {self.root} has maps: run notebooks/06_tsne_and_maps.ipynb first."
             )
         return found
 
-    def scenes(self) -> list[str]:
-        """List the mapped scenes of the chosen run."""
-        return sorted({name for name, _ in self._files()})
+    def _files(self, run: str) -> set[tuple[str, str]]:
+        stems = (path.stem.rpartition(".") for path in (self.root / run / "maps").glob("*.tif"))
+        return {(scene, layer) for scene, _, layer in stems if layer in LAYERS}
 
-    def layers(self) -> list[str]:
-        """List the layers of the chosen scene: without label, no "label" and no "error"."""
-        there = {layer for name, layer in self._files() if name == self.scene}
-        return [layer for layer in LAYERS if layer in there]
+    def _first(self, name: str) -> Any:
+        choices = self.choices(name)
+        return _PREFERRED[name] if _PREFERRED.get(name) in choices else choices[0]
+
+    def _allowed(self, name: str, value: Any) -> Any:
+        if value not in self.choices(name):
+            listed = ", ".join(str(choice) for choice in self.choices(name))
+            if name == "run":
+                raise MissingStageError(
+                    f"Run '{value}' has no maps in {self.root} (those that have: {listed}): "
+                    "run notebooks/06_tsne_and_maps.ipynb first, with the same run name."
+                )
+            raise DataError(
+                f"The browser's {name} is '{value}', but under {self.root / self.run} there is "
+                f"only {listed}: choose one of these."
+            )
+        return value
+
+    def _path(self, layer: str) -> Path:
+        return self.root / self.run / "maps" / f"{self.scene}.{layer}.tif"
+
+    def _window(self) -> tuple[int, int, int, int]:
+        """Top, left, height and width of the shown part in pixels, moved inside the scene."""
+        with opened(self._path(self.left)) as source:
+            full = source.height, source.width
+        height, width = (max(1, side // self.zoom) for side in full)
+        top = min(max(round(self.down * full[0] - height / 2), 0), full[0] - height)
+        left = min(max(round(self.across * full[1] - width / 2), 0), full[1] - width)
+        return top, left, height, width
+
+
+def browse(root: Path, **choice: Any) -> Figure | ipywidgets.VBox:
+    """Browse the maps under ``root``: widgets in a live notebook, else a figure of the choice.
+
+    Args:
+        root: folder of the runs.
+        choice: fields of ``BrowserState`` to start with, e.g. ``run="mine", right="error"``.
+
+    Raises:
+        MissingStageError: no run has maps, or the asked-for one has none.
+        DataError: an asked-for scene, layer or zoom does not exist.
+    """
+    state = BrowserState(root, **choice)
+    return state.render() if is_headless() else browser_widgets(state)
+
+
+def is_headless() -> bool:
+    """Say whether nobody can move a slider: UMSF_HEADLESS=1, no kernel, or a batch run of one.
+
+    A front end with a person before it allows a cell to ask for input; papermill does not.
+    """
+    kernel = getattr(get_ipython(), "kernel", None)
+    if os.environ.get("UMSF_HEADLESS") == "1" or kernel is None:
+        return True
+    return not kernel.get_parent("shell").get("content", {}).get("allow_stdin", False)
+
+
+def browser_widgets(state: BrowserState) -> ipywidgets.VBox:
+    """Put dropdowns and sliders before a state; each change redraws the picture."""
+    picture = ipywidgets.Image(format="png")
+    message = ipywidgets.HTML()
+    controls: dict[str, Any] = {
+        name: ipywidgets.Dropdown(description=name)
+        for name in ("run", "scene", "left", "right", "zoom")
+    }
+    for name in ("across", "down"):
+        controls[name] = ipywidgets.FloatSlider(
+            description=name, min=0, max=1, step=0.05, continuous_update=False
+        )
+
+    listening = False
+
+    def changed(change: Any) -> None:
+        if not listening:
+            return
+        try:
+            state.choose(change["owner"].description, change["new"])
+            refresh()
+            message.value = ""
+        except UmsfError as error:  # an exception in a callback would vanish in a log
+            message.value = html.escape(str(error))
+
+    def refresh() -> None:
+        nonlocal listening
+        listening = False  # setting the options of a dropdown moves its value: nobody's choice
+        for name, control in controls.items():
+            if isinstance(control, ipywidgets.Dropdown):
+                control.options = state.choices(name)
+            control.value = getattr(state, name)
+        listening = True
+        picture.value = png_bytes(state.render())
+
+    for control in controls.values():
+        control.observe(changed, "value")
+    refresh()
+    boxes = list(controls.values())
+    rows = [ipywidgets.HBox(boxes[:2]), ipywidgets.HBox(boxes[2:4]), ipywidgets.HBox(boxes[4:])]
+    return ipywidgets.VBox([*rows, message, picture])
+
+
+def png_bytes(figure: Figure) -> bytes:
+    """Draw a figure as a PNG file in memory."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -44,7 +44,7 @@ CITY_PX2, VILLAGE_PX2 = 10_000, 1_100  # mean ground of one settlement
 # fields, clearings in forest, gardens in villages. Annotators draw outlines around the whole.
 HIDDEN: dict[str, dict[int, dict[int, float]]] = {
     "easy": {
-        FARMLAND: {FOREST: 0.02, WATER: 0.01},
+        FARMLAND: {FOREST: 0.01},
         FOREST: {FARMLAND: 0.02},
         VILLAGE: {FARMLAND: 0.04, FOREST: 0.04},
         CITY: {FOREST: 0.04, OTHERS: 0.04},
@@ -59,8 +59,8 @@ HIDDEN: dict[str, dict[int, dict[int, float]]] = {
         OTHERS: {FARMLAND: 0.30, FOREST: 0.15, CITY: 0.05},
     },
 }
-ORCHARD_SHARE = {"easy": 0.06, "realistic": 0.15}  # of the parcels
-RAGGED = {"easy": 0.5, "realistic": 0.9}  # weight of the fine outline of forests and lakes
+ORCHARD_SHARE = {"easy": 0.08, "realistic": 0.15}  # of the fields
+RAGGED = {"easy": 0.4, "realistic": 0.9}  # weight of the fine outline of forests and lakes
 
 
 @dataclass(frozen=True)
@@ -408,8 +408,9 @@ def _true_cover(
 ) -> NDArray[np.uint8]:
     """What really lies there: orchards among fields, and the small things no annotator draws."""
     cover = label.copy()
-    orchard = rng.random(int(parcel.max()) + 1) < ORCHARD_SHARE[difficulty]
-    cover[(label == FARMLAND) & orchard[parcel]] = ORCHARD
+    estate = parcel >> 7  # a few fields side by side
+    orchard = rng.random(int(estate.max()) + 1) < ORCHARD_SHARE[difficulty]
+    cover[(label == FARMLAND) & orchard[estate]] = ORCHARD
     place = ndtr(fractal(label.shape, 9, rng, octaves=2))  # uniform in [0, 1], patchy
     for drawn, hidden in HIDDEN[difficulty].items():
         here = label == drawn

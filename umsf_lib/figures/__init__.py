@@ -22,6 +22,7 @@ from .imagery import (
     stretch,
 )
 from .learning import attention_figure, despeckle_figure, training_figure, views_figure
+from .panels import pixel_width_m
 from .results import (
     confusion_figure,
     map_figure,
@@ -43,6 +44,7 @@ __all__ = [
     "map_figure",
     "optical_composite",
     "per_class_f1_figure",
+    "pixel_width_m",
     "present_classes",
     "sar_image",
     "scene_figure",

@@ -16,13 +16,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.patches import Patch, Rectangle
+from rasterio.warp import transform as project
 
 from ..layouts import LandClass
+from ..rasters import Grid
 from .imagery import Array, Rgb, unit_rgb
 
 # Okabe and Ito's colour-blind-safe set, the darker ones first so that thin lines stay visible
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
 _MAX_SIDE = 2000  # pixels of a picture that a panel of a few hundred pixels can still profit from
+_DEGREE_M = 111_195.0  # on a sphere of 6371 km
 _STYLE: Any = {
     "font.size": 9,
     "figure.titlesize": 11,
@@ -128,6 +131,23 @@ def bare(axes: Axes, title: str) -> None:
     axes.set_title(title)
 
 
+def pixel_width_m(grid: Grid) -> float | None:
+    """Measure the ground width in metres of the pixel in the middle of a raster.
+
+    Degrees and map projections are taken to the sphere, so that a Mercator grid of "10 m" tells
+    its 8 m at 34 degrees north. None without a CRS that says where it is on the earth.
+    """
+    if grid.crs is None or not (grid.crs.is_geographic or grid.crs.is_projected):
+        return None
+    step, column, row = grid.transform, grid.width / 2, grid.height / 2
+    x = step.c + column * step.a + row * step.b
+    y = step.f + column * step.d + row * step.e
+    ends = project(grid.crs, "EPSG:4326", [x, x + step.a], [y, y + step.d])
+    longitudes, latitudes = ends[:2]
+    east = (longitudes[1] - longitudes[0]) * math.cos(math.radians(latitudes[0]))
+    return _DEGREE_M * math.hypot(east, latitudes[1] - latitudes[0])
+
+
 def round_length(limit_m: float) -> float:
     """Find the largest 1, 2 or 5 times a power of ten that is not above ``limit_m`` metres."""
     power = 10.0 ** math.floor(math.log10(limit_m))
@@ -148,7 +168,10 @@ def add_scale_bar(axes: Axes, shape: tuple[int, ...], pixel_m: float) -> None:
 
 
 def add_legend(figure: Figure, entries: Sequence[tuple[str, Rgb]]) -> Legend | None:
-    """Put a legend of named colours below the panels, in as many columns as the width holds."""
+    """Put a legend of named colours below the panels, in as many columns as the width holds.
+
+    The figure has room for one row; for each further one it grows.
+    """
     if not entries:
         return None
     handles = [
@@ -159,6 +182,7 @@ def add_legend(figure: Figure, entries: Sequence[tuple[str, Rgb]]) -> Legend | N
     entry_width = 0.075 * max(len(name) for name, _ in entries) + 0.5
     rows = math.ceil(len(entries) / max(1, int(figure.get_figwidth() / entry_width)))
     columns = math.ceil(len(entries) / rows)  # as even as can be: no orphan in the last row
+    figure.set_figheight(figure.get_figheight() + 0.21 * (rows - 1))
     return figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 

@@ -177,8 +177,8 @@ def map_figure(
     if label is not None and is_labelled(label):
         panels["label"] = label_image(label, classes)
         panels["errors"] = error_image(prediction, label)
-        both = np.stack([prediction, label])
-        entries = class_entries(present_classes(both, classes)) + ERROR_ENTRIES
+        ids = {row.id for image in (prediction, label) for row in present_classes(image, classes)}
+        entries = class_entries([row for row in classes if row.id in ids]) + ERROR_ENTRIES
     columns = 3 if len(panels) > 3 else 2
     figure, axes = image_panels(2, columns, optical_rgb.shape, width=4 + 2 * columns, extra=1.3)
     places = axes.ravel()

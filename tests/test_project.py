@@ -1,0 +1,141 @@
+"""The project's own promises: one list of packages, imports in one direction, no local paths."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "umsf_lib"
+
+# The order in which data meets the files. A file imports only what stands before it; a folder is
+# one entry, whose files may import each other.
+ORDER = """
+config runs rasters layouts scenes simulate_landscape simulate_sensors prepare windows views
+encoders fusion umsf_net losses momentum metrics training despeckle pretrain tokens cluster
+inference self_training bench classify baselines figures map_files mapping report browser
+pipeline tutorial __main__
+""".split()  # noqa: SIM905  (a list to read, top to bottom)
+
+
+def declared() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [
+        Requirement(line)
+        for line in project["dependencies"] + project["optional-dependencies"]["test"]
+    ]
+
+
+def test_environment_yml_names_the_same_packages_and_bounds() -> None:
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    plain = [line for line in listed if isinstance(line, str) and line != "pip"]
+    conda = [Requirement(line.replace("pytorch", "torch", 1)) for line in plain]
+    found = {r.name: str(r.specifier) for r in conda}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert found.pop("python") == project["requires-python"]
+    assert found == {r.name: str(r.specifier) for r in declared()}
+
+
+def test_every_bound_has_a_reason() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    bounds = re.findall(r'^ +"[\w-]+>=.*$', text, re.MULTILINE)
+    assert len(bounds) == len(declared())
+    assert [line for line in bounds if "  # " not in line] == []
+
+
+def test_constraints_are_plain_and_satisfy_the_bounds() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    assert [p for p in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9A-Za-z.]+", p)] == []
+    pinned = {canonicalize_name(n): v for n, v in (p.split("==") for p in pins)}
+    assert len(pinned) == len(pins)
+    for requirement in declared():
+        name = canonicalize_name(requirement.name)
+        assert name in pinned, f"constraints.txt lacks {name}"
+        assert requirement.specifier.contains(pinned[name]), (
+            f"{name} {pinned[name]} is out of bounds"
+        )
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Each imported module's dotted name, absolute, and whether it lies in umsf_lib."""
+    here = path.relative_to(ROOT).with_suffix("").parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join(here[: len(here) - node.level])
+            found = [
+                f"{base}.{node.module}" if node.module else f"{base}.{a.name}" for a in node.names
+            ]
+        elif isinstance(node, ast.ImportFrom):
+            found = [node.module or ""]
+        else:
+            continue
+        for name in found:
+            yield name, name.partition(".")[0] == "umsf_lib"
+
+
+def test_imports_go_one_way() -> None:
+    wrong = []
+    for path in sorted(LIBRARY.rglob("*.py")):
+        own = path.relative_to(LIBRARY).parts[0].removesuffix(".py")
+        inner = {name.split(".")[1] for name, ours in imports(path) if ours and "." in name}
+        for other in inner - {own}:
+            if own not in ORDER or other not in ORDER:
+                wrong.append(f"{own} imports {other}, and one of them is not in ORDER")
+            elif ORDER.index(other) > ORDER.index(own):
+                wrong.append(f"{path.relative_to(ROOT)} imports {other}, which stands after {own}")
+    assert wrong == []
+
+
+def test_every_file_has_its_place_in_the_order() -> None:
+    there = {p.name.removesuffix(".py") for p in LIBRARY.iterdir() if p.suffix == ".py"}
+    there |= {p.parent.name for p in LIBRARY.glob("*/__init__.py")}
+    assert there - {"__init__"} == set(ORDER)
+
+
+def test_every_import_is_a_declared_package() -> None:
+    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+    known = {modules.get(r.name, r.name) for r in declared()} | set(sys.stdlib_module_names)
+    known |= {"PIL", "affine"}  # what matplotlib and rasterio take and give
+    known |= {"IPython", "packaging", "nbclient", "nbconvert"}  # jupyterlab and pytest need them
+    files = [*LIBRARY.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    found = {
+        (name.split(".")[0], str(p.relative_to(ROOT))) for p in files for name, _ in imports(p)
+    }
+    assert [f for f in sorted(found) if f[0] not in known | {"umsf_lib", "tests"}] == []
+
+
+def tracked_text() -> Iterator[tuple[Path, str]]:
+    command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this is no git checkout")
+    for path in (ROOT / line for line in listed.splitlines()):
+        try:
+            yield path, path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, FileNotFoundError):
+            continue
+
+
+def test_no_file_names_a_path_of_one_machine() -> None:
+    homes = "|".join(("home", "Users", "root", "work", "tmp", "mnt", "media"))
+    machine = re.compile(rf"(?<![\w.~<*-])/(?:{homes})/\w|[A-Z]:\\\\?Users\\")
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path, text in tracked_text()
+        for match in machine.finditer(text)
+    ]
+    assert found == []
