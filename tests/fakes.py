@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from rasterio import Affine
 from rasterio.crs import CRS
 
+from umsf_lib.prepare import SceneSet
 from umsf_lib.scenes import Layout, load_layout, write_raster
 
 SIZE = 48  # rows; columns are 8 more, so that a transposition cannot hide
+SET = [f"NH49E0010{number}" for number in range(13, 18)]
 WGS84 = CRS.from_epsg(4326)
 UTM = CRS.from_epsg(32650)
 # 0.16199 arc seconds, the step of the WHU sheets
@@ -36,6 +39,24 @@ def codes(layout: Layout, seed: int = 0, size: int = SIZE) -> np.ndarray:
     """Label codes of the layout, ignored ones included, ``(size, size + 8)`` uint8."""
     known = [c.code for c in layout.classes] + list(layout.label_nodata)
     return np.random.default_rng(seed).choice(known, (size, size + 8)).astype(np.uint8)
+
+
+def write_set(root: Path, layout_name: str = "whu-opt-sar") -> Layout:
+    """Write five scenes of five sizes: two to train, one to validate, two to test.
+
+    Each has nodata, in one sensor at its top left and in the other at its bottom.
+    """
+    for number, name in enumerate(SET):
+        layout = load_layout(layout_name)
+        size = SIZE + (8, -6, 0, -12, 4)[number]
+        optical, sar = (bands(layout, role, number, size) for role in ("optical", "sar"))
+        optical[:, : 5 + number, :9] = 0
+        sar[0, -3:, number:] = 0 if sar.dtype == np.uint8 else np.nan
+        label = codes(layout, number, size) if layout.classes else None
+        write_fake(root, layout_name, name, optical=optical, sar=sar, label=label)
+    parts = ["train:", *SET[:2], "val:", SET[2], "test:", *SET[3:]]
+    (root / "split.txt").write_text("\n".join(parts) + "\n")
+    return layout
 
 
 def write_fake(
@@ -63,3 +84,20 @@ def write_fake(
             nodata=change.get(f"{role}_nodata"),
         )
     return layout
+
+
+def truth(scenes: SceneSet, index: int) -> dict[str, np.ndarray]:
+    """A prepared scene from its files, by rasterio and formulas written out here.
+
+    ``optical`` and ``sar`` as stored, ``valid (H, W)``, ``ln_sar`` ln intensity, NaN where invalid.
+    """
+    source, found = scenes.sources[scenes.records[index].name], {}
+    for role in ("optical", "sar"):
+        with rasterio.open(getattr(source, role)) as file:
+            found[role] = file.read()
+    optical, sar = found["optical"], found["sar"]
+    decibels = sar.dtype.kind == "f"
+    valid = (optical != 0).all(axis=0) & (np.isfinite(sar) if decibels else sar != 0).all(axis=0)
+    sar = np.where(valid, sar.astype(np.float64), np.nan)
+    ln_sar = np.log(10 ** (sar / 10)) if decibels else np.log(sar**2)
+    return found | {"valid": valid, "ln_sar": ln_sar}

@@ -250,6 +250,16 @@ def test_scene_figure_shows_label_colours_and_names_only_present_classes() -> No
     assert patches == {row.name: tuple(c / 255 for c in row.rgb) for row in CLASSES[:5]}
 
 
+def test_label_colours_are_not_mixed_at_borders() -> None:
+    label = RNG.choice([0, 3, 4], (600, 900))  # finer than the pixels of the panel
+    figure = figures.scene_figure(np.zeros((600, 900, 3)), None, label, classes=CLASSES)
+    picture = drawn(figure)
+    box = panel(figure, "label").get_window_extent().padded(-3)
+    rows = slice(picture.shape[0] - int(box.y1), picture.shape[0] - int(box.y0))
+    colors = np.unique(picture[rows, int(box.x0) : int(box.x1)].reshape(-1, 3), axis=0)
+    assert {tuple(color) for color in colors.tolist()} == {CLASSES[i].rgb for i in (0, 3, 4)}
+
+
 def test_missing_label_leaves_its_panels_out() -> None:
     nothing = np.full_like(LABEL, IGNORE)
     for label in (None, nothing):
@@ -337,7 +347,7 @@ def test_spectra_are_mean_and_std_of_each_class() -> None:
     (ax,) = figure.axes
     assert legend_names(figure) == PRESENT
     for row, container in zip(CLASSES, ax.containers, strict=False):
-        values = pixels[:, LABEL == row.id]
+        values = pixels[:, row.id == LABEL]
         line, _, (spans,) = container.lines
         np.testing.assert_allclose(line.get_ydata(), np.nanmean(values, axis=1))
         lengths = [segment[1, 1] - segment[0, 1] for segment in spans.get_segments()]

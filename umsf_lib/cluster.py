@@ -18,6 +18,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from .config import ConfigError
 from .tokens import TokenMap
 
 
@@ -91,8 +92,19 @@ def central(labels: list[np.ndarray]) -> int:
     return int(agreement.sum(axis=0).argmax())
 
 
-def fit_merged(tokens: np.ndarray, over_clusters: int, num_clusters: int, seed: int) -> HardClusters:
-    """k-means with too many clusters, whose centres Ward's linkage merges to ``num_clusters``."""
+def fit_merged(
+    tokens: np.ndarray, over_clusters: int, num_clusters: int, seed: int
+) -> HardClusters:
+    """k-means with too many clusters, whose centres Ward's linkage merges to ``num_clusters``.
+
+    Raises:
+        ConfigError: there is nothing to merge.
+    """
+    if over_clusters < num_clusters:
+        raise ConfigError(
+            f"cluster.over_clusters is {over_clusters}, fewer than the {num_clusters} clusters to "
+            "merge them to; raise it."
+        )
     model = KMeans(over_clusters, n_init=4, random_state=seed).fit(tokens)
     merge = AgglomerativeClustering(num_clusters, linkage="ward")
     return HardClusters(model, merge.fit_predict(model.cluster_centers_), num_clusters)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,7 +64,7 @@ class ViewConfig:
     gain: float = 0.1  # optical, in standard deviations: strong jitter destroys radiometry
     offset: float = 0.1
     blur: float = 0.5  # probability of an optical blur
-    speckle_looks: int = 8  # extra speckle on the SAR view: Gamma of this many looks
+    speckle_looks: int = 8  # extra speckle on the SAR view: Gamma of this many looks; 0: none
     sar_gain: float = 0.1
 
 
@@ -231,7 +233,10 @@ def _apply_override(tree: dict[str, Any], pair: str) -> None:
     section, dot, key = name.partition(".")
     if not (equals and dot):
         raise ConfigError(f"override '{pair}' has not the form section.key=value.")
-    tree.setdefault(section, {})[key] = yaml.safe_load(text)
+    try:
+        tree.setdefault(section, {})[key] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{pair}': '{text}' is no value; write it as YAML.") from error
 
 
 def _build(cls: Any, values: Mapping[str, Any], source: str, prefix: str) -> Any:
@@ -251,9 +256,9 @@ def _build(cls: Any, values: Mapping[str, Any], source: str, prefix: str) -> Any
 
 def _checked(value: Any, kind: Any, name: str, source: str) -> Any:
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(float(v) for v in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        return tuple(_checked(v, typing.get_args(kind)[0], name, source) for v in value)
+    if kind is float:
+        value = _as_float(value)
     if type(value) is not kind:
         wanted = getattr(kind, "__name__", str(kind))
         got = f"{value!r} ({type(value).__name__})"
@@ -261,16 +266,23 @@ def _checked(value: Any, kind: Any, name: str, source: str) -> Any:
     allowed = CHOICES.get(name)
     if allowed and value not in allowed:
         raise ConfigError(f"{name} is {value!r}, but it must be one of {', '.join(allowed)}.")
-    if kind in (int, float) and value < 0:
-        raise ConfigError(f"{name} is {value}, but it must not be negative.")
+    if kind in (int, float) and not 0 <= value < math.inf:
+        raise ConfigError(f"{name} is {value}, but it must be finite and not negative.")
     return value
+
+
+def _as_float(value: Any) -> Any:
+    """Whole numbers, and 1e-3, which YAML takes for a text because it has no point."""
+    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return float(value) if type(value) is int else value
 
 
 def unknown_name(name: str, known: typing.Iterable[str], where: str) -> str:
     """One sentence about a misspelt name, with the nearest known one."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}."
+    ends = {full.rpartition(".")[2]: full for full in known}  # without the section, which all share
+    near = difflib.get_close_matches(name.rpartition(".")[2], ends, n=1)
+    hint = f"did you mean '{ends[near[0]]}'?" if near else f"known: {', '.join(ends.values())}."
     return f"'{name}' is not a parameter of {where}; {hint}"
 
 
@@ -284,22 +296,33 @@ def check_parameters(values: Mapping[str, Any], known: Mapping[str, type], where
         if name not in known:
             raise ConfigError(unknown_name(name, known, where))
         wanted = known[name]
-        if type(value) is not wanted:
-            got = f"{value!r} ({type(value).__name__})"
-            raise ConfigError(f"parameter '{name}' of {where} is {got}, not {wanted.__name__}.")
+        if type(value) is not wanted and (type(value), wanted) != (int, float):
+            got, needed = f"{value!r} ({type(value).__name__})", wanted.__name__
+            raise ConfigError(
+                f"parameter '{name}' of {where} is {got}, but it must be {needed}; with papermill "
+                f"give {'True or False' if wanted is bool else f'a plain {needed}'} after -p "
+                "(-r passes text)."
+            )
 
 
 def injected_parameters(sources: typing.Iterable[str]) -> dict[str, Any]:
     """Literal assignments of the cell that papermill injects, from the sources of executed cells.
 
     papermill writes ``# Parameters`` above what it injects and only warns of names that the
-    notebook does not have, so the notebook looks for itself.
+    notebook does not have, so the notebook looks for itself. Of cells executed again the last
+    counts.
+
+    Raises:
+        ConfigError: a value is no literal (papermill writes a nan as a call).
     """
+    cells = [source for source in sources if source.lstrip().startswith("# Parameters")]
     found: dict[str, Any] = {}
-    for source in sources:
-        if not source.lstrip().startswith("# Parameters"):
-            continue
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                found[node.targets[0].id] = ast.literal_eval(node.value)
+    for node in ast.parse(cells[-1]).body if cells else ():
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            try:
+                found[name] = ast.literal_eval(node.value)
+            except ValueError as error:
+                text = ast.unparse(node.value)
+                raise ConfigError(f"parameter '{name}' is {text}; give a plain value.") from error
     return found

@@ -79,7 +79,9 @@ def flip_averaged(function: MapFunction, symmetries: int) -> MapFunction:
     return averaged
 
 
-def to_pixels(posteriors: Tensor, height: int, width: int, stride: int, smoothing_px: float) -> Tensor:
+def to_pixels(
+    posteriors: Tensor, height: int, width: int, stride: int, smoothing_px: float
+) -> Tensor:
     """Smooth token posteriors and bring them to the scene's pixels.
 
     Args:

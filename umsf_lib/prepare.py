@@ -139,6 +139,7 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
         try:
             _stream(scenes, layout, temporary)
+            temporary.chmod(0o755)  # mkdtemp makes it private
             shutil.rmtree(folder, ignore_errors=True)
             temporary.replace(folder)
         except BaseException:
@@ -159,7 +160,7 @@ def _stream(scenes: list[Scene], layout: Layout, folder: Path) -> None:
         scene.check()
     sizes = [(grid.height, grid.width) for grid in (s.profile() for s in scenes)]
     total = sum(h * w for h, w in sizes)
-    maps, records, offset = _open_maps(scenes[0], folder, total), [], 0
+    maps, records, offset = _open_maps(scenes, folder, total), [], 0
     for scene, (height, width) in zip(scenes, sizes, strict=True):
         moments = _copy_scene(scene, layout, maps, offset, height, width)
         records.append(_record(scene, height, width, offset, moments))
@@ -171,12 +172,13 @@ def _stream(scenes: list[Scene], layout: Layout, folder: Path) -> None:
     write_json(folder / "manifest.json", described)
 
 
-def _open_maps(scene: Scene, folder: Path, total: int) -> dict[str, np.ndarray]:
-    sample = scene.read(Window(0, 0, 1, 1))
+def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.ndarray]:
+    samples = [scene.read(Window(0, 0, 1, 1)) for scene in scenes]
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        role: ((sample[role].shape[0], total), sample[role].dtype)
+        # Reflectance may be int16 in one file and float32 in the next: hold both.
+        role: ((len(samples[0][role]), total), np.result_type(*(s[role] for s in samples)))
         for role in ("optical", "sar")
-        if role in sample
+        if role in samples[0]
     }
     shapes |= {"label": ((total,), np.uint8), "valid": ((total,), np.bool_)}
     return {
@@ -220,7 +222,8 @@ def _record(
     scene: Scene, height: int, width: int, offset: int, sums: dict[str, np.ndarray]
 ) -> SceneRecord:
     mean = {role: (s[1] / s[0]) for role, s in sums.items()}
-    std = {role: np.sqrt(np.maximum(s[2] / s[0] - mean[role] ** 2, 1e-12)) for role, s in sums.items()}
+    variance = {role: s[2] / s[0] - mean[role] ** 2 for role, s in sums.items()}
+    std = {role: np.sqrt(np.maximum(v, 1e-12)) for role, v in variance.items()}
     count = int(next(iter(sums.values()))[0, 0])
     plain = [{role: v.tolist() for role, v in table.items()} for table in (mean, std)]
     return SceneRecord(scene.name, height, width, offset, count, plain[0], plain[1])

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Config, PretrainConfig
+from .despeckle import load_despeckler
 from .losses import embedding_statistics, info_nce
 from .momentum import Queue, key_network, momentum_update
 from .prepare import SceneSet
 from .runs import Run, write_atomically
 from .training import Checkpoints, Row, load_checkpoint, train, trainable
-from .umsf_net import UmsfNet
+from .umsf_net import UmsfNet, build_network
 from .views import View, draw_matches, make_view, sample_tokens
 from .windows import PixelStore, draw_windows, open_store, training_tiles
 
@@ -268,8 +269,7 @@ def new_network(run: Run, scenes: SceneSet) -> UmsfNet:
     torch.manual_seed(config.seed)
     network = build_network(config, scenes)
     if network.despeckler is not None:
-        state = torch.load(run.path(DESPECKLER), map_location="cpu", weights_only=True)
-        network.despeckler.load_state_dict(state)
+        network.despeckler.load_state_dict(load_despeckler(run).state_dict())
     return network
 
 

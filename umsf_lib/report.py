@@ -28,9 +28,7 @@ OVERALL = ("acc", "nmi", "ari", "macro_f1", "miou", "kappa", "many_to_one")
 Tables = dict[str, np.ndarray]  # protocol -> (S, K', K) int64, one table per scene
 
 
-def score_scenes(
-    classifier: Classifier, bench: Bench, which: Sequence[int]
-) -> Tables:
+def score_scenes(classifier: Classifier, bench: Bench, which: Sequence[int]) -> Tables:
     """Contingency tables of a classifier on scenes, per protocol.
 
     ``dense`` counts pixels. ``patch`` counts patches of ``map.patch_px``: the most frequent label
@@ -40,7 +38,8 @@ def score_scenes(
     shape = (0, classifier.num_clusters, classes)
     found: dict[str, list[np.ndarray]] = {"dense": [], "patch": []}
     for scene in which:
-        posteriors = classifier.pixels(bench.store, scene, config.cluster.smoothing_px)  # (K', H, W)
+        # (K', H, W)
+        posteriors = classifier.pixels(bench.store, scene, config.cluster.smoothing_px)
         labels = valid_labels(bench.scenes, scene)
         patches = patch_majority(posteriors, labels, config.map.patch_px, classes)
         pairs = {"dense": (posteriors.argmax(0).cpu().numpy(), labels), "patch": patches}
@@ -56,7 +55,8 @@ def patch_majority(
     """Predicted cluster and most frequent label of each whole patch; IGNORE if half unlabelled."""
     rows, cols = (side // size for side in labels.shape)
     inside = posteriors[:, : rows * size, : cols * size]
-    mean = inside.reshape(-1, rows, size, cols, size).mean(dim=(2, 4))  # (K', rows, cols)
+    split = inside.reshape(len(inside), rows, size, cols, size)
+    mean = split.mean(dim=(2, 4))  # (K', rows, cols)
     blocks = labels[: rows * size, : cols * size].reshape(rows, size, cols, size)
     counts = np.stack([(blocks == c).sum(axis=(1, 3)) for c in range(classes)])  # (K, rows, cols)
     enough = counts.sum(axis=0) >= size * size / 2
@@ -68,7 +68,8 @@ def evaluate(run: Run, bench: Bench, methods: Iterable[Classifier]) -> bool:
 
     The matching of clusters to classes is fitted on the pooled validation scenes and applied to
     the test scenes; where a data set has no validation scenes (it is transductive) only the
-    matching fitted on the test scenes exists, and the records say so.
+    matching fitted on the test scenes exists, and the records say so. The patch protocol is left
+    out where no test patch is labelled well enough.
 
     Returns:
         True if it was computed.
@@ -76,6 +77,7 @@ def evaluate(run: Run, bench: Bench, methods: Iterable[Classifier]) -> bool:
     inputs: dict[str, Any] = run.config.section("map", "cluster", "seed")
     inputs["cluster_outputs"] = run.outputs_of("cluster")
     scenes = bench.scenes
+    inputs["scenes"] = [scenes.folder.name, scenes.split]  # corrected labels are scored anew
 
     def make() -> list[str]:
         arrays, rows = {}, []
@@ -83,6 +85,8 @@ def evaluate(run: Run, bench: Bench, methods: Iterable[Classifier]) -> bool:
             val = score_scenes(method, bench, scenes.indices("val"))
             test = score_scenes(method, bench, scenes.indices("test"))
             for protocol in test:
+                if protocol == "patch" and not test[protocol].any():
+                    continue  # scenes smaller than a patch, or thinly labelled
                 mappings = matchings(val[protocol], test[protocol])
                 rows += records(run, scenes, method.name, protocol, test[protocol], mappings)
                 arrays[f"{method.name}/{protocol}/test"] = test[protocol]
@@ -96,7 +100,7 @@ def evaluate(run: Run, bench: Bench, methods: Iterable[Classifier]) -> bool:
 
 def matchings(val: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     """Matching name -> cluster -> class; the one that counts first."""
-    fitted = {"validation": hungarian(val.sum(axis=0))} if len(val) else {}
+    fitted = {"validation": hungarian(val.sum(axis=0))} if val.any() else {}
     return fitted | {"test": hungarian(test.sum(axis=0))}
 
 

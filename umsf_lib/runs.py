@@ -198,6 +198,12 @@ class Run:
     def _save(self) -> None:
         write_json(self.path("manifest.json"), self.manifest)
 
+    def _reload(self) -> None:
+        """Stages that another notebook has finished in the meantime."""
+        path = self.path("manifest.json")
+        if path.is_file():
+            self.manifest["stages"] = json.loads(path.read_text())["stages"]
+
     def stage(
         self,
         name: str,
@@ -215,10 +221,12 @@ class Run:
             True if it ran, False if it was up to date.
         """
         wanted = digest(inputs)
-        if self.manifest["stages"].get(name, {}).get("inputs") == wanted and self.is_done(name):
+        if self.is_done(name) and self.manifest["stages"][name]["inputs"] == wanted:
             return False
         with _locked(self.path(".lock"), name):
-            self.manifest["stages"].pop(name, None)
+            self._reload()
+            if self.manifest["stages"].pop(name, None):
+                self._save()  # if this fails midway, nobody takes the old result for the new one
             start = time.perf_counter()
             outputs = make()
             self.manifest["stages"][name] = {
@@ -232,6 +240,7 @@ class Run:
 
     def is_done(self, name: str) -> bool:
         """Whether the stage finished and each of its files still has its sha256."""
+        self._reload()
         entry = self.manifest["stages"].get(name)
         return entry is not None and all(
             self.path(file).is_file() and sha256_of(self.path(file)) == sha
@@ -262,7 +271,8 @@ def default_name(config: Config) -> str:
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        inner = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
     return flat
 
 
@@ -270,7 +280,7 @@ def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[st
     before, now = _flat(old), _flat(new)
     changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
     if changed:
-        listed = ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in changed[:6])
+        listed = ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in changed)
         raise ConfigError(
             f"Run folder {folder} was made with other settings ({listed}); "
             "choose another run name, or delete that folder to start again."
@@ -302,6 +312,7 @@ def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
     run = Run.open(config, values["run"])
     seed_everything(config.seed)
     found = versions()
-    print(f"run {run.folder.name} | profile {config.profile} | seed {config.seed} | {pick_device()}")
+    settings = f"profile {config.profile} | seed {config.seed}"
+    print(f"run {run.folder.name} | {settings} | {pick_device()}")
     print(" | ".join(f"{name} {found[name]}" for name in ("python", "torch", "numpy", "rasterio")))
     return run

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from scipy.ndimage import gaussian_filter
 from scipy.special import gammaincinv, gammaln, ndtr
 
@@ -276,3 +277,7 @@ def write_scenes(
     for name in names:
         own = int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0])
         scene = simulate_scene(own, height, width, difficulty)
+        grid = {"crs": CRS.from_epsg(4326), "transform": sheet_transform(name)}
+        write_raster(folder / "optical" / name, scene["optical"], nodata=0, **grid)
+        write_raster(folder / "sar" / name, scene["sar"], nodata=0, **grid)
+        write_raster(folder / "lbl" / name, scene["label"], nodata=0, colors=colors, **grid)

@@ -38,7 +38,8 @@ def pixel_bands(store: PixelStore, scene: int) -> tuple[Tensor, list[str]]:
         for index, plus, minus in (("ndvi", "nir", "red"), ("ndwi", "green", "nir")):
             if plus in bands and minus in bands:
                 a, b = raw[:, [bands.index(plus)]], raw[:, [bands.index(minus)]]
-                parts.append((a - b) / (a + b).clamp_min(1e-6))
+                # Reflectance may be negative over dark ground: keep the index in its bounds.
+                parts.append(((a - b) / (a + b).clamp_min(1e-6)).clamp(-1, 1))
                 names.append(index)
     if "sar" in windows and layout.sar is not None:
         parts.append(windows["sar"])
@@ -61,9 +62,10 @@ def local_statistics(bands: Tensor, sigmas_px: Sequence[float], stride: int) -> 
     for sigma in sigmas_px:
         mean = gaussian_blur(bands, sigma)
         variance = gaussian_blur(bands.square(), sigma) - mean.square()
-        statistics += [mean, 0.5 * variance.clamp_min(1e-4).log()]
-    every = torch.cat(statistics, dim=1)
-    return F.avg_pool2d(every, stride, ceil_mode=True)[0]
+        for values in (mean, 0.5 * variance.clamp_min(1e-4).log()):
+            # At once: all of them at full size would fill the memory on a large scene.
+            statistics.append(F.avg_pool2d(values, stride, ceil_mode=True)[0])
+    return torch.cat(statistics)
 
 
 def token_validity(store: PixelStore, scene: int, stride: int) -> Tensor:
@@ -80,7 +82,9 @@ class StatisticTokens:
     a single class would otherwise be pulled apart).
     """
 
-    def __init__(self, store: PixelStore, train: Sequence[int], sigmas_px: Sequence[float], stride: int):
+    def __init__(
+        self, store: PixelStore, train: Sequence[int], sigmas_px: Sequence[float], stride: int
+    ):
         self.store, self.sigmas_px, self.stride = store, sigmas_px, stride
         self.per_scene = all(is_uncalibrated(store.layout, role) for role in store.roles)
         self.fixed: tuple[Tensor, Tensor] | None = None
@@ -122,7 +126,12 @@ class PrincipalTokens:
 
 
 def draw_tokens(
-    token_map: TokenMap, store: PixelStore, scenes: Sequence[int], stride: int, count: int, seed: int
+    token_map: TokenMap,
+    store: PixelStore,
+    scenes: Sequence[int],
+    stride: int,
+    count: int,
+    seed: int,
 ) -> np.ndarray:
     """``(n, D)`` float64 tokens of valid ground, drawn evenly from the scenes."""
     rng = np.random.default_rng(seed)

@@ -74,7 +74,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """Checkpoint files, oldest first."""
-        return sorted(self.folder.glob("step-*.pt"))
+        return sorted(self.folder.glob("step-*.pt"), key=lambda path: int(path.stem.split("-")[1]))
 
     def load_latest(self) -> dict[str, Any] | None:
         """The newest whole checkpoint, or None.
@@ -96,9 +96,12 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        old = content["settings"]
     except Exception as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint ({error}); delete it.") from error
-    old = content["settings"]
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint ({reason}); delete it."
+        ) from error
     changed = [key for key in sorted(old | dict(settings)) if old.get(key) != settings.get(key)]
     if changed:
         listed = ", ".join(f"{k} {old.get(k)!r} -> {settings.get(k)!r}" for k in changed)
@@ -184,6 +187,7 @@ def train(
             if progress and rows:
                 progress(done, steps, rows[-1])
             if checkpoints and (done % checkpoint_every == 0 or done == steps):
+                _refuse_nan(float(loss.detach()), done)  # else every resume would start from it
                 _save(checkpoints, done, module, optimizer, generator, rows)
     except torch.cuda.OutOfMemoryError as error:
         raise ConfigError(
@@ -193,11 +197,16 @@ def train(
 
 
 def _row(step: int, loss: Tensor, lr: float, metrics: Metrics) -> Row:
-    row = {"step": float(step), "loss": float(loss), "lr": lr}
-    row |= {name: float(value) for name, value in metrics.items()}
-    if not math.isfinite(row["loss"]):
-        raise ConfigError(f"the loss is {row['loss']} at step {step}; lower the learning rate.")
+    row = {"step": float(step), "loss": float(loss.detach()), "lr": lr}
+    for name, value in metrics.items():
+        row[name] = float(value.detach() if isinstance(value, Tensor) else value)
+    _refuse_nan(row["loss"], step)
     return row
+
+
+def _refuse_nan(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise ConfigError(f"the loss is {loss} at step {step}; lower the learning rate.")
 
 
 def _save(

@@ -35,7 +35,9 @@ def draw(shape: tuple[int, ...], generator: torch.Generator, device: torch.devic
     return torch.randn(shape, generator=generator, device=generator.device).to(device)
 
 
-def draw_uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+def draw_uniform(
+    shape: tuple[int, ...], generator: torch.Generator, device: torch.device
+) -> Tensor:
     """Uniform numbers in [0, 1) from a generator that may live on another device."""
     return torch.rand(shape, generator=generator, device=generator.device).to(device)
 
@@ -114,10 +116,11 @@ def photometric_sar(
         config: strengths.
         generator: of the draws.
     """
+    x = x + config.sar_gain * draw((x.shape[0], x.shape[1], 1, 1), generator, x.device)
+    if config.speckle_looks == 0:
+        return x
     noise = speckle(tuple(x.shape), config.speckle_looks, generator, x.device)  # type: ignore[arg-type]
-    gain = config.sar_gain * draw((x.shape[0], x.shape[1], 1, 1), generator, x.device)
-    scale = log_std.view(-1, x.shape[1], 1, 1)
-    return x + noise.clamp_min(1e-3).log() / scale + gain
+    return x + noise.clamp_min(1e-3).log() / log_std.view(-1, x.shape[1], 1, 1)
 
 
 def make_view(
@@ -136,7 +139,9 @@ def make_view(
     """
     first = windows["optical"] if "optical" in windows else windows["sar"]
     theta = draw_geometry(len(first), config.scale_min, generator, first.device)
-    images = {role: resample(windows[role], theta) for role in ("optical", "sar") if role in windows}
+    images = {
+        role: resample(windows[role], theta) for role in ("optical", "sar") if role in windows
+    }
     if "optical" in images:
         images["optical"] = photometric_optical(images["optical"], config, generator)
     if "sar" in images and log_std is not None:

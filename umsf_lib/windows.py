@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import Config, DataError
+from .config import Config, ConfigError, DataError
 from .prepare import SceneSet, standardisation, training_statistics
 from .scenes import to_log_intensity
 
@@ -113,8 +113,14 @@ def tile_starts(length: int, size: int, overlap: int) -> list[int]:
     """Starts of tiles of ``size`` px every ``size - overlap`` px; the last is shifted back.
 
     Raises:
+        ConfigError: tiles overlap by their whole size.
         DataError: the scene is smaller than one tile.
     """
+    if overlap >= size:
+        raise ConfigError(
+            f"windows of {size} px cannot overlap by {overlap} px; choose a smaller overlap "
+            "(override views.overlap_px or map.overlap_px)."
+        )
     if length < size:
         raise DataError(
             f"a scene side of {length} px is smaller than a window of {size} px; "

@@ -97,7 +97,7 @@ def show_picture(axes: Axes, picture: Array, title: str, pixel_m: float | None =
     axes.imshow(
         picture[::step, ::step],
         extent=(0, width, height, 0),
-        interpolation="nearest" if picture.dtype == np.uint8 else "auto",
+        interpolation="nearest" if picture.dtype == np.uint8 else None,
     )
     bare(axes, title)
     if pixel_m is not None:
@@ -163,8 +163,8 @@ def add_scale_bar(axes: Axes, shape: tuple[int, ...], pixel_m: float) -> None:
     bar.set(facecolor="white", edgecolor="black", linewidth=0.8)
     axes.add_patch(bar)
     text = f"{length_m / 1000:g} km" if length_m >= 1000 else f"{length_m:g} m"
-    name = axes.text(left, top - 0.02 * height, text, color="white", fontsize=9, va="bottom")
-    name.set_path_effects([patheffects.withStroke(linewidth=2, foreground="black")])
+    name = axes.text(left, top - 0.02 * height, text, color="white", weight="bold", va="bottom")
+    name.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="black")])
 
 
 def add_legend(figure: Figure, entries: Sequence[tuple[str, Rgb]]) -> Legend | None:

@@ -1,0 +1,56 @@
+"""Small prepared data sets that several test files read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from umsf_lib.prepare import SceneSet, prepare, training_statistics
+from umsf_lib.windows import PixelStore
+
+from .fakes import write_set
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project root, so that nothing is written into the checkout."""
+    root = tmp_path / "project"
+    monkeypatch.setenv("UMSF_ROOT", str(root))
+    return root
+
+
+def _prepared(folder: Path, layout_name: str) -> SceneSet:
+    layout = write_set(folder / "data", layout_name)
+    return prepare(folder / "data", layout, folder / "prepared")
+
+
+@pytest.fixture(scope="session")
+def whu(tmp_path_factory: pytest.TempPathFactory) -> SceneSet:
+    """8-bit scenes with labels: see ``fakes.write_set``. To be read only."""
+    return _prepared(tmp_path_factory.mktemp("whu"), "whu-opt-sar")
+
+
+@pytest.fixture(scope="session")
+def terramesh(tmp_path_factory: pytest.TempPathFactory) -> SceneSet:
+    """Calibrated scenes with labels, transductive. To be read only."""
+    return _prepared(tmp_path_factory.mktemp("terramesh"), "terramesh")
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> SceneSet:
+    """8-bit RGB and SAR without labels. To be read only."""
+    return _prepared(tmp_path_factory.mktemp("pairs"), "pairs")
+
+
+@pytest.fixture(scope="session")
+def whu_store(whu: SceneSet) -> PixelStore:
+    return PixelStore(whu, training_statistics(whu), CPU)
+
+
+@pytest.fixture(scope="session")
+def terramesh_store(terramesh: SceneSet) -> PixelStore:
+    return PixelStore(terramesh, training_statistics(terramesh), CPU)

@@ -1,0 +1,207 @@
+"""Clusterers on data whose answer is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+from sklearn.metrics import adjusted_rand_score
+
+from umsf_lib.bench import Bench
+from umsf_lib.cluster import (
+    central,
+    fit,
+    fit_kmeans,
+    fit_merged,
+    fit_mixture,
+    posterior_map,
+)
+from umsf_lib.config import ClusterConfig, ConfigError, load_config
+from umsf_lib.prepare import SceneSet
+from umsf_lib.tokens import PrincipalTokens, StatisticTokens
+from umsf_lib.windows import PixelStore
+
+KINDS = ("kmeans", "mixture", "merged")
+SETTINGS = ClusterConfig(restarts=2, over_clusters=9)
+
+
+def gaussians(
+    means: list, covariances: list, counts: list, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens ``(n, D)`` of known Gaussians and the component of each."""
+    rng = np.random.default_rng(seed)
+    parts = [
+        rng.multivariate_normal(mean, covariance, count)
+        for mean, covariance, count in zip(means, covariances, counts, strict=True)
+    ]
+    return np.concatenate(parts), np.repeat(np.arange(len(counts)), counts)
+
+
+CIGARS = ([[0, 0], [0, 3]], [np.diag([100, 0.1])] * 2, [1500, 500])
+BLOBS = ([[0, 0, 0], [6, 0, 0], [0, 6, 6]], [np.eye(3)] * 3, [400, 200, 60])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_posteriors_are_shares(kind: str) -> None:
+    tokens, _ = gaussians(*BLOBS)
+    clusterer = fit(kind, tokens, 3, SETTINGS, seed=0)
+    new = np.random.default_rng(1).normal(0, 20, (200, 3))  # far from what it was fitted on
+    posteriors = clusterer.posteriors(new)
+    assert posteriors.shape == (200, 3) and clusterer.num_clusters == 3
+    assert posteriors.min() >= 0
+    np.testing.assert_allclose(posteriors.sum(axis=1), 1, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clear_blobs_are_found_by_all(kind: str) -> None:
+    tokens, truth = gaussians(*BLOBS)
+    found = fit(kind, tokens, 3, SETTINGS, seed=0).posteriors(tokens).argmax(axis=1)
+    assert adjusted_rand_score(truth, found) > 0.97
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fits_follow_the_seed(kind: str) -> None:
+    tokens = np.random.default_rng(0).normal(size=(400, 4))  # no clusters: every start differs
+    first, again, other = (
+        fit(kind, tokens, 5, SETTINGS, seed).posteriors(tokens) for seed in (3, 3, 4)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_the_mixture_separates_what_kmeans_cannot() -> None:
+    tokens, truth = gaussians(*CIGARS)
+    mixture = fit_mixture(tokens, 2, restarts=5, seed=0).posteriors(tokens).argmax(axis=1)
+    means = fit_kmeans(tokens, 2, seed=0).posteriors(tokens).argmax(axis=1)
+    assert adjusted_rand_score(truth, mixture) > 0.98
+    assert adjusted_rand_score(truth, means) < 0.1
+
+
+def test_mixture_posteriors_obey_bayes() -> None:
+    means, covariances, counts = [[0, 0], [4, 2]], [np.eye(2), [[2, 0.9], [0.9, 1]]], [4000, 1000]
+    tokens, _ = gaussians(means, covariances, counts)
+    found = fit_mixture(tokens, 2, restarts=3, seed=0)
+    order = np.argsort(found.model.means_[:, 0])
+    density = np.stack(
+        [
+            share * multivariate_normal(mean, covariance).pdf(tokens)
+            for share, mean, covariance in zip((0.8, 0.2), means, covariances, strict=True)
+        ],
+        axis=1,
+    )
+    expected = density / density.sum(axis=1, keepdims=True)
+    error = np.abs(found.posteriors(tokens)[:, order] - expected)
+    assert error.mean() < 0.005 and error.max() < 0.2
+
+
+def test_kmeans_assigns_the_nearest_centre() -> None:
+    tokens = np.random.default_rng(0).normal(size=(300, 3))
+    found = fit_kmeans(tokens, 4, seed=0)
+    distances = ((tokens[:, None] - found.model.cluster_centers_[None]) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(found.posteriors(tokens), np.eye(4)[distances.argmin(axis=1)])
+
+
+def test_merging_finds_rare_clusters_that_kmeans_gives_up() -> None:
+    tokens, truth = gaussians([[0, 0], [8, 0], [0, 8]], [np.eye(2)] * 3, [6000, 150, 50])
+    merged = fit_merged(tokens, 12, 3, seed=0)
+    assert merged.groups.shape == (12,) and set(merged.groups) == {0, 1, 2}
+    found = merged.posteriors(tokens).argmax(axis=1)
+    distances = ((tokens[:, None] - merged.model.cluster_centers_[None]) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(found, merged.groups[distances.argmin(axis=1)])
+    plain = fit_kmeans(tokens, 3, seed=0).posteriors(tokens).argmax(axis=1)
+    assert adjusted_rand_score(truth, found) > 0.95
+    assert adjusted_rand_score(truth, plain) < 0.3  # it splits the common one
+
+
+def test_merging_few_to_many_is_refused() -> None:
+    tokens = np.random.default_rng(0).normal(size=(50, 2))
+    with pytest.raises(ConfigError, match="cluster.over_clusters is 5.*the 8 clusters.*raise it"):
+        fit_merged(tokens, 5, 8, seed=0)
+    assert fit_merged(tokens, 8, 8, seed=0).num_clusters == 8
+
+
+def test_central_is_the_medoid() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        base = rng.integers(0, 4, 200)
+        noise = rng.permutation([0.05, 0.2, 0.5, 0.9, 0.4])
+        labels = [
+            np.where(rng.random(200) < share, rng.integers(0, 4, 200), base) for share in noise
+        ]
+        agreement = [
+            np.mean([adjusted_rand_score(labels[i], labels[j]) for j in range(5) if j != i])
+            for i in range(5)
+        ]
+        assert central(labels) == int(np.argmax(agreement))
+
+
+def test_central_ignores_the_names_of_clusters_and_odd_ones_out() -> None:
+    base = np.random.default_rng(0).integers(0, 3, 300)
+    odd = np.random.default_rng(1).integers(0, 3, 300)
+    assert central([odd, base, (base + 1) % 3, odd[::-1]]) in (1, 2)
+    assert central([odd]) == 0
+
+
+def test_a_posterior_map_has_each_token_at_its_place() -> None:
+    tokens, _ = gaussians(*BLOBS)
+    clusterer = fit_mixture(tokens, 3, restarts=1, seed=0)
+    maps = {scene: torch.randn(3, 5, 7) * 4 for scene in (0, 1)}
+    for scene in maps:
+        found = posterior_map(clusterer, maps.__getitem__, scene)
+        assert found.shape == (3, 5, 7) and found.dtype == torch.float32
+        for row in range(5):
+            for col in range(7):
+                token = maps[scene][:, row, col].double().numpy()[None]
+                expected = clusterer.posteriors(token)[0]
+                np.testing.assert_allclose(found[:, row, col].numpy(), expected, atol=1e-5)
+
+
+# The bench
+
+
+@pytest.fixture
+def bench(whu: SceneSet, whu_store: PixelStore) -> Bench:
+    config = load_config("tiny", overrides="cluster.tokens=200 cluster.restarts=1")
+    return Bench(whu, whu_store, config)
+
+
+def with_clusters(bench: Bench, **change: object) -> Bench:
+    cluster = dataclasses.replace(bench.config.cluster, **change)
+    return dataclasses.replace(bench, config=dataclasses.replace(bench.config, cluster=cluster))
+
+
+def test_many_statistics_are_reduced_and_few_are_not(bench: Bench) -> None:
+    assert isinstance(bench.statistics, PrincipalTokens) and bench.statistics(0).shape[0] == 16
+    whole = with_clusters(bench, max_dims=28)
+    assert isinstance(whole.statistics, StatisticTokens) and whole.statistics(0).shape[0] == 28
+
+
+def test_as_many_clusters_as_classes_unless_asked(bench: Bench, whu_store, pairs) -> None:
+    assert bench.num_clusters == 7
+    assert with_clusters(bench, num_clusters=12).num_clusters == 12
+    assert Bench(pairs, whu_store, bench.config).num_clusters == 6  # no classes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bench_makes_classifiers_of_whole_scenes(bench: Bench, kind: str) -> None:
+    classifier = bench.cluster("any", kind, bench.statistics, bench.stride)
+    assert (classifier.name, classifier.num_clusters, classifier.stride) == ("any", 7, 4)
+    for scene in (0, 4):
+        record = bench.scenes.records[scene]
+        pixels = classifier.pixels(bench.store, scene, 4.0)
+        assert pixels.shape == (7, record.height, record.width)
+        assert torch.allclose(pixels.sum(0), torch.ones(record.height, record.width), atol=1e-5)
+
+
+def test_only_training_scenes_are_sampled(bench: Bench) -> None:
+    seen = []
+
+    def token_map(scene: int) -> torch.Tensor:
+        seen.append(scene)
+        return bench.statistics(scene)
+
+    bench.statistics  # noqa: B018  (made beforehand, so that only the sample is watched)
+    assert len(bench.sample(token_map, bench.stride)) == 200 and seen == [0, 1]

@@ -1,0 +1,217 @@
+"""Speckle, and the learnable front end that removes it before the SAR encoder.
+
+Speckle multiplies intensity: I = R S with S ~ Gamma(L, 1/L). In ln I it is additive, so a small
+residual network can estimate and subtract it. It is trained on synthetic speckle over known scenes,
+then rides along in the contrastive training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import uniform_filter
+from torch import Tensor, nn
+
+from .config import DespeckleConfig
+from .prepare import SceneSet
+from .runs import Run, write_atomically, write_json
+from .training import Row, train
+from .views import speckle
+from .windows import draw_windows, open_store, training_tiles
+
+DESPECKLER = "checkpoints/despeckler.pt"
+BOXES = (3, 7, 15)  # px; the first gives detail, the last an estimate of the level
+RATIO_WEIGHT = 0.1
+RATIO_BOX = 16
+
+
+class Despeckle(nn.Module):
+    """ln I -> ln of the despeckled intensity, as the input minus an estimated residual.
+
+    The residual network sees ln I relative to box means of several sizes, so that scaling the
+    intensity only shifts the result: f(I c) = c f(I). The last layer starts at zero: identity.
+    Layout after SAR-DRN (Zhang et al. 2018): 3 x 3 convolutions of growing and falling dilation.
+    """
+
+    def __init__(self, channels: int = 16, dilations: Sequence[int] = (1, 2, 2, 1)) -> None:
+        super().__init__()
+        widths = [len(BOXES), *[channels] * (len(dilations) - 1), 1]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(before, after, 3, padding=d, dilation=d)
+            for before, after, d in zip(widths, widths[1:], dilations, strict=False)
+        )
+        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, log_intensity: Tensor) -> Tensor:
+        """``(B, C, h, w)`` ln I -> same shape; each band by itself."""
+        y = log_intensity.flatten(0, 1)[:, None]  # (B C, 1, h, w)
+        level = y.mean(dim=(2, 3), keepdim=True)  # exp() of centred values cannot overflow
+        intensity = (y - level).clamp(-20, 20).exp()
+        x = torch.cat([y - level - box_mean(intensity, k).log() for k in BOXES], dim=1)
+        for number, layer in enumerate(self.layers[:-1]):
+            new = F.relu(layer(x))
+            x = new if number == 0 else x + new
+        return (y - self.layers[-1](x)).view_as(log_intensity)
+
+
+def box_mean(images: Tensor, size: int) -> Tensor:
+    """Mean over ``size`` x ``size`` px of ``(B, 1, h, w)``; mirrored borders (repeated if tiny)."""
+    reach = size // 2
+    mode = "reflect" if min(images.shape[2:]) > reach else "replicate"
+    images = F.pad(images, (reach, reach, reach, reach), mode=mode)
+    return F.avg_pool2d(F.avg_pool2d(images, (1, size), 1), (size, 1), 1)
+
+
+def despeckle_loss(estimate: Tensor, noisy: Tensor, clean: Tensor) -> Tensor:
+    """L1 in the log, plus a penalty where the ratio image has not the unit mean of speckle."""
+    ratio = F.avg_pool2d((noisy - estimate).exp(), RATIO_BOX)
+    return (estimate - clean).abs().mean() + RATIO_WEIGHT * (ratio - 1).abs().mean()
+
+
+def patchwork(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Piecewise constant ln reflectivity ``(N, 1, size, size)``: Voronoi cells and bright points."""
+    sites = torch.rand(count, 12, 2, generator=generator) * size
+    levels = torch.randn(count, 12, generator=generator)
+    axis = torch.arange(size, dtype=torch.float32)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(1, -1, 2)
+    nearest = torch.cdist(grid.expand(count, -1, 2), sites).argmin(dim=2)  # (N, size^2)
+    cells = levels.gather(1, nearest).view(count, 1, size, size)
+    points = torch.rand(cells.shape, generator=generator) < 0.002
+    return cells + 4.0 * points
+
+
+def add_speckle(clean: Tensor, looks: int, generator: torch.Generator, correlated: bool) -> Tensor:
+    """ln of ``exp(clean)`` times fresh speckle; ``clean (B, 1, h, w)``."""
+    shape = (clean.shape[0], clean.shape[1], clean.shape[2], clean.shape[3])
+    noise = speckle(shape, looks, generator, clean.device, correlated=correlated)
+    return clean + noise.clamp_min(1e-6).log()
+
+
+def fit_despeckler(
+    module: Despeckle,
+    clean: Tensor,
+    settings: DespeckleConfig,
+    generator: torch.Generator,
+    progress: Callable[[int, int, Row], None] | None = None,
+) -> list[Row]:
+    """Train on synthetic speckle of 1 to 8 looks, white and correlated, over clean images.
+
+    Args:
+        module: trained in place.
+        clean: ``(N, 1, h, w)`` ln reflectivity, on the module's device.
+        settings: steps, batch, crop side (px), learning rate.
+        generator: of all draws.
+        progress: see ``training.train``.
+    """
+    size = settings.crop_px
+    optimizer = torch.optim.Adam(module.parameters(), lr=settings.lr)
+
+    def number(high: int) -> int:
+        return int(torch.randint(high, (), generator=generator))
+
+    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        pick = torch.randint(len(clean), (settings.batch,), generator=generator)
+        top, left = (number(side - size + 1) for side in clean.shape[2:])
+        crops = clean[pick.to(clean.device), :, top : top + size, left : left + size]
+        noisy = add_speckle(crops, 1 + number(8), generator, correlated=number(2) == 1)
+        return despeckle_loss(module(noisy), noisy, crops), {}
+
+    return train(
+        module,
+        loss_of,
+        optimizer,
+        steps=settings.steps,
+        warmup=max(1, settings.steps // 10),
+        generator=generator,
+        progress=progress,
+    )
+
+
+def clean_images(run: Run, scenes: SceneSet, count: int = 64) -> Tensor:
+    """Scenes without speckle to train on: half patchwork, half optical luminance.
+
+    Luminance has the edges and textures of real land; scaled to the spread of ln reflectivity.
+    """
+    config, size = run.config, run.config.views.window_px
+    generator = torch.Generator().manual_seed(config.seed)
+    cells = patchwork(count // 2, size, generator).to(run.device)
+    store = open_store(scenes, config, run.device)
+    if "optical" not in store.roles:
+        return cells
+    tiles = training_tiles(scenes, size, config.views.overlap_px)
+    where = draw_windows(tiles, count - len(cells), size, 0, store.places, generator)
+    return torch.cat([cells, store.windows(*where, size)["optical"].mean(dim=1, keepdim=True)])
+
+
+def train_despeckler(
+    run: Run, scenes: SceneSet, *, progress: Callable[[int, int, Row], None] | None = None
+) -> bool:
+    """Stage ``despeckle``: train the front end, or return at once if the run has it.
+
+    Returns:
+        True if it trained.
+    """
+    settings = run.config.despeckle
+    inputs = run.config.section("despeckle", "seed", "views") | {"data": run.outputs_of("data")}
+
+    def make() -> list[str]:
+        torch.manual_seed(run.config.seed)
+        module = Despeckle(settings.channels).to(run.device)
+        generator = torch.Generator().manual_seed(run.config.seed)
+        rows = fit_despeckler(module, clean_images(run, scenes), settings, generator, progress)
+        state = {name: value.cpu() for name, value in module.state_dict().items()}
+        write_atomically(run.path(DESPECKLER), lambda temporary: torch.save(state, temporary))
+        write_json(run.path("despeckle.json"), rows)
+        return [DESPECKLER, "despeckle.json"]
+
+    return run.stage("despeckle", make, inputs)
+
+
+def load_despeckler(run: Run) -> Despeckle:
+    """The run's trained front end, on the CPU, in eval mode.
+
+    Raises:
+        MissingStageError: it has not been trained.
+    """
+    run.outputs_of("despeckle")
+    module = Despeckle(run.config.despeckle.channels)
+    module.load_state_dict(torch.load(run.path(DESPECKLER), map_location="cpu", weights_only=True))
+    return module.eval()
+
+
+def enl(intensity: np.ndarray) -> float:
+    """Equivalent number of looks of a homogeneous area: mean^2 / variance of intensity."""
+    return float(intensity.mean() ** 2 / intensity.var())
+
+
+def boxcar(intensity: np.ndarray, size: int) -> np.ndarray:
+    """Plain ``size`` x ``size`` mean of ``(h, w)`` intensity; ENL grows by size^2 on white speckle."""
+    return uniform_filter(intensity.astype(np.float64), size, mode="mirror")
+
+
+def lee(intensity: np.ndarray, size: int, looks: float) -> np.ndarray:
+    """Lee filter of ``(h, w)`` intensity (Lee 1980): towards the local mean where it is flat.
+
+    The weight of the pixel itself is 1 - C_u^2 / C_i^2 with C_u^2 = 1 / looks and C_i the local
+    coefficient of variation, kept in [0, 1].
+    """
+    mean = boxcar(intensity, size)
+    variance = np.maximum(boxcar(intensity.astype(np.float64) ** 2, size) - mean**2, 0)
+    weight = 1 - mean**2 / looks / np.maximum(variance, 1e-30)
+    return mean + np.clip(weight, 0, 1) * (intensity - mean)
+
+
+def ratio_statistics(intensity: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
+    """What is left after division: for a good filter, pure speckle (Gomez et al. 2017).
+
+    Returns:
+        ``mean`` (1 is right), ``enl`` (that of the input speckle), ``lag1`` correlation of
+        horizontal neighbours (that of the input speckle; 0 if white).
+    """
+    ratio = intensity / estimate
+    lag1 = np.corrcoef(ratio[:, :-1].ravel(), ratio[:, 1:].ravel())[0, 1]
+    return {"mean": float(ratio.mean()), "enl": enl(ratio), "lag1": float(lag1)}

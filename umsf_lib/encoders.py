@@ -1,0 +1,203 @@
+"""Optical and SAR encoders: images in, token maps out.
+
+A small ResNet for laptops, torchvision's ResNets for GPUs; any number of bands; ImageNet weights
+on request, inflated to the bands at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import ResNet, get_model, get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from .config import ConfigError
+from .despeckle import Despeckle
+
+STRIDES = {"small": (4,), "resnet18": (4, 8, 16, 32), "resnet50": (4, 8, 16, 32)}
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of 16 channels: statistics of one sample only, so nothing leaks within a batch."""
+    groups = max(1, channels // 16)
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"group": group_norm, "batch": nn.BatchNorm2d}
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut (He et al. 2016)."""
+
+    def __init__(self, before: int, after: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, 1, bias=False),
+            norm(after),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False),
+            norm(after),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or before != after:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), norm(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.shortcut(x) + self.body(x))
+
+
+def small_resnet(bands: int, channels: int, norm: str) -> nn.Sequential:
+    """Stride 4 and a receptive field of about 40 px: enough for a village, fine enough for a road."""
+    make = NORMS[norm]
+    narrow, middle = channels // 4, channels // 2
+    return nn.Sequential(
+        nn.Conv2d(bands, narrow, 3, 1, 1, bias=False),  # full resolution: thin roads
+        make(narrow),
+        nn.ReLU(inplace=True),
+        ResidualBlock(narrow, middle, 2, make),
+        ResidualBlock(middle, channels, 2, make),
+        ResidualBlock(channels, channels, 1, make),
+    )
+
+
+def torchvision_resnet(
+    name: str, bands: int, stride: int, norm: str, weights: str, rgb: tuple[int, int, int] | None
+) -> nn.Sequential:
+    """The body of a torchvision ResNet, without pooling and classifier.
+
+    Args:
+        name: ``resnet18`` (512 channels) or ``resnet50`` (2048).
+        bands: of the input.
+        stride: 4, 8, 16 or 32 px per token; where it is below 32, later stages do not stride
+            (bottlenecks are dilated instead; basic blocks cannot be).
+        norm: ``group`` or ``batch``; ImageNet weights need ``batch``.
+        weights: ``none`` or ``imagenet``.
+        rgb: positions of red, green, blue among the bands, for the weights; None for SAR.
+
+    Raises:
+        ConfigError: weights with group norm, or weights that cannot be fetched.
+    """
+    net: ResNet = get_model(name, weights=None, norm_layer=NORMS[norm])
+    if weights == "imagenet":
+        if norm != "batch":
+            raise ConfigError(
+                f"model.weights is imagenet but model.norm is {norm!r}: ImageNet ResNets were "
+                "trained with batch norm; set model.norm=batch."
+            )
+        net.load_state_dict(fetch_weights(name))
+    net.conv1 = inflated(net.conv1, bands, rgb)
+    _set_stride(net, stride)
+    stages = [net.layer1, net.layer2, net.layer3, net.layer4]
+    return nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, *stages)
+
+
+def fetch_weights(name: str) -> dict[str, Tensor]:
+    """ImageNet state of a torchvision ResNet, from its cache or the network.
+
+    Raises:
+        ConfigError: it cannot be fetched.
+    """
+    chosen = get_model_weights(name)["DEFAULT"]
+    try:
+        state: dict[str, Tensor] = chosen.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:
+        raise ConfigError(
+            f"ImageNet weights {chosen} cannot be fetched ({error}); set model.weights=none, or "
+            f"put the file {chosen.url.rsplit('/', 1)[-1]} into {torch.hub.get_dir()}/checkpoints."
+        ) from error
+    return state
+
+
+def inflated(conv: nn.Conv2d, bands: int, rgb: tuple[int, int, int] | None) -> nn.Conv2d:
+    """First convolution for any bands: red, green, blue keep their filters, the others get the mean.
+
+    Scaled so that equal bands give the response that three equal bands gave.
+    """
+    old = conv.weight.detach()  # (out, 3, 7, 7)
+    new = old.mean(dim=1, keepdim=True).repeat(1, bands, 1, 1)
+    for colour, band in enumerate(rgb or ()):
+        new[:, band] = old[:, colour]
+    new *= old.sum(dim=1, keepdim=True).abs().mean() / new.sum(dim=1, keepdim=True).abs().mean()
+    made = nn.Conv2d(bands, conv.out_channels, 7, 2, 3, bias=False)
+    made.weight = nn.Parameter(new)
+    return made
+
+
+def _set_stride(net: ResNet, stride: int) -> None:
+    """Drop the strides of the later stages; dilate bottlenecks to keep their reach."""
+    total = 4
+    for layer in (net.layer2, net.layer3, net.layer4):
+        if total < stride:
+            total *= 2
+            continue
+        reach = stride_dilation = 2 ** [net.layer2, net.layer3, net.layer4].index(layer)
+        for module in layer.modules():
+            if isinstance(module, BasicBlock | Bottleneck):
+                module.stride = 1
+            if isinstance(module, nn.Conv2d):
+                module.stride = (1, 1)
+                if module.kernel_size == (3, 3) and reach == stride_dilation:
+                    module.dilation = module.padding = (reach, reach)
+
+
+def encoder(
+    backbone: str,
+    bands: int,
+    *,
+    channels: int,
+    stride: int,
+    norm: str = "group",
+    weights: str = "none",
+    rgb: tuple[int, int, int] | None = None,
+) -> nn.Sequential:
+    """Images ``(B, bands, h, w)`` -> token maps ``(B, channels, h / stride, w / stride)``.
+
+    Args:
+        backbone: ``small``, ``resnet18`` or ``resnet50``.
+        bands: of the input.
+        channels: of the tokens; a 1 x 1 convolution brings a ResNet's own width to it.
+        stride: px per token.
+        norm: ``group`` or ``batch``.
+        weights: ``none`` or ``imagenet``.
+        rgb: see ``torchvision_resnet``.
+
+    Raises:
+        ConfigError: a stride the backbone cannot have; weights that do not fit it.
+    """
+    if stride not in STRIDES[backbone]:
+        raise ConfigError(f"model.stride is {stride}, but {backbone} has {STRIDES[backbone]}.")
+    if backbone == "small":
+        if weights != "none":
+            raise ConfigError("model.weights is imagenet, but backbone 'small' has none; use none.")
+        return small_resnet(bands, channels, norm)
+    body = torchvision_resnet(backbone, bands, stride, norm, weights, rgb)
+    width = 512 if backbone == "resnet18" else 2048
+    if width != channels:
+        body.append(nn.Conv2d(width, channels, 1))
+    return body
+
+
+class SarEncoder(nn.Module):
+    """Despeckling front end, then a backbone that sees both the despeckled and the original bands.
+
+    Input is standardised ln intensity; ``log_std`` takes it back to natural log units, where
+    speckle has its known statistics.
+    """
+
+    log_std: Tensor
+
+    def __init__(self, backbone: nn.Module, despeckler: Despeckle | None, log_std: Tensor) -> None:
+        super().__init__()
+        self.despeckler, self.backbone = despeckler, backbone
+        self.register_buffer("log_std", log_std.view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.despeckler is None:
+            return self.backbone(x)
+        clean = self.despeckler(x * self.log_std) / self.log_std
+        return self.backbone(torch.cat([clean, x], dim=1))  # (B, 2 Cs, h, w)

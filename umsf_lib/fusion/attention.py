@@ -1,0 +1,116 @@
+"""Multi-head cross-attention over tokens with a gate per token (UMSF-Net).
+
+Each sensor asks the other one: queries from the one, keys and values from the other. With a
+single pooled token the softmax would be identically 1 and the queries and keys would never learn;
+here every token of the map takes part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WINDOW = 16  # tokens; larger maps attend within windows of this side
+MAX_TOKENS = 1024
+
+
+class CrossAttention(nn.Module):
+    """``q + W_O MHA(Q = LN q, K = V = LN kv)`` on tokens ``(B, N, C)``; biases as in PyTorch's MHA."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_q, self.norm_kv = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.q, self.k, self.v, self.out = (nn.Linear(channels, channels) for _ in range(4))
+
+    def forward(self, query: Tensor, other: Tensor, bias: Tensor) -> Tensor:
+        q, kv = self.norm_q(query), self.norm_kv(other)
+        q, k, v = (self._split(t) for t in (self.q(q), self.k(kv), self.v(kv)))  # (B, h, N, d)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return query + self.out(mixed.transpose(1, 2).flatten(2))  # (B, N, C)
+
+    def weights(self, query: Tensor, other: Tensor, bias: Tensor) -> Tensor:
+        """Attention ``(B, heads, N, N)``: rows sum to 1. For looking, not for training."""
+        q, k = self._split(self.q(self.norm_q(query))), self._split(self.k(self.norm_kv(other)))
+        return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5 + bias).softmax(dim=3)
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        batch, count, channels = tokens.shape
+        return tokens.view(batch, count, self.heads, channels // self.heads).transpose(1, 2)
+
+
+class AttentionFusion(nn.Module):
+    """Cross-attention both ways, then f = LN(g1 o' + g2 s') with a gate per token.
+
+    10 C^2 + 17 C + 2 parameters. Nearby tokens of the other sensor count most: the logits lose
+    ``slope * distance`` (ALiBi, Press et al. 2022; in 2-D as CROMA, Fuller et al. 2023).
+    """
+
+    slopes: Tensor
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.from_sar = CrossAttention(channels, heads)  # the optical tokens ask
+        self.from_optical = CrossAttention(channels, heads)  # the SAR tokens ask
+        self.gate = nn.Sequential(
+            nn.Linear(2 * channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, 2)
+        )
+        self.norm = nn.LayerNorm(channels)
+        ratio = 2.0 ** (-8 / heads)
+        slopes = ratio ** torch.arange(1, heads + 1, dtype=torch.float32)
+        self.register_buffer("slopes", slopes, persistent=False)
+
+    def forward(
+        self, optical: Tensor, sar: Tensor, need_weights: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Fuse maps ``(B, C, H, W)``.
+
+        Returns:
+            fused ``(B, C, H, W)``; aux with ``gates (B, 2, H, W)`` and, if asked for (then
+            without windows), ``attention_optical`` and ``attention_sar (B, heads, N, N)``.
+        """
+        height, width = optical.shape[2:]
+        if height * width > MAX_TOKENS and not need_weights:
+            return self._windowed(optical, sar)
+        bias = self.distance_bias(height, width)
+        o, s = (maps.flatten(2).transpose(1, 2) for maps in (optical, sar))  # (B, N, C)
+        o_new, s_new = self.from_sar(o, s, bias), self.from_optical(s, o, bias)
+        gates = self.gate(torch.cat([o_new, s_new], dim=2)).softmax(dim=2)  # (B, N, 2)
+        fused = self.norm(gates[:, :, :1] * o_new + gates[:, :, 1:] * s_new)
+        aux = {"gates": gates.transpose(1, 2).unflatten(2, (height, width))}
+        if need_weights:
+            aux["attention_optical"] = self.from_sar.weights(o, s, bias)
+            aux["attention_sar"] = self.from_optical.weights(s, o, bias)
+        return fused.transpose(1, 2).unflatten(2, (height, width)), aux
+
+    def distance_bias(self, height: int, width: int) -> Tensor:
+        """``(heads, N, N)``: minus slope times distance in tokens."""
+        axes = [torch.arange(n, device=self.slopes.device) for n in (height, width)]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 2).float()
+        return -self.slopes[:, None, None] * torch.cdist(places, places)
+
+    def _windowed(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        batch, _, height, width = optical.shape
+        over = [-side % WINDOW for side in (height, width)]
+        parts = [_to_windows(F.pad(m, (0, over[1], 0, over[0]), mode="replicate")) for m in (optical, sar)]
+        fused, aux = self.forward(*parts)
+        shape = (batch, height + over[0], width + over[1])
+        maps = [_from_windows(m, shape)[:, :, :height, :width] for m in (fused, aux["gates"])]
+        return maps[0], {"gates": maps[1]}
+
+
+def _to_windows(maps: Tensor) -> Tensor:
+    """``(B, C, H, W)`` -> ``(B * windows, C, 16, 16)``."""
+    batch, channels, height, width = maps.shape
+    split = maps.view(batch, channels, height // WINDOW, WINDOW, width // WINDOW, WINDOW)
+    return split.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, WINDOW, WINDOW)
+
+
+def _from_windows(windows: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Inverse of ``_to_windows``; ``shape`` is (B, H, W)."""
+    batch, height, width = shape
+    split = windows.view(batch, height // WINDOW, width // WINDOW, -1, WINDOW, WINDOW)
+    return split.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, height, width)

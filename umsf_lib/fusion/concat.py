@@ -1,0 +1,22 @@
+"""Concatenation and a 1 x 1 convolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConcatFusion(nn.Module):
+    """f = ReLU(LN(W [o; s])); 2C^2 + 2C parameters."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        """``heads`` is of the contract; only attention has any."""
+        super().__init__()
+        self.mix = nn.Conv2d(2 * channels, channels, 1, bias=False)
+        self.norm = nn.GroupNorm(1, channels)
+
+    def forward(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        return F.relu(self.norm(self.mix(torch.cat([optical, sar], dim=1)))), {}

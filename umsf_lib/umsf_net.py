@@ -1,0 +1,115 @@
+"""The whole network: two encoders, fusion, projection heads, clustering head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import Config, ModelConfig
+from .despeckle import Despeckle
+from .encoders import NORMS, SarEncoder, encoder
+from .fusion import FUSIONS
+from .layouts import Layout
+from .prepare import SceneSet, training_statistics
+
+PROJECTORS = {
+    "both": ("optical", "sar", "cross_optical", "cross_sar", "fused"),
+    "optical": ("fused",),
+    "sar": ("fused",),
+}
+SOURCE = {"cross_optical": "optical", "cross_sar": "sar"}  # projector -> feature map it reads
+
+
+def projection_head(channels: int, hidden: int, dim: int, norm: str) -> nn.Sequential:
+    """Two layers, as 1 x 1 convolutions: ``(B, C, H, W) -> (B, D, H, W)``, not normalised."""
+    return nn.Sequential(
+        nn.Conv2d(channels, hidden, 1, bias=False),
+        NORMS[norm](hidden),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(hidden, dim, 1),
+    )
+
+
+def clustering_head(channels: int, hidden: int, num_clusters: int) -> nn.Sequential:
+    """Two layers: ``(B, C, H, W) -> logits (B, K, H, W)``."""
+    return nn.Sequential(
+        nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, num_clusters, 1)
+    )
+
+
+class UmsfNet(nn.Module):
+    """UMSF-Net for one or two sensors.
+
+    The cross-modal contrast has projectors of its own, so that aligning the sensors does not
+    erase what only one of them sees (DeCUR, Wang et al. 2024). With one sensor, ``fused`` is that
+    sensor's map and there is nothing to fuse.
+    """
+
+    def __init__(
+        self, model: ModelConfig, layout: Layout, sar_log_std: Tensor, despeckle_channels: int = 16
+    ) -> None:
+        """Build from settings.
+
+        Args:
+            model: sizes and choices.
+            layout: band counts and the place of red, green, blue.
+            sar_log_std: ``(Cs,)`` std that standardises ln intensity.
+            despeckle_channels: width of the front end.
+        """
+        super().__init__()
+        self.model, self.sensors, self.stride = model, model.sensors, model.stride
+        self.projection_dim = model.projection_dim
+        common: dict[str, Any] = {"channels": model.channels, "stride": model.stride}
+        common |= {"norm": model.norm, "weights": model.weights}
+        self.optical = self.sar = self.fusion = None
+        if self.sensors != "sar":
+            bands = len(layout.optical.bands)
+            self.optical = encoder(model.backbone, bands, rgb=layout.optical.rgb, **common)
+        if self.sensors != "optical":
+            front = Despeckle(despeckle_channels) if model.despeckle else None
+            bands = len(sar_log_std) * (2 if front else 1)
+            self.sar = SarEncoder(encoder(model.backbone, bands, **common), front, sar_log_std)
+        if self.sensors == "both":
+            self.fusion = FUSIONS[model.fusion](model.channels, model.heads)
+        sizes = (model.channels, model.projection_hidden, model.projection_dim, model.norm)
+        names = PROJECTORS[self.sensors]
+        self.projectors = nn.ModuleDict({name: projection_head(*sizes) for name in names})
+        self.clustering: nn.Module | None = None
+
+    @property
+    def despeckler(self) -> Despeckle | None:
+        """The front end of the SAR encoder, if there is one."""
+        return None if self.sar is None else self.sar.despeckler
+
+    def set_num_clusters(self, num_clusters: int) -> None:
+        """Attach a fresh clustering head."""
+        hidden = self.model.cluster_hidden
+        self.clustering = clustering_head(self.model.channels, hidden, num_clusters)
+
+    def features(self, x_opt: Tensor | None, x_sar: Tensor | None) -> dict[str, Tensor]:
+        """Token maps ``optical``, ``sar`` (where there) and ``fused``, each ``(B, C, H, W)``."""
+        if self.fusion is None:
+            single = self.optical(x_opt) if self.optical is not None else self.sar(x_sar)  # type: ignore[misc]
+            return {"fused": single}
+        maps = {"optical": self.optical(x_opt), "sar": self.sar(x_sar)}  # type: ignore[misc]
+        fused, _ = self.fusion(maps["optical"], maps["sar"])
+        return maps | {"fused": fused}
+
+    def project(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Projector -> ``(B, D, H, W)``, not normalised."""
+        return {n: head(features[SOURCE.get(n, n)]) for n, head in self.projectors.items()}
+
+    def forward(self, x_opt: Tensor | None, x_sar: Tensor | None) -> Tensor:
+        """Cluster logits ``(B, K, H, W)``; needs ``set_num_clusters`` first."""
+        assert self.clustering is not None
+        logits: Tensor = self.clustering(self.features(x_opt, x_sar)["fused"])
+        return logits
+
+
+def build_network(config: Config, scenes: SceneSet) -> UmsfNet:
+    """The network of a run's settings for the bands of its scenes; weights from torch's seed."""
+    statistics = training_statistics(scenes)
+    log_std = torch.tensor(statistics.get("sar", {"std": [1.0]})["std"], dtype=torch.float32)
+    return UmsfNet(config.model, scenes.layout, log_std, config.despeckle.channels)
