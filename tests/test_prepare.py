@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,15 @@ def test_a_changed_file_is_prepared_anew(tmp_path: Path) -> None:
     second = prepare(tmp_path / "data", layout, tmp_path / "prepared")
     assert second.folder != first.folder
     np.testing.assert_array_equal(second.plane("optical", 0), bands(layout, "optical", 9))
+
+
+def test_a_file_of_the_same_size_but_another_time_is_prepared_anew(tmp_path: Path) -> None:
+    layout = write_set(tmp_path / "data")
+    first = prepare(tmp_path / "data", layout, tmp_path / "prepared")
+    label = first.sources[SET[0]].label
+    assert label is not None
+    os.utime(label, ns=(1, 1))
+    assert prepare(tmp_path / "data", layout, tmp_path / "prepared").folder != first.folder
 
 
 def test_a_half_written_folder_is_made_again(tmp_path: Path) -> None:

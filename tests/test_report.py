@@ -33,9 +33,8 @@ from umsf_lib.windows import PixelStore
 from .conftest import CPU
 from .fakes import write_set
 
-FIELDS = set(
-    "run method variant profile dataset protocol split matching metric class seed value".split()
-)
+FIELDS = {"run", "method", "variant", "profile", "dataset", "protocol", "split", "matching"}
+FIELDS |= {"metric", "class", "seed", "value"}
 TINY = load_config("tiny", overrides="map.patch_px=8 cluster.smoothing_px=0")
 
 

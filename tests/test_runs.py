@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import subprocess
 import sys
@@ -71,6 +72,17 @@ def test_write_atomically_shows_the_whole_new_file_only(tmp_path: Path) -> None:
     assert seen == [(False, True, ".txt")]
     assert path.read_text() == "whole" and listing(path.parent) == {"file.txt"}
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_content_reaches_the_disk_before_the_name_does(tmp_path, monkeypatch) -> None:
+    path, seen = tmp_path / "file.txt", []
+
+    def fsync(descriptor: int) -> None:
+        seen.append((os.fstat(descriptor).st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(path, lambda temporary: temporary.write_text("whole"))
+    assert seen == [(5, False)]
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])

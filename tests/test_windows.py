@@ -156,6 +156,15 @@ def test_training_tiles_are_half_valid_and_of_training_scenes(whu: SceneSet) -> 
     assert len(expected) < every  # some were dropped
 
 
+def test_a_window_that_is_exactly_half_valid_counts(tmp_path: Path) -> None:
+    layout = load_layout("whu-opt-sar")
+    optical = bands(layout, "optical")
+    optical[:, :4] = optical[:, 8:13] = 0
+    write_fake(tmp_path / "data", "whu-opt-sar", optical=optical)
+    scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
+    assert set(training_tiles(scenes, 8, 0)[:, 1].tolist()) == {0, 16, 24, 32, 40}
+
+
 def test_a_set_without_a_half_valid_window_is_refused(tmp_path: Path) -> None:
     layout = load_layout("whu-opt-sar")
     optical = bands(layout, "optical")

@@ -110,7 +110,7 @@ def landscape(height: int, width: int, seed: int, *, difficulty: str = "easy") -
     building, tracks = _settle(label, row_direction, share, rng)
     _scatter_others(label, share[OTHERS], rng)
     cover = _true_cover(label, parcel, difficulty, rng)
-    cover[tracks & (label == FARMLAND)] = ROAD
+    if difficulty != 'easy': cover[tracks & (label == FARMLAND)] = ROAD
     vigour = vary(np.isin(cover, (FARMLAND, ORCHARD)), parcel, rng)
     return Landscape(label, cover, elevation, parcel, row_direction, building, vigour)
 
@@ -163,8 +163,8 @@ def fractal(
 
 def vary(fields: Mask, parcel: NDArray[np.int32], rng: np.random.Generator) -> FloatMap:
     """Unit-variance variation (H, W): by district and parcel in fields, in patches elsewhere."""
-    own = 0.6 * rng.standard_normal(int(parcel.max()) + 1, np.float32)[parcel]
-    own += 0.6 * smooth_noise(parcel.shape, 60, rng)
+    own = 0.4 * rng.standard_normal(int(parcel.max()) + 1, np.float32)[parcel]
+    own += 0.75 * smooth_noise(parcel.shape, 60, rng)
     within = np.float32(0.53) * fractal(parcel.shape, 5, rng, octaves=2, decay=1)
     return np.where(fields, own, 0.85 * smooth_noise(parcel.shape, 24, rng)) + within
 

@@ -19,11 +19,13 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.crs import CRS
 from scipy.ndimage import gaussian_filter
 from scipy.special import gammaincinv, gammaln, ndtr
 
 from .config import DataError
-from .scenes import load_layout, write_raster
+from .layouts import load_layout
+from .rasters import write_raster
 from .simulate_landscape import (
     CITY,
     FARMLAND,
@@ -47,7 +49,7 @@ OPTICAL = {
         (118, 115, 103, 87, 6, 3, 10),
         (110, 103, 88, 97, 5, 4, 6),
         (101, 93, 72, 52, 4, 3, 3),
-        (101, 92, 73, 116, 5, 5, 5),
+        (101, 92, 73, 116, 5, 4, 5),
         (117, 114, 102, 87, 4, 2, 3),
         (110, 103, 89, 97, 5, 4, 5),
         (101, 93, 74, 115, 5, 5, 5),
@@ -70,11 +72,11 @@ HAZE = (9.0, 6.0, 4.0, 1.5)  # short waves scatter most
 # Columns: mean amplitude (DN); parcel-to-parcel spread, fine texture, row effect (dB).
 SAR = {
     "easy": (
-        (41, -2.2, 0.6, 0.5, 0.5),
+        (40, -2.6, 0.6, 0.5, 0.5),
         (60, 0.0, 1.0, 2.0, 0.0),
         (54, 0.0, 1.0, 1.5, 0.0),
         (18, 0.0, 1.0, 0.5, 0.0),
-        (58, 0.8, 1.0, 0.5, 0.0),
+        (56, 0.4, 0.8, 0.5, 0.0),
         (19, 0.0, 1.0, 0.5, 0.0),
         (36, 0.0, 1.5, 1.0, 0.0),
         (46, -0.8, 1.0, 1.0, 0.5),
@@ -103,7 +105,7 @@ class Setting:
 
 
 SETTINGS = {
-    "easy": Setting(looks=4.0, scene_dn=4.0, haze=0.4, relief=0.3),
+    "easy": Setting(looks=4.0, scene_dn=4.0, haze=0.4, relief=0.2),
     "realistic": Setting(looks=1.0, scene_dn=7.0, haze=1.0, relief=1.0),
 }
 SPECKLE_PX = 1.0  # radar imagery is resampled, so its speckle is correlated over a pixel or two
@@ -281,3 +283,7 @@ def write_scenes(
         write_raster(folder / "optical" / name, scene["optical"], nodata=0, **grid)
         write_raster(folder / "sar" / name, scene["sar"], nodata=0, **grid)
         write_raster(folder / "lbl" / name, scene["label"], nodata=0, colors=colors, **grid)
+        place = {"crs": CRS.from_epsg(4326), "transform": sheet_transform(name)}
+        write_raster(folder / "optical" / name, scene["optical"], **place)
+        write_raster(folder / "sar" / name, scene["sar"], **place)
+        write_raster(folder / "lbl" / name, scene["label"], **place, colors=colors)

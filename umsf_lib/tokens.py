@@ -29,7 +29,8 @@ def pixel_bands(store: PixelStore, scene: int) -> tuple[Tensor, list[str]]:
         stretched bands where the data is stretched), SAR bands as standardised ln intensity.
     """
     windows, layout = store.scene(scene), store.layout
-    parts, names = [], []
+    parts: list[Tensor] = []
+    names: list[str] = []
     if "optical" in windows:
         bands = layout.optical.bands
         parts.append(windows["optical"])

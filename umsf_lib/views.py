@@ -139,7 +139,7 @@ def make_view(
     """
     first = windows["optical"] if "optical" in windows else windows["sar"]
     theta = draw_geometry(len(first), config.scale_min, generator, first.device)
-    images = {
+    images: dict[str, Tensor] = {
         role: resample(windows[role], theta) for role in ("optical", "sar") if role in windows
     }
     if "optical" in images:
