@@ -22,8 +22,8 @@ LIBRARY = ROOT / "umsf_lib"
 # one entry, whose files may import each other.
 ORDER = """
 config runs rasters layouts scenes simulate_landscape simulate_sensors prepare windows views
-encoders fusion umsf_net losses momentum metrics training despeckle pretrain tokens cluster
-inference self_training bench classify baselines figures map_files mapping report browser
+losses momentum metrics training despeckle encoders fusion umsf_net pretrain inference tokens
+cluster bench self_training classify baselines figures map_files mapping report browser
 pipeline tutorial __main__
 """.split()  # noqa: SIM905  (a list to read, top to bottom)
 

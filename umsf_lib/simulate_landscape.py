@@ -45,7 +45,7 @@ CITY_PX2, VILLAGE_PX2 = 10_000, 1_100  # mean ground of one settlement
 HIDDEN: dict[str, dict[int, dict[int, float]]] = {
     "easy": {
         FARMLAND: {FOREST: 0.01},
-        FOREST: {FARMLAND: 0.02},
+        FOREST: {FARMLAND: 0.01},
         VILLAGE: {FARMLAND: 0.04, FOREST: 0.04},
         CITY: {FOREST: 0.04, OTHERS: 0.04},
     },
@@ -60,7 +60,7 @@ HIDDEN: dict[str, dict[int, dict[int, float]]] = {
     },
 }
 ORCHARD_SHARE = {"easy": 0.08, "realistic": 0.15}  # of the fields
-RAGGED = {"easy": 0.4, "realistic": 0.9}  # weight of the fine outline of forests and lakes
+RAGGED = {"easy": 0.3, "realistic": 0.9}  # weight of the fine outline of forests and lakes
 
 
 @dataclass(frozen=True)
