@@ -166,7 +166,7 @@ def vary(fields: Mask, parcel: NDArray[np.int32], rng: np.random.Generator) -> F
     own = 0.4 * rng.standard_normal(int(parcel.max()) + 1, np.float32)[parcel]
     own += 0.75 * smooth_noise(parcel.shape, 60, rng)
     within = np.float32(0.53) * fractal(parcel.shape, 5, rng, octaves=2, decay=1)
-    return np.where(fields, own, 0.85 * smooth_noise(parcel.shape, 24, rng)) + within
+    return np.where(fields, own, 0.85 * smooth_noise(parcel.shape, 50, rng)) + within
 
 
 def _relief(shape: Shape, rng: np.random.Generator) -> FloatMap:
