@@ -85,7 +85,7 @@ def patchwork(count: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def add_speckle(clean: Tensor, looks: int, generator: torch.Generator, correlated: bool) -> Tensor:
-    """ln of ``exp(clean)`` times fresh speckle; ``clean (B, 1, h, w)``."""
+    """Ln of ``exp(clean)`` times fresh speckle; ``clean (B, 1, h, w)``."""
     shape = (clean.shape[0], clean.shape[1], clean.shape[2], clean.shape[3])
     noise = speckle(shape, looks, generator, clean.device, correlated=correlated)
     return clean + noise.clamp_min(1e-6).log()

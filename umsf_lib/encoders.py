@@ -34,7 +34,9 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {"group": group_norm, "batch": nn
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut (He et al. 2016)."""
 
-    def __init__(self, before: int, after: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
+    def __init__(
+        self, before: int, after: int, stride: int, norm: Callable[[int], nn.Module]
+    ) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(before, after, 3, stride, 1, bias=False),
@@ -45,7 +47,9 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or before != after:
-            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), norm(after))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), norm(after)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.shortcut(x) + self.body(x))

@@ -43,7 +43,8 @@ class Batch:
     """Two views of a batch of windows and the ground positions both see.
 
     ``scene (B,)``; ``centre (B, 2)`` row, col of the window centres in scene px; ``here`` and
-    ``there (B, n, 2)`` view coordinates; ``ground (B, n, 2)`` row, col in scene px; ``seen (B, n)``.
+    ``there (B, n, 2)`` view coordinates; ``ground (B, n, 2)`` row, col in scene px;
+    ``seen (B, n)``.
     """
 
     first: View
@@ -99,7 +100,7 @@ class MomentumContrast(nn.Module):
     def weights(self) -> dict[str, float]:
         """Weight of each contrast in the loss; the two of a kind share theirs."""
         kinds = ((INTRA, self.config.intra), (CROSS, self.config.cross), (FUSED, self.config.fused))
-        weights = {}
+        weights: dict[str, float] = {}
         for kind, weight in kinds:
             active = [name for name in kind if name in self.contrasts]
             weights |= {name: weight / len(active) for name in active}
@@ -119,7 +120,9 @@ class MomentumContrast(nn.Module):
         with torch.no_grad():
             key = self.embed(self.key, batch.second, batch.there, batch.seen)
         token_place, pooled_place = places(batch)
-        masks = [self.queues["fused"].own_ground_mask(*p, radius_px) for p in (token_place, pooled_place)]
+        masks = [
+            self.queues["fused"].own_ground_mask(*p, radius_px) for p in (token_place, pooled_place)
+        ]
         pooled = self.config.pooled
         parts = {}
         for name, (mine, other) in self.contrasts.items():

@@ -56,7 +56,9 @@ class Lessons:
         log_std = store.std["sar"][scene.to(store.device)] if "sar" in store.roles else None
         first, second = (make_view(windows, log_std, views, generator) for _ in range(2))
         taught = self._teacher_windows(scene, row // stride, col // stride, size // stride)
-        return TaughtBatch(first, second, (resample(taught, first.theta), resample(taught, second.theta)))
+        return TaughtBatch(
+            first, second, (resample(taught, first.theta), resample(taught, second.theta))
+        )
 
     def _teacher_windows(self, scene: Tensor, row: Tensor, col: Tensor, size: int) -> Tensor:
         places = zip(scene.tolist(), row.tolist(), col.tolist(), strict=True)

@@ -110,7 +110,8 @@ def landscape(height: int, width: int, seed: int, *, difficulty: str = "easy") -
     building, tracks = _settle(label, row_direction, share, rng)
     _scatter_others(label, share[OTHERS], rng)
     cover = _true_cover(label, parcel, difficulty, rng)
-    if difficulty != 'easy': cover[tracks & (label == FARMLAND)] = ROAD
+    if difficulty != "easy":
+        cover[tracks & (label == FARMLAND)] = ROAD
     vigour = vary(np.isin(cover, (FARMLAND, ORCHARD)), parcel, rng)
     return Landscape(label, cover, elevation, parcel, row_direction, building, vigour)
 
@@ -341,13 +342,17 @@ def _outlines(
 def _roads(
     shape: Shape, sites: _Sites, share: float, rng: np.random.Generator
 ) -> tuple[Mask, Mask]:
-    """Join settlements and scene borders by a spanning tree; busy edges are roads, others tracks."""
+    """Join settlements and scene borders by a spanning tree: roads where busy, else tracks."""
     exits = rng.uniform(0, 1, (4, 2))
     exits[[0, 1, 2, 3], [0, 0, 1, 1]] = [0, 1, 0, 1]
     nodes = np.vstack([sites.centre, exits * np.array(shape)])
     tree = minimum_spanning_tree(cdist(nodes, nodes)).tocoo()
     busy = np.append(sites.radius, np.full(len(exits), 40.0))
-    main, tracks, left_px = np.zeros(shape, bool), np.zeros(shape, bool), share * shape[0] * shape[1]
+    main, tracks, left_px = (
+        np.zeros(shape, bool),
+        np.zeros(shape, bool),
+        share * shape[0] * shape[1],
+    )
     for edge in np.argsort(-(busy[tree.row] + busy[tree.col])):
         path = _bent_path(nodes[tree.row[edge]], nodes[tree.col[edge]], rng)
         if left_px > 0:

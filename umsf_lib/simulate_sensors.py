@@ -13,12 +13,10 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from rasterio.crs import CRS
 from scipy.ndimage import gaussian_filter
 from scipy.special import gammaincinv, gammaln, ndtr
@@ -27,10 +25,7 @@ from .config import DataError
 from .layouts import load_layout
 from .rasters import write_raster
 from .simulate_landscape import (
-    CITY,
     FARMLAND,
-    FOREST,
-    NUM_COVERS,
     ORCHARD,
     PIXEL_M,
     FloatMap,
@@ -72,14 +67,14 @@ HAZE = (9.0, 6.0, 4.0, 1.5)  # short waves scatter most
 # Columns: mean amplitude (DN); parcel-to-parcel spread, fine texture, row effect (dB).
 SAR = {
     "easy": (
-        (40, -2.8, 0.6, 0.5, 0.5),
+        (40, -2.9, 0.6, 0.5, 0.5),
         (60, 0.0, 1.0, 2.0, 0.0),
         (54, 0.0, 1.0, 1.5, 0.0),
         (18, 0.0, 1.0, 0.5, 0.0),
-        (57, -0.6, 0.8, 0.5, 0.0),
+        (56, -0.7, 0.8, 0.5, 0.0),
         (19, 0.0, 1.0, 0.5, 0.0),
         (36, 0.0, 1.5, 1.0, 0.0),
-        (46, -0.8, 1.0, 1.0, 0.5),
+        (46, -1.0, 1.0, 1.0, 0.5),
     ),
     "realistic": (
         (50, -1.0, 2.0, 1.5, 1.5),
@@ -156,7 +151,9 @@ def optical_image(land: Landscape, seed: int, difficulty: str = "easy") -> NDArr
     bright += table[6][land.cover] * fractal(land.cover.shape, 2.5, rng, octaves=2)
     bright += _roofs_and_shadows(land, rng)
     south, east = np.gradient(land.elevation, np.float32(PIXEL_M))
-    bright -= setting.relief * np.clip(10 * (south + east), -12, 12)  # the sun stands in the south-east
+    bright -= setting.relief * np.clip(
+        10 * (south + east), -12, 12
+    )  # the sun stands in the south-east
     green = table[5][land.cover] * land.vigour
     haze = 0.5 * setting.haze * smooth_noise(land.cover.shape, 300, rng)
     gain, offset = rng.normal(1, 0.05), rng.normal(0, setting.scene_dn) + rng.normal(0, 2, 4)
@@ -165,7 +162,7 @@ def optical_image(land: Landscape, seed: int, difficulty: str = "easy") -> NDArr
         value = table[band][land.cover] + np.float32(BRIGHTER[band]) * bright
         value += np.float32(GREENER[band]) * green
         value = gaussian_filter(value, 0.7, truncate=3) + np.float32(HAZE[band]) * haze
-        value += 1.5 * rng.standard_normal(value.shape, np.float32)
+        value += 2.5 * rng.standard_normal(value.shape, np.float32)
         image[band] = np.clip((value - 100) * gain + 100 + offset[band], 1, 254)
     return image
 

@@ -7,6 +7,7 @@ import io
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
 
 def output_folder(parameters: Mapping[str, Any]) -> Path:
     """``runs/<run>/notebooks`` of the run that these parameters mean."""
-    given = {key: parameters[key] for key in ("data", "layout", "seed", "overrides") if key in parameters}
+    given = {
+        key: parameters[key] for key in ("data", "layout", "seed", "overrides") if key in parameters
+    }
     config = load_config(parameters.get("profile", "quick"), **given)
     return Run.folder_of(config, parameters.get("run", "")) / "notebooks"
 
@@ -104,9 +107,13 @@ def write_gallery(folder: Path) -> list[Path]:
         if len(text) > GALLERY_BYTES:
             raise ConfigError(f"gallery copy of {name} has {len(text)} bytes of {GALLERY_BYTES}.")
         target = project_root() / "gallery" / f"{name}.ipynb"
-        write_atomically(target, lambda temporary, text=text: temporary.write_text(text))
+        write_atomically(target, partial(_write_text, text=text))
         written.append(target)
     return written
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 def shrunk(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

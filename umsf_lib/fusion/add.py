@@ -16,5 +16,6 @@ class AddFusion(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Add and normalise: ``(B, C, H, W)`` twice -> once."""
         tokens = (optical + sar).permute(0, 2, 3, 1)  # (B, H, W, C)
         return self.norm(tokens).permute(0, 3, 1, 2), {}

@@ -18,23 +18,23 @@ MAX_TOKENS = 1024
 
 
 class CrossAttention(nn.Module):
-    """``q + W_O MHA(Q = LN q, K = V = LN kv)`` on tokens ``(B, N, C)``; biases as in PyTorch's MHA."""
+    """Multi-head attention of tokens ``(B, N, C)`` to other tokens, with a bias on the logits."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_q, self.norm_kv = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.q, self.k, self.v, self.out = (nn.Linear(channels, channels) for _ in range(4))
 
     def forward(self, query: Tensor, other: Tensor, bias: Tensor) -> Tensor:
-        q, kv = self.norm_q(query), self.norm_kv(other)
-        q, k, v = (self._split(t) for t in (self.q(q), self.k(kv), self.v(kv)))  # (B, h, N, d)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return query + self.out(mixed.transpose(1, 2).flatten(2))  # (B, N, C)
+        """``W_O MHA(Q = query, K = V = other)``, ``(B, N, C)``; ``bias (heads, N, N)``."""
+        q, k, v = self._split(self.q(query)), self._split(self.k(other)), self._split(self.v(other))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))  # (B, h, N, d)
+        result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, N, C)
+        return result
 
     def weights(self, query: Tensor, other: Tensor, bias: Tensor) -> Tensor:
         """Attention ``(B, heads, N, N)``: rows sum to 1. For looking, not for training."""
-        q, k = self._split(self.q(self.norm_q(query))), self._split(self.k(self.norm_kv(other)))
+        q, k = self._split(self.q(query)), self._split(self.k(other))
         return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5 + bias).softmax(dim=3)
 
     def _split(self, tokens: Tensor) -> Tensor:
@@ -58,6 +58,7 @@ class AttentionFusion(nn.Module):
         self.gate = nn.Sequential(
             nn.Linear(2 * channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, 2)
         )
+        self.norm_optical, self.norm_sar = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.norm = nn.LayerNorm(channels)
         ratio = 2.0 ** (-8 / heads)
         slopes = ratio ** torch.arange(1, heads + 1, dtype=torch.float32)
@@ -77,13 +78,14 @@ class AttentionFusion(nn.Module):
             return self._windowed(optical, sar)
         bias = self.distance_bias(height, width)
         o, s = (maps.flatten(2).transpose(1, 2) for maps in (optical, sar))  # (B, N, C)
-        o_new, s_new = self.from_sar(o, s, bias), self.from_optical(s, o, bias)
+        o_n, s_n = self.norm_optical(o), self.norm_sar(s)
+        o_new, s_new = o + self.from_sar(o_n, s_n, bias), s + self.from_optical(s_n, o_n, bias)
         gates = self.gate(torch.cat([o_new, s_new], dim=2)).softmax(dim=2)  # (B, N, 2)
         fused = self.norm(gates[:, :, :1] * o_new + gates[:, :, 1:] * s_new)
         aux = {"gates": gates.transpose(1, 2).unflatten(2, (height, width))}
         if need_weights:
-            aux["attention_optical"] = self.from_sar.weights(o, s, bias)
-            aux["attention_sar"] = self.from_optical.weights(s, o, bias)
+            aux["attention_optical"] = self.from_sar.weights(o_n, s_n, bias)
+            aux["attention_sar"] = self.from_optical.weights(s_n, o_n, bias)
         return fused.transpose(1, 2).unflatten(2, (height, width)), aux
 
     def distance_bias(self, height: int, width: int) -> Tensor:
@@ -95,8 +97,11 @@ class AttentionFusion(nn.Module):
     def _windowed(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
         batch, _, height, width = optical.shape
         over = [-side % WINDOW for side in (height, width)]
-        parts = [_to_windows(F.pad(m, (0, over[1], 0, over[0]), mode="replicate")) for m in (optical, sar)]
-        fused, aux = self.forward(*parts)
+        parts = [
+            _to_windows(F.pad(m, (0, over[1], 0, over[0]), mode="replicate"))
+            for m in (optical, sar)
+        ]
+        fused, aux = self.forward(parts[0], parts[1])
         shape = (batch, height + over[0], width + over[1])
         maps = [_from_windows(m, shape)[:, :, :height, :width] for m in (fused, aux["gates"])]
         return maps[0], {"gates": maps[1]}

@@ -19,4 +19,5 @@ class ConcatFusion(nn.Module):
         self.norm = nn.GroupNorm(1, channels)
 
     def forward(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Concatenate, mix, normalise: ``(B, C, H, W)`` twice -> once."""
         return F.relu(self.norm(self.mix(torch.cat([optical, sar], dim=1)))), {}
