@@ -73,7 +73,7 @@ def despeckle_loss(estimate: Tensor, noisy: Tensor, clean: Tensor) -> Tensor:
 
 
 def patchwork(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Piecewise constant ln reflectivity ``(N, 1, size, size)``: Voronoi cells and bright points."""
+    """Piecewise constant ln reflectivity ``(N, 1, size, size)``: cells and bright points."""
     sites = torch.rand(count, 12, 2, generator=generator) * size
     levels = torch.randn(count, 12, generator=generator)
     axis = torch.arange(size, dtype=torch.float32)
@@ -189,7 +189,7 @@ def enl(intensity: np.ndarray) -> float:
 
 
 def boxcar(intensity: np.ndarray, size: int) -> np.ndarray:
-    """Plain ``size`` x ``size`` mean of ``(h, w)`` intensity; ENL grows by size^2 on white speckle."""
+    """Plain ``size`` x ``size`` mean of ``(h, w)``; white speckle's ENL grows by size^2."""
     return uniform_filter(intensity.astype(np.float64), size, mode="mirror")
 
 

@@ -52,11 +52,12 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, before, h, w)`` -> ``(B, after, h / stride, w / stride)``."""
         return F.relu(self.shortcut(x) + self.body(x))
 
 
 def small_resnet(bands: int, channels: int, norm: str) -> nn.Sequential:
-    """Stride 4 and a receptive field of about 40 px: enough for a village, fine enough for a road."""
+    """Stride 4, receptive field about 40 px: enough for a village, fine enough for a road."""
     make = NORMS[norm]
     narrow, middle = channels // 4, channels // 2
     return nn.Sequential(
@@ -77,8 +78,8 @@ def torchvision_resnet(
     Args:
         name: ``resnet18`` (512 channels) or ``resnet50`` (2048).
         bands: of the input.
-        stride: 4, 8, 16 or 32 px per token; where it is below 32, later stages do not stride
-            (bottlenecks are dilated instead; basic blocks cannot be).
+        stride: 4, 8, 16 or 32 px per token; where it is below 32, later stages are
+            dilated instead of strided.
         norm: ``group`` or ``batch``; ImageNet weights need ``batch``.
         weights: ``none`` or ``imagenet``.
         rgb: positions of red, green, blue among the bands, for the weights; None for SAR.
@@ -118,7 +119,7 @@ def fetch_weights(name: str) -> dict[str, Tensor]:
 
 
 def inflated(conv: nn.Conv2d, bands: int, rgb: tuple[int, int, int] | None) -> nn.Conv2d:
-    """First convolution for any bands: red, green, blue keep their filters, the others get the mean.
+    """First convolution for any bands: red, green, blue keep their filters, others get the mean.
 
     Scaled so that equal bands give the response that three equal bands gave.
     """
@@ -133,20 +134,17 @@ def inflated(conv: nn.Conv2d, bands: int, rgb: tuple[int, int, int] | None) -> n
 
 
 def _set_stride(net: ResNet, stride: int) -> None:
-    """Drop the strides of the later stages; dilate bottlenecks to keep their reach."""
-    total = 4
-    for layer in (net.layer2, net.layer3, net.layer4):
-        if total < stride:
-            total *= 2
+    """Drop the strides of the later stages, and dilate their convolutions to keep their reach."""
+    for number, layer in enumerate((net.layer2, net.layer3, net.layer4)):
+        if 8 * 2**number <= stride:
             continue
-        reach = stride_dilation = 2 ** [net.layer2, net.layer3, net.layer4].index(layer)
         for module in layer.modules():
             if isinstance(module, BasicBlock | Bottleneck):
                 module.stride = 1
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
-                if module.kernel_size == (3, 3) and reach == stride_dilation:
-                    module.dilation = module.padding = (reach, reach)
+                if module.kernel_size == (3, 3):
+                    module.dilation = module.padding = (2 ** (number + 1), 2 ** (number + 1))
 
 
 def encoder(
@@ -201,6 +199,7 @@ class SarEncoder(nn.Module):
         self.register_buffer("log_std", log_std.view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, Cs, h, w)`` standardised ln intensity -> tokens ``(B, C, H, W)``."""
         if self.despeckler is None:
             return self.backbone(x)
         clean = self.despeckler(x * self.log_std) / self.log_std

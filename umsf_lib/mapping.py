@@ -126,7 +126,7 @@ def scene_layers(
     """Arrays of the map files of one scene: class codes, confidence, quicklooks, error."""
     valid = np.asarray(scenes.plane("valid", scene))
     codes = np.array([c.code for c in legend.classes], np.uint8)
-    layers = {
+    layers: dict[str, np.ndarray] = {
         "prediction": np.where(valid, codes[predicted], NODATA).astype(np.uint8),
         "confidence": np.where(valid, confidence, np.nan).astype(np.float32),
     }

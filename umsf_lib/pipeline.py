@@ -81,8 +81,7 @@ def first_results(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     chosen = chosen.assign(sensors=chosen.variant.str.split("-").str[0])
     ours_or_fused = (chosen.method == "umsf") | (chosen.sensors == "both")
     grouped = chosen[ours_or_fused].groupby(["method", "sensors", "metric"], sort=False).value
-    scores = grouped.agg(["mean", "std"]).unstack("metric").swaplevel(axis=1)
-    return scores, margins(runs)
+    return grouped.agg(["mean", "std"]).reset_index(), margins(runs)
 
 
 def margins(runs: Sequence[Run]) -> pd.DataFrame:
@@ -114,5 +113,5 @@ def print_first_results(config: Config, seeds: Sequence[int]) -> None:
     """Run the sweep and print both tables; also written to ``runs/first_results.csv``."""
     scores, gains = first_results(run_sweep(config, seeds))
     gains.to_csv(project_root() / "runs" / "first_results.csv", index=False)
-    print(scores.round(3).to_string())
+    print(scores.round(3).to_string(index=False))
     print(gains.round(3).to_string(index=False))

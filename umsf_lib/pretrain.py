@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -92,10 +92,15 @@ class MomentumContrast(nn.Module):
         self.key = key_network(query)
         names = query.projectors.keys()
         dim = query.projection_dim
-        self.queues = nn.ModuleDict({n: Queue(config.queue_size, dim, generator) for n in names})
+        self._queues = nn.ModuleDict({n: Queue(config.queue_size, dim, generator) for n in names})
         self.contrasts = {
             name: pair for name, pair in (INTRA | CROSS | FUSED).items() if set(pair) <= set(names)
         }
+
+    @property
+    def queues(self) -> dict[str, Queue]:
+        """Queue per key projector."""
+        return cast("dict[str, Queue]", dict(self._queues.items()))
 
     def weights(self) -> dict[str, float]:
         """Weight of each contrast in the loss; the two of a kind share theirs."""
@@ -120,8 +125,10 @@ class MomentumContrast(nn.Module):
         with torch.no_grad():
             key = self.embed(self.key, batch.second, batch.there, batch.seen)
         token_place, pooled_place = places(batch)
+        fused = self.queues["fused"]
         masks = [
-            self.queues["fused"].own_ground_mask(*p, radius_px) for p in (token_place, pooled_place)
+            fused.own_ground_mask(scene, row, col, radius_px)
+            for scene, row, col in (token_place, pooled_place)
         ]
         pooled = self.config.pooled
         parts = {}

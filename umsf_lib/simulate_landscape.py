@@ -139,7 +139,8 @@ def smooth_noise(shape: Shape, scale_px: float, rng: np.random.Generator) -> Flo
     rows, cols = (_spline(n, scale_px) for n in shape)
     grid = rng.standard_normal((rows.shape[1], cols.shape[1]), dtype=np.float32)
     across = np.ascontiguousarray((cols @ grid.T).T)  # (coarse rows, W)
-    return np.asarray(rows @ across) / np.float32(0.479)  # mean squared weight, root
+    smooth: FloatMap = np.asarray(rows @ across, np.float32) / np.float32(0.479)
+    return smooth  # divided by the root of the mean squared weight
 
 
 def _spline(length: int, scale_px: float) -> csr_array:
@@ -268,7 +269,7 @@ def _parcels(shape: Shape, rng: np.random.Generator) -> tuple[NDArray[np.int32],
     fields = []
     for side, turn in (((10, 20), 0.0), ((5, 9), np.pi / 2)):
         size = rng.uniform(*side, count)
-        down, right = (np.float32(f(angle + turn) / size) for f in (np.cos, np.sin))
+        down, right = ((f(angle + turn) / size).astype(np.float32) for f in (np.cos, np.sin))
         fields.append(np.floor(row * down[block] + column * right[block]).astype(np.int32) & 31)
     return block * IDS_PER_BLOCK + fields[0] * 32 + fields[1], angle[block]
 
