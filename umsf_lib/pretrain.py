@@ -289,8 +289,8 @@ def load_pretrained(run: Run, scenes: SceneSet) -> UmsfNet:
     Raises:
         MissingStageError: the run has no finished pretraining.
     """
-    network = new_network(run, scenes)
     files = run.outputs_of("pretrain")
+    network = new_network(run, scenes)
     path = run.path(next(file for file in files if file.endswith(".pt")))
     state = load_checkpoint(path, pretraining_inputs(run))["module"]
     prefix = "query."

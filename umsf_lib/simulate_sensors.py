@@ -41,12 +41,12 @@ from .simulate_landscape import (
 OPTICAL = {
     "easy": (
         (106, 98, 82, 107, 6, 8, 4),
-        (118, 115, 103, 87, 6, 3, 10),
-        (110, 103, 88, 97, 5, 4, 6),
+        (120, 118, 107, 84, 6, 3, 12),
+        (109, 102, 87, 98, 5, 4, 5),
         (101, 93, 72, 52, 4, 3, 3),
         (101, 92, 73, 117, 5, 5, 4),
-        (117, 114, 102, 87, 4, 2, 3),
-        (110, 103, 89, 97, 5, 4, 5),
+        (119, 117, 106, 85, 4, 2, 3),
+        (110, 103, 88, 98, 5, 4, 4),
         (101, 93, 74, 115, 5, 5, 5),
     ),
     "realistic": (
@@ -68,8 +68,8 @@ HAZE = (9.0, 6.0, 4.0, 1.5)  # short waves scatter most
 SAR = {
     "easy": (
         (40, -2.9, 0.6, 0.5, 0.5),
-        (60, 0.0, 1.0, 2.0, 0.0),
-        (54, 0.0, 1.0, 1.5, 0.0),
+        (66, 0.0, 1.0, 2.5, 0.0),
+        (50, 0.0, 1.0, 1.5, 0.0),
         (18, 0.0, 1.0, 0.5, 0.0),
         (56, -0.7, 0.8, 0.5, 0.0),
         (19, 0.0, 1.0, 0.5, 0.0),
@@ -100,7 +100,7 @@ class Setting:
 
 
 SETTINGS = {
-    "easy": Setting(looks=4.0, scene_dn=4.0, haze=0.4, relief=0.2),
+    "easy": Setting(looks=3.0, scene_dn=4.0, haze=0.4, relief=0.2),
     "realistic": Setting(looks=1.0, scene_dn=7.0, haze=1.0, relief=1.0),
 }
 SPECKLE_PX = 1.0  # radar imagery is resampled, so its speckle is correlated over a pixel or two
