@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from umsf_lib.config import load_config
+from umsf_lib.pipeline import run_everything
 from umsf_lib.prepare import SceneSet, prepare, training_statistics
+from umsf_lib.runs import Run
 from umsf_lib.windows import PixelStore
 
 from .fakes import write_set
@@ -54,3 +58,13 @@ def whu_store(whu: SceneSet) -> PixelStore:
 @pytest.fixture(scope="session")
 def terramesh_store(terramesh: SceneSet) -> PixelStore:
     return PixelStore(terramesh, training_statistics(terramesh), CPU)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A finished run of the tiny profile on synthetic scenes, maps included. To be read only."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UMSF_ROOT", str(tmp_path_factory.mktemp("tiny")))
+        run = Run.open(load_config("tiny"))
+        run_everything(run, maps=True)
+        yield run

@@ -309,7 +309,7 @@ def test_bootstrap_equals_a_loop() -> None:
     for count in rng.multinomial(5, np.full(5, 0.2), size=50):
         pooled_a, pooled_b = (sum(c * t for c, t in zip(count, x, strict=True)) for x in (a, b))
         gains.append(nmi(pooled_a) - nmi(pooled_b))
-    mean, low, high = paired_bootstrap(a, b, nmi, n=50, seed=3)
+    mean, low, high = paired_bootstrap([a], [b], nmi, n=50, seed=3)
     assert mean == pytest.approx(np.mean(gains))
     assert (low, high) == pytest.approx(tuple(np.percentile(gains, (2.5, 97.5))))
 
@@ -326,21 +326,35 @@ def test_bootstrap_over_12_scenes_is_fast_and_sees_the_better_method() -> None:
         (ari, (a, b)),
     ):
         start = time.process_time()
-        mean, low, high = paired_bootstrap(*tables, statistic)
+        mean, low, high = paired_bootstrap(*([t] for t in tables), statistic)
         assert time.process_time() - start < 1
         assert 0 < low < mean < high
     point = accuracy(confused_a.sum(0)) - accuracy(confused_b.sum(0))
-    assert paired_bootstrap(confused_a, confused_b, accuracy)[0] == pytest.approx(point, abs=2e-3)
+    gain, _, _ = paired_bootstrap([confused_a], [confused_b], accuracy)
+    assert gain == pytest.approx(point, abs=2e-3)
+
+
+def test_bootstrap_of_several_runs_averages_their_scores() -> None:
+    """Clusters of two runs carry other numbers: their tables must never be added up."""
+    tables = scene_tables(12, 0, 0.8)
+    renumbered = tables[:, [1, 2, 3, 4, 5, 6, 0]]
+    others = [scene_tables(12, 1, 0.7)] * 2
+    same, _, _ = paired_bootstrap([tables, tables], others, nmi)
+    mixed, low, high = paired_bootstrap([tables, renumbered], others, nmi)
+    assert mixed == pytest.approx(same)
+    one, low_of_one, high_of_one = paired_bootstrap([tables], others[:1], nmi)
+    assert mixed == pytest.approx(one, abs=5e-3)
+    assert high - low < high_of_one - low_of_one
 
 
 def test_bootstrap_is_paired_and_seeded() -> None:
     a = scene_tables(12, 0, 0.8)
-    assert paired_bootstrap(a, a, nmi) == (0, 0, 0)
+    assert paired_bootstrap([a], [a], nmi) == (0, 0, 0)
     b = scene_tables(12, 1, 0.8)
-    assert paired_bootstrap(a, b, nmi, seed=4) == paired_bootstrap(a, b, nmi, seed=4)
-    assert paired_bootstrap(a, b, nmi, seed=4) != paired_bootstrap(a, b, nmi, seed=5)
+    assert paired_bootstrap([a], [b], nmi, seed=4) == paired_bootstrap([a], [b], nmi, seed=4)
+    assert paired_bootstrap([a], [b], nmi, seed=4) != paired_bootstrap([a], [b], nmi, seed=5)
     with pytest.raises(DataError, match="12 scenes.* 11"):
-        paired_bootstrap(a, b[:11], nmi)
+        paired_bootstrap([a], [b[:11]], nmi)
 
 
 def test_f1_per_class_follows_the_definition() -> None:

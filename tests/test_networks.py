@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet50
 
 from umsf_lib import encoders
 from umsf_lib.config import ConfigError, DespeckleConfig, load_config
@@ -82,6 +83,30 @@ def test_classical_filters() -> None:
 def test_encoders_have_the_stride_they_promise(backbone: str, stride: int) -> None:
     net = encoder(backbone, 5, channels=32, stride=stride)
     assert net(torch.zeros(1, 5, 64, 64)).shape == (1, 32, 64 // stride, 64 // stride)
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_denser_resnet18_holds_every_token_of_the_strided_one(stride: int) -> None:
+    torch.manual_seed(0)
+    usual = torchvision_resnet("resnet18", 3, 32, "batch", "none", None).eval()
+    denser = torchvision_resnet("resnet18", 3, stride, "batch", "none", None).eval()
+    denser.load_state_dict(usual.state_dict())
+    images, step = torch.randn(1, 3, 96, 96), 32 // stride
+    expected = usual(images)
+    error = (denser(images)[:, :, ::step, ::step] - expected).abs().max()
+    assert error < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("stride", "replaced"), [(16, (0, 0, 1)), (8, (0, 1, 1)), (4, (1, 1, 1))])
+def test_dilation_equals_torchvision(stride: int, replaced: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    ours = torchvision_resnet("resnet50", 3, stride, "batch", "none", None).eval()
+    flags = [bool(flag) for flag in replaced]
+    theirs = resnet50(weights=None, replace_stride_with_dilation=flags).eval()
+    body = nn.Sequential(*list(theirs.children())[:-2])
+    body.load_state_dict(ours.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.allclose(body(images), ours(images), atol=1e-5)
 
 
 def test_resnet50_has_its_published_parameters() -> None:

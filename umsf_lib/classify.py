@@ -113,7 +113,7 @@ def feature_tokens(network: UmsfNet, bench: Bench, name: str) -> Callable[[int],
 
 
 def sample_features(network: UmsfNet, bench: Bench) -> dict[str, np.ndarray]:
-    """Feature tokens of test scenes with their place.
+    """Unit feature tokens of test scenes with their place and cluster.
 
     Returns:
         ``optical``, ``sar``, ``fused`` ``(M, C)`` float32 where the network has them; ``scene``,
@@ -122,18 +122,24 @@ def sample_features(network: UmsfNet, bench: Bench) -> dict[str, np.ndarray]:
     rng, stride = np.random.default_rng(bench.config.seed), network.stride
     scenes = bench.scenes.indices("test")
     names = ("optical", "sar", "fused") if network.sensors == "both" else ("fused",)
+
+    @torch.no_grad()
+    def features_and_logits(windows: dict[str, Tensor]) -> Tensor:
+        maps = network.features(windows.get("optical"), windows.get("sar"))
+        logits = network.clustering(maps["fused"])  # type: ignore[misc]
+        return torch.cat([F.normalize(maps[name].float(), dim=1) for name in names] + [logits], 1)
+
     rows: dict[str, list[np.ndarray]] = {}
-    classifier = network_classifier(network, bench)
     for scene in scenes:
-        posteriors = classifier.posteriors(scene)  # (K, h, w)
-        height, width = posteriors.shape[1:]
-        chosen = rng.choice(height * width, min(height * width, PLOT_TOKENS // len(scenes)), False)
-        row, col = (index * stride + stride // 2 for index in np.divmod(chosen, width))
-        found = {"scene": np.full(len(chosen), scene), "row": row, "col": col}
-        found["cluster"] = posteriors.argmax(0).flatten()[chosen].cpu().numpy()
-        for name in names:
-            tokens = feature_tokens(network, bench, name)(scene).flatten(1)  # (C, h w)
-            found[name] = tokens[:, chosen].T.cpu().numpy()
+        maps = scene_map(features_and_logits, bench.store, scene, stride, bench.config.map)
+        count = maps[0].numel()
+        chosen = rng.choice(count, min(count, PLOT_TOKENS // len(scenes)), replace=False)
+        row, col = (i * stride + stride // 2 for i in np.divmod(chosen, maps.shape[2]))
+        tokens = maps.flatten(1)[:, torch.from_numpy(chosen).to(maps.device)].T.cpu().numpy()
+        width = network.model.channels
+        *parts, logits = np.split(tokens, range(width, width * len(names) + 1, width), axis=1)
+        found = dict(zip(names, parts, strict=True)) | {"cluster": logits.argmax(1)}
+        found |= {"scene": np.full(len(chosen), scene), "row": row, "col": col}
         for key, values in found.items():
             rows.setdefault(key, []).append(values)
     return {key: np.concatenate(values) for key, values in rows.items()}

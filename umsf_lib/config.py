@@ -148,7 +148,7 @@ class ClusterConfig:
 class MapConfig:
     """Whole-scene inference and scoring units."""
 
-    tile_px: int = 256
+    tile_px: int = 512
     overlap_px: int = 64
     patch_px: int = 64  # patch-majority protocol
 

@@ -134,17 +134,23 @@ def inflated(conv: nn.Conv2d, bands: int, rgb: tuple[int, int, int] | None) -> n
 
 
 def _set_stride(net: ResNet, stride: int) -> None:
-    """Drop the strides of the later stages, and dilate their convolutions to keep their reach."""
-    for number, layer in enumerate((net.layer2, net.layer3, net.layer4)):
-        if 8 * 2**number <= stride:
+    """Drop the strides of the later stages; dilate what follows, so that its filters still fit.
+
+    Every token of the strided net is a token of the denser one (a trous, Holschneider 1989).
+    """
+    dilation = 1
+    for layer, usual in ((net.layer2, 8), (net.layer3, 16), (net.layer4, 32)):
+        if usual <= stride:
             continue
-        for module in layer.modules():
+        for module in layer.modules():  # in the order in which data passes
             if isinstance(module, BasicBlock | Bottleneck):
                 module.stride = 1
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                module.dilation = module.padding = (dilation, dilation)
+                if module.stride == (2, 2):
+                    dilation *= 2  # the convolution that strode still sees the grid before it
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
-                if module.kernel_size == (3, 3):
-                    module.dilation = module.padding = (2 ** (number + 1), 2 ** (number + 1))
 
 
 def encoder(

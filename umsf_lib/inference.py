@@ -14,7 +14,7 @@ from .config import MapConfig
 from .views import gaussian_blur, turn_and_flip, undo_turn_and_flip
 from .windows import PixelStore, tile_scene
 
-TILES_AT_ONCE = 8
+TILES_AT_ONCE = 4
 # What a network makes of a batch of windows: (B, C, h, w) at its stride.
 MapFunction = Callable[[dict[str, Tensor]], Tensor]
 

@@ -6,7 +6,7 @@ for none; fit it on validation scenes, apply it to test scenes. A confusion tabl
 rows mapped to classes; the last row holds unmatched clusters, whose pixels are all errors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import comb
 from typing import Any
 
@@ -215,37 +215,51 @@ def equal_size_ceiling(table: Table) -> float:
 
 
 def paired_bootstrap(
-    tables_a: Table,
-    tables_b: Table,
+    runs_a: Sequence[Table],
+    runs_b: Sequence[Table],
     statistic: Callable[[Table], float],
     n: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Resample scenes, pool each method's tables and compare: neighbouring pixels are no samples.
+    """Resample the scenes of each run and compare: neighbouring pixels are no samples.
 
     Args:
-        tables_a: `(S, K', K)`, one per scene for `nmi` or `ari`; for the other scores mapped ones
-            `(S, K+1, K)`, from `confusion(tables, mapping)` with the method's fixed mapping.
-        tables_b: The other method on the same scenes.
-        statistic: A score of one table, such as `accuracy`, `macro_f1`, `nmi`.
+        runs_a: Per run (seed) the tables of a method, one per scene: `(S, K', K)` for `nmi` or
+            `ari`; for the other scores mapped ones `(S, K+1, K)`, from
+            `confusion(tables, mapping)` with the method's fixed mapping.
+        runs_b: The other method on the same scenes.
+        statistic: A score of one pooled table, such as `accuracy`, `macro_f1`, `nmi`.
         n: Number of resamples.
         seed: Of the resampling.
 
     Returns:
-        Mean, 2.5 and 97.5 percentile of statistic(a) - statistic(b).
+        Mean, 2.5 and 97.5 percentile of statistic(a) - statistic(b), averaged over the runs.
 
     Raises:
         DataError: The methods were not scored on the same number of scenes.
     """
+    rng = np.random.default_rng(seed)
+    gains = [_gains(a, b, statistic, n, rng) for a, b in zip(runs_a, runs_b, strict=True)]
+    over_runs = np.mean(gains, axis=0)
+    low, high = np.percentile(over_runs, (2.5, 97.5))
+    return float(np.mean(over_runs)), float(low), float(high)
+
+
+def _gains(
+    tables_a: Table,
+    tables_b: Table,
+    statistic: Callable[[Table], float],
+    n: int,
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """The difference in each of `n` resamples of the scenes of one run."""
     scenes = len(tables_a)
     if scenes != len(tables_b) or scenes == 0:
         raise DataError(
             f"The bootstrap got {scenes} scenes for one method and {len(tables_b)} for the other;"
             " score both on the same scenes, at least one."
         )
-    rng = np.random.default_rng(seed)
     counts = rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=n)  # (n, S)
     pooled_a, pooled_b = (np.tensordot(counts, t, axes=1) for t in (tables_a, tables_b))
-    gains = [statistic(a) - statistic(b) for a, b in zip(pooled_a, pooled_b, strict=True)]
-    low, high = np.percentile(gains, (2.5, 97.5))
-    return float(np.mean(gains)), float(low), float(high)
+    pairs = zip(pooled_a, pooled_b, strict=True)
+    return np.array([statistic(a) - statistic(b) for a, b in pairs])

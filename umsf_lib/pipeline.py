@@ -73,7 +73,7 @@ def first_results(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores per method, mean and std over seeds; margins of ours with bootstrap intervals.
 
     Dense pixels of test scenes, matching fitted on validation scenes. The bootstrap resamples
-    the test scenes of all seeds, paired.
+    the test scenes of each seed, paired, and averages over the seeds.
     """
     table = load_records(run.folder for run in runs)
     first = "validation" if "validation" in set(table.matching) else "test"
@@ -86,27 +86,25 @@ def first_results(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def margins(runs: Sequence[Run]) -> pd.DataFrame:
     """Ours on both sensors minus each other method, in ACC and NMI, with 95 % intervals."""
-    ours = _stacked(runs, "umsf", "both")
     others = [(name, "both") for name in BASELINES] + [("umsf", "optical"), ("umsf", "sar")]
+    of_seed = {(run.config.seed, run.config.model.sensors): run for run in runs}
+    seeds = sorted({run.config.seed for run in runs})
     rows = []
     for name, sensors in others:
-        theirs = _stacked(runs, name, sensors)
+        ours = [_confusions(of_seed[seed, "both"], "umsf") for seed in seeds]
+        theirs = [_confusions(of_seed[seed, sensors], name) for seed in seeds]
         for metric, statistic in (("acc", accuracy), ("nmi", nmi)):
             mean, low, high = paired_bootstrap(ours, theirs, statistic)
-            row = {"against": name, "sensors": sensors, "metric": metric, "scenes": len(ours)}
-            rows.append(row | {"margin": mean, "low": low, "high": high})
+            row = {"against": name, "sensors": sensors, "metric": metric, "seeds": len(seeds)}
+            rows.append(row | {"scenes": len(ours[0]), "margin": mean, "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
-def _stacked(runs: Sequence[Run], method: str, sensors: str) -> np.ndarray:
-    """Confusion tables ``(S, K+1, K)`` of a method's test scenes over all seeds."""
-    stacks = []
-    for run in runs:
-        if run.config.model.sensors == sensors:
-            with np.load(run.path("confusions.npz")) as saved:
-                table = saved[f"{method}/dense/test"]
-                stacks.append(confusion(table, saved[f"{method}/dense/mapping"]))
-    return np.concatenate(stacks)
+def _confusions(run: Run, method: str) -> np.ndarray:
+    """Confusion tables ``(S, K+1, K)`` of a method's test scenes, dense pixels."""
+    with np.load(run.path("confusions.npz")) as saved:
+        tables, mapping = saved[f"{method}/dense/test"], saved[f"{method}/dense/mapping"]
+    return confusion(tables, mapping)
 
 
 def print_first_results(config: Config, seeds: Sequence[int]) -> None:

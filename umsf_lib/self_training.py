@@ -110,7 +110,7 @@ def self_train(
             if progress:
                 progress(done + step, settings.rounds * settings.steps, row)
 
-        new = _round(network, average, lessons, config, generator, report)
+        new = _round(network, average, lessons, config, generator, done, report)
         rows += [row | {"round": number + 1.0, "step": row["step"] + done} for row in new]
     return average, rows
 
@@ -134,8 +134,10 @@ def _round(
     lessons: Lessons,
     config: Config,
     generator: torch.Generator,
+    done: int,
     progress: Callable[[int, int, Row], None],
 ) -> list[Row]:
+    """One round of training, after ``done`` steps of earlier ones."""
     settings = config.cluster
     optimizer = torch.optim.AdamW(trainable(network.parameters()), settings.lr, weight_decay=1e-4)
     network.train()
@@ -143,6 +145,9 @@ def _round(
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         batch = lessons.draw(generator)
         return self_training_loss(network, average, batch, config, generator)
+
+    def follow(step: int) -> None:
+        momentum_update(average, network, ema_at(done + step, settings.ema))
 
     return train(
         network,
@@ -152,9 +157,14 @@ def _round(
         warmup=max(1, settings.steps // 20),
         generator=generator,
         amp=config.pretrain.amp,
-        after_step=lambda step: momentum_update(average, network, settings.ema),
+        after_step=follow,
         progress=progress,
     )
+
+
+def ema_at(step: int, ema: float) -> float:
+    """Momentum of the average after ``step``: low at first, so that it forgets random weights."""
+    return min(ema, (1 + step) / (10 + step))
 
 
 def self_training_loss(

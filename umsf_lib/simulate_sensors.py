@@ -280,7 +280,3 @@ def write_scenes(
         write_raster(folder / "optical" / name, scene["optical"], nodata=0, **grid)
         write_raster(folder / "sar" / name, scene["sar"], nodata=0, **grid)
         write_raster(folder / "lbl" / name, scene["label"], nodata=0, colors=colors, **grid)
-        place = {"crs": CRS.from_epsg(4326), "transform": sheet_transform(name)}
-        write_raster(folder / "optical" / name, scene["optical"], **place)
-        write_raster(folder / "sar" / name, scene["sar"], **place)
-        write_raster(folder / "lbl" / name, scene["label"], **place, colors=colors)

@@ -28,7 +28,8 @@ class CrossAttention(nn.Module):
     def forward(self, query: Tensor, other: Tensor, bias: Tensor) -> Tensor:
         """``W_O MHA(Q = query, K = V = other)``, ``(B, N, C)``; ``bias (heads, N, N)``."""
         q, k, v = self._split(self.q(query)), self._split(self.k(other)), self._split(self.v(other))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))  # (B, h, N, d)
+        mask = bias.to(q.dtype)[None]  # with four dimensions the fast kernel takes it
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, h, N, d)
         result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, N, C)
         return result
 

@@ -1,0 +1,186 @@
+"""A finished run: what each stage left behind, and what the margins say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from umsf_lib.bench import Bench
+from umsf_lib.classify import (
+    cluster,
+    load_clustered,
+    network_classifier,
+    starting_network,
+    teacher_of,
+)
+from umsf_lib.config import IGNORE, ConfigError, MissingStageError, load_config
+from umsf_lib.mapping import legend_of, write_maps
+from umsf_lib.metrics import accuracy, confusion
+from umsf_lib.pipeline import first_results, run_everything
+from umsf_lib.prepare import SceneSet, load_data, valid_labels
+from umsf_lib.pretrain import load_pretrained
+from umsf_lib.report import fitted_matching
+from umsf_lib.runs import Run, write_json
+
+
+@pytest.fixture
+def bench(tiny_run: Run) -> Bench:
+    return Bench.of_run(tiny_run, load_data(tiny_run))
+
+
+def test_a_finished_run_is_not_computed_again(tiny_run: Run) -> None:
+    def times() -> dict[str, int]:
+        files = [p for p in tiny_run.folder.rglob("*") if p.is_file() and p.name != ".lock"]
+        return {str(p): p.stat().st_mtime_ns for p in files}
+
+    before = times()
+    run_everything(tiny_run, maps=True)
+    assert times() == before
+    stages = json.loads(tiny_run.path("manifest.json").read_text())["stages"]
+    assert set(stages) == {"data", "despeckle", "pretrain", "cluster", "evaluate", "maps"}
+
+
+def test_features_are_those_of_the_network_at_their_place(tiny_run: Run, bench: Bench) -> None:
+    network = load_clustered(tiny_run, bench)
+    with np.load(tiny_run.path("features.npz")) as saved:
+        features = dict(saved)
+    scenes, stride = bench.scenes.indices("test"), network.stride
+    assert set(features) == {"optical", "sar", "fused", "cluster", "scene", "row", "col"}
+    assert set(features["scene"]) == set(scenes)
+    norms = np.linalg.norm(features["fused"], axis=1)
+    assert norms.max() < 1.001 and np.median(norms) > 0.99  # blending shortens unit vectors a bit
+    # The centre of a scene lies in one tile or in blended ones that see nearly the same.
+    whole = bench.store.scene(scenes[0])
+    with torch.no_grad():
+        maps = network.features(whole["optical"], whole["sar"])["optical"][0]
+    here = features["scene"] == scenes[0]
+    row, col = features["row"][here] // stride, features["col"][here] // stride
+    direct = torch.nn.functional.normalize(maps[:, row, col], dim=0).T.numpy()
+    cosine = (direct * features["optical"][here]).sum(1)
+    assert np.median(cosine) > 0.99
+    assert (features["row"] % stride == stride // 2).all()
+
+
+def test_the_clustered_network_is_an_average_of_the_training(tiny_run: Run, bench: Bench) -> None:
+    start, end = starting_network(tiny_run, bench), load_clustered(tiny_run, bench)
+    assert start.state_dict().keys() == end.state_dict().keys()
+    assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters()))
+    pretrained = load_pretrained(tiny_run, bench.scenes).state_dict()
+    kept = {k: v for k, v in start.state_dict().items() if not k.startswith("clustering")}
+    assert all(torch.equal(pretrained[k], v) for k, v in kept.items())
+    posteriors = network_classifier(end, bench).posteriors(0)
+    assert posteriors.shape[0] == 7
+    assert torch.allclose(posteriors.sum(0), torch.ones(posteriors.shape[1:]), atol=1e-5)
+
+
+def test_the_teacher_is_the_baseline_of_its_name(tiny_run: Run, bench: Bench) -> None:
+    teacher = teacher_of(bench)
+    assert teacher.name == "mixture-statistics"
+    again = bench.cluster("again", "mixture", bench.statistics, bench.stride)
+    assert torch.equal(teacher.posteriors(0), again.posteriors(0))
+
+
+def test_clustering_needs_pretraining(project: Path) -> None:
+    run = Run.open(load_config("tiny"))
+    scenes = load_data(run)
+    with pytest.raises(MissingStageError, match="03_momentum_contrast_pretraining"):
+        cluster(run, Bench.of_run(run, scenes))
+    assert not list(run.path("checkpoints").glob("*.pt"))
+
+
+def test_maps_lie_on_the_grid_of_their_scene(tiny_run: Run, bench: Bench) -> None:
+    network = load_clustered(tiny_run, bench)
+    classifier, mapping = network_classifier(network, bench), fitted_matching(tiny_run, "umsf")
+    layout, smoothing = bench.scenes.layout, tiny_run.config.cluster.smoothing_px
+    for scene in bench.scenes.indices("test"):
+        name = bench.scenes.records[scene].name
+        source = bench.scenes.sources[name].profile()
+        files = {p.name.split(".")[-2]: p for p in tiny_run.path("maps").glob(f"{name}.*.tif")}
+        assert set(files) == {"prediction", "confidence", "optical", "sar", "label", "error"}
+        layers = {}
+        for layer, path in files.items():
+            with rasterio.open(path) as opened:
+                assert (opened.crs, opened.transform) == (source.crs, source.transform)
+                assert opened.shape == (source.height, source.width)
+                layers[layer] = opened.read(1)
+                if layer in ("prediction", "label"):
+                    colors = opened.colormap(1)
+                    assert all(colors[c.code][:3] == c.rgb for c in layout.classes)
+                    assert opened.nodata == 0
+        posteriors = classifier.pixels(bench.store, scene, smoothing).numpy()
+        cluster_map = posteriors.argmax(0)
+        codes = np.array([c.code for c in layout.classes])
+        matched = mapping[cluster_map] >= 0
+        assert (layers["prediction"] == codes[mapping[cluster_map]])[matched].all()
+        assert np.allclose(layers["confidence"], posteriors.max(0), atol=1e-6)
+        labels = valid_labels(bench.scenes, scene)
+        assert (layers["error"] == (layers["prediction"] != layers["label"]))[labels < IGNORE].all()
+
+
+def test_legends_name_clusters(whu: SceneSet, pairs: SceneSet) -> None:
+    legend = legend_of(whu, 3, np.array([4, -1, 0]))
+    names = [legend.classes[row].name for row in legend.of_cluster]
+    assert names == ["forest", "cluster 1", "farmland"]
+    codes = [c.code for c in legend.classes]
+    assert len(set(codes)) == len(codes)
+    plain = legend_of(pairs, 4, None)
+    assert [c.name for c in plain.classes] == [f"cluster {i}" for i in range(4)]
+
+
+def test_maps_of_a_changed_run_are_written_anew(tiny_run: Run, bench: Bench) -> None:
+    classifier = network_classifier(load_clustered(tiny_run, bench), bench)
+    mapping = fitted_matching(tiny_run, "umsf")
+    which = bench.scenes.indices("test")
+    assert not write_maps(tiny_run, bench, classifier, mapping, which)
+
+
+def test_margins_are_paired_differences(tmp_path: Path) -> None:
+    """Two seeds, two test scenes each; ours has every pixel right, each other one half of them."""
+    config, runs = load_config("tiny"), []
+    good, half = np.diag([40, 60]), np.array([[20, 30], [20, 30]])
+    others = ("kmeans-pixels", "kmeans-statistics", "mixture-statistics")
+    for seed in (0, 1):
+        for sensors in ("both", "optical", "sar"):
+            own = replace(config, seed=seed, model=replace(config.model, sensors=sensors))
+            run = Run.open(own, f"{sensors}-{seed}", root=tmp_path)
+            tables = {name: np.stack([half, half]) for name in others}
+            tables["umsf"] = np.stack([good, good] if sensors == "both" else [half, half])
+            arrays, rows = {}, []
+            for name, table in tables.items():
+                arrays[f"{name}/dense/test"] = table
+                arrays[f"{name}/dense/mapping"] = np.array([0, 1])
+                value = accuracy(confusion(table.sum(0), np.array([0, 1])))
+                base = {"method": name, "variant": f"{sensors}-attention-pretrained"}
+                base |= {"protocol": "dense", "matching": "validation", "class": None}
+                rows.append(base | {"metric": "acc", "seed": seed, "value": value})
+            np.savez(run.path("confusions.npz"), **arrays)
+            write_json(run.path("metrics.json"), rows)
+            runs.append(run)
+    scores, gains = first_results(runs)
+    table = scores.set_index(["method", "sensors"])["mean"]
+    assert table["umsf", "both"] == 1 and table["umsf", "sar"] == 0.5
+    assert ("kmeans-pixels", "optical") not in table.index
+    acc = gains[gains.metric == "acc"]
+    assert set(zip(acc.against, acc.sensors, strict=True)) == {
+        *((name, "both") for name in others),
+        ("umsf", "optical"),
+        ("umsf", "sar"),
+    }
+    assert np.allclose(acc[["margin", "low", "high"]], 0.5)
+    assert (acc.scenes == 2).all() and (acc.seeds == 2).all()
+
+
+def test_a_run_of_other_settings_is_refused(tiny_run: Run) -> None:
+    copy = tiny_run.folder.parent / "copy"
+    shutil.copytree(tiny_run.folder, copy)
+    changed = replace(tiny_run.config, seed=5)
+    with pytest.raises(ConfigError, match="seed 0 -> 5"):
+        Run.open(changed, "copy", root=copy.parent)
+    shutil.rmtree(copy)

@@ -1,0 +1,203 @@
+"""Pretraining: where positives lie, what the loss is, what resumes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from umsf_lib.config import Config, ViewConfig, load_config
+from umsf_lib.despeckle import train_despeckler
+from umsf_lib.prepare import SceneSet, load_data
+from umsf_lib.pretrain import (
+    MomentumContrast,
+    WindowSource,
+    build_learner,
+    load_pretrained,
+    new_network,
+    places,
+    pretrain,
+    queue_size,
+    steps_per_epoch,
+)
+from umsf_lib.runs import Run
+from umsf_lib.training import Checkpoints
+from umsf_lib.views import sample_tokens
+from umsf_lib.windows import PixelStore
+
+PLAIN = ViewConfig(window_px=32, overlap_px=16, gain=0, offset=0, blur=0, speckle_looks=0)
+
+
+class Ground(PixelStore):
+    """Windows whose two optical bands are the row and the column of each pixel's centre."""
+
+    def windows(self, scene: Tensor, row: Tensor, col: Tensor, size: Any) -> dict[str, Tensor]:
+        line = torch.arange(size) + 0.5
+        rows = (row[:, None, None] + line[None, :, None]).expand(-1, size, size)
+        cols = (col[:, None, None] + line[None, None, :]).expand(-1, size, size)
+        return {"optical": torch.stack([rows, cols], 1)}
+
+
+@pytest.fixture
+def learner(project: Path) -> tuple[MomentumContrast, WindowSource, Config]:
+    run = Run.open(load_config("tiny"))
+    scenes = load_data(run)
+    train_despeckler(run, scenes)
+    return (*build_learner(run, scenes, torch.Generator().manual_seed(0)), run.config)
+
+
+def test_dense_positives_lie_on_the_same_ground(whu: SceneSet, whu_store: PixelStore) -> None:
+    store = object.__new__(Ground)
+    store.__dict__ |= whu_store.__dict__ | {"roles": ("optical",)}
+    source = WindowSource(whu, store, replace(load_config("tiny"), views=PLAIN))
+    batch = source.draw(64, torch.Generator().manual_seed(3))
+    assert 0.3 < batch.seen.float().mean() < 1
+    for view, points in ((batch.first, batch.here), (batch.second, batch.there)):
+        # A border of half a pixel is mirrored, so look at points that are further inside.
+        inside = batch.seen & (batch.here.abs() < 0.9).all(2) & (batch.there.abs() < 0.9).all(2)
+        looked = sample_tokens(view.images["optical"], points)[inside]  # (M, 2) row, col
+        assert torch.allclose(looked, batch.ground[inside], atol=1e-2)
+    (scene, row, col), (windows, *_) = places(batch)
+    assert len(scene) == len(row) == len(col) == int(batch.seen.sum())
+    sizes = whu_store.places[scene, 1:]
+    assert (row >= 0).all() and (row <= sizes[:, 0]).all() and (col <= sizes[:, 1]).all()
+    assert torch.equal(windows, batch.scene)
+
+
+def test_the_loss_equals_a_slow_loop(learner: Any) -> None:
+    moco, source, config = learner
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):  # the second loss sees queues with keys of real ground
+        batch = source.draw(4, generator)
+        loss, extra = moco(batch, 16.0)
+        moco.enqueue(batch, extra["key"])
+    batch = source.draw(4, generator)
+    loss, extra = moco(batch, 16.0)
+    pairs = {
+        "intra_optical": ("optical", "optical"),
+        "intra_sar": ("sar", "sar"),
+        "cross_optical": ("cross_optical", "cross_sar"),
+        "cross_sar": ("cross_sar", "cross_optical"),
+        "fused": ("fused", "fused"),
+    }
+    weight = {"intra": 0.5, "cross": 0.5, "fused": 1.0}  # weights 1, shared by both of a kind
+    total = 0.0
+    with torch.no_grad():
+        query = moco.embed(moco.query, batch.first, batch.here, batch.seen)
+        key = moco.embed(moco.key, batch.second, batch.there, batch.seen)
+    kinds = places(batch)
+    for name, (mine, other) in pairs.items():
+        queue, part = moco.queues[other], 0.0
+        for kind, (scenes, rows, cols) in enumerate(kinds):
+            one = 0.0
+            for i, (q, k) in enumerate(zip(query[mine][kind], key[other][kind], strict=True)):
+                below = math.exp(float(q @ k) / config.pretrain.tau)
+                positive = below
+                for j in range(len(queue.entries)):
+                    near = max(abs(rows[i] - queue.row[j]), abs(cols[i] - queue.col[j])) < 16
+                    if not (near and scenes[i] == queue.scene[j]):
+                        below += math.exp(float(q @ queue.entries[j]) / config.pretrain.tau)
+                one -= math.log(positive / below)
+            part += 0.5 * one / len(query[mine][kind])
+        assert extra["parts"][name].item() == pytest.approx(part, rel=1e-4)
+        total += weight[name.split("_")[0]] * part
+    assert loss.item() == pytest.approx(total, rel=1e-4)
+    assert sum(moco.weights().values()) == 3
+
+
+def test_gradients_reach_the_query_alone(learner: Any) -> None:
+    moco, source, _ = learner
+    batch = source.draw(4, torch.Generator().manual_seed(0))
+    loss, extra = moco(batch, 16.0)
+    loss.backward()
+    lacking = [n for n, p in moco.query.named_parameters() if p.grad is None]
+    # The last layer of the untrained residual is zero only in a fresh front end; this one learned.
+    assert lacking == []
+    assert all(p.grad is None and not p.requires_grad for p in moco.key.parameters())
+    before = {name: queue.entries.clone() for name, queue in moco.queues.items()}
+    moco.enqueue(batch, extra["key"])
+    count = int(batch.seen.sum()) + len(batch.scene)
+    for name, queue in moco.queues.items():
+        changed = (queue.entries != before[name]).any(1)
+        assert int(changed.sum()) == min(count, len(queue.entries))
+        newest = queue.entries[(queue.pointer - 1) % len(queue.entries)]
+        assert torch.equal(newest, extra["key"][name][1][-1])
+
+
+def test_keys_are_unit_vectors_of_the_key_network(learner: Any) -> None:
+    moco, source, _ = learner
+    batch = source.draw(3, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = moco.key.features(batch.second.images["optical"], batch.second.images["sar"])
+        projected = moco.key.project(maps)["cross_sar"]
+        expected = F.normalize(projected.mean(dim=(2, 3)), dim=1)
+    _, extra = moco(batch, 16.0)
+    assert torch.allclose(extra["key"]["cross_sar"][1], expected, atol=1e-6)
+    assert not extra["key"]["cross_sar"][0].requires_grad
+
+
+def interrupt_in_call(number: int) -> Any:
+    """`update_keys` as it is, but Ctrl-C comes in the n-th call."""
+    original, calls = MomentumContrast.update_keys, []
+
+    def update_keys(moco: MomentumContrast) -> None:
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        original(moco)
+
+    return update_keys
+
+
+def test_an_interrupted_pretraining_ends_as_an_unbroken_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+    for name in ("unbroken", "broken"):
+        run = Run.open(load_config("tiny"), name)
+        scenes = load_data(run)
+        train_despeckler(run, scenes)
+        if name == "broken":
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(MomentumContrast, "update_keys", interrupt_in_call(7))
+                pretrain(run, scenes)
+            assert not run.is_done("pretrain")
+            assert [p.name[:11] for p in run.path("checkpoints").glob("step-*")] == ["step-000004"]
+        assert pretrain(run, scenes)
+        assert not pretrain(run, scenes)
+        state = Checkpoints(run.path("checkpoints"), {}).paths()[-1]
+        ends.append(torch.load(state, weights_only=True))
+        log = pd.read_csv(run.path("pretrain.csv"))
+        assert log.step.tolist() == [8]
+    first, second = (end["module"] for end in ends)
+    assert first.keys() == second.keys()
+    assert [k for k in first if not torch.equal(first[k], second[k])] == []
+    assert any("pointer" in key for key in first)  # queues are part of the state
+
+
+def test_load_pretrained_gives_the_trained_query(tiny_run: Run, whu: SceneSet) -> None:
+    scenes = load_data(tiny_run)
+    trained, fresh = load_pretrained(tiny_run, scenes), new_network(tiny_run, scenes)
+    path = Checkpoints(tiny_run.path("checkpoints"), {}).paths()[-1]
+    saved = torch.load(path, weights_only=True)["module"]
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, saved[f"query.{name}"])
+    moved = [n for n, p in trained.named_parameters() if not torch.equal(p, fresh.get_parameter(n))]
+    assert len(moved) > len(list(trained.parameters())) / 2
+
+
+def test_a_queue_holds_at_most_half_an_epoch() -> None:
+    config = load_config("tiny")  # 4 tokens and 1 pooled key per window, 50 entries
+    assert queue_size(config, 1000) == 50
+    assert queue_size(config, 10) == 25
+    assert queue_size(config, 0) == 1
+    assert steps_per_epoch(config, 1000) == 4
+    full = replace(config, pretrain=replace(config.pretrain, steps_per_epoch=0))
+    assert steps_per_epoch(full, 44_080) == 11_020
