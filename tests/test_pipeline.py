@@ -71,7 +71,9 @@ def test_features_are_those_of_the_network_at_their_place(tiny_run: Run, bench: 
 def test_the_clustered_network_is_an_average_of_the_training(tiny_run: Run, bench: Bench) -> None:
     start, end = starting_network(tiny_run, bench), load_clustered(tiny_run, bench)
     assert start.state_dict().keys() == end.state_dict().keys()
-    assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters()))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True)
+    )
     pretrained = load_pretrained(tiny_run, bench.scenes).state_dict()
     kept = {k: v for k, v in start.state_dict().items() if not k.startswith("clustering")}
     assert all(torch.equal(pretrained[k], v) for k, v in kept.items())

@@ -117,7 +117,7 @@ def test_scenes_smaller_than_a_patch_have_none() -> None:
 
 def test_tables_count_each_valid_labelled_pixel_once(whu: SceneSet) -> None:
     bench, method = bench_of(whu), guesses(whu, 7)
-    tables = score_scenes(method, bench, [1, 3])
+    tables = score_scenes([method], bench, [1, 3])[method.name]
     assert tables["dense"].shape == tables["patch"].shape == (2, 7, 7)
     for k, scene in enumerate((1, 3)):
         labels = valid_labels(whu, scene)
@@ -131,7 +131,7 @@ def test_tables_count_each_valid_labelled_pixel_once(whu: SceneSet) -> None:
             if t != IGNORE:
                 by_hand[p, t] += 1
         np.testing.assert_array_equal(tables["patch"][k], by_hand)
-    assert score_scenes(method, bench, [])["dense"].shape == (0, 7, 7)
+    assert score_scenes([method], bench, [])[method.name]["dense"].shape == (0, 7, 7)
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
@@ -232,7 +232,7 @@ def test_a_transductive_set_has_only_the_matching_on_test(run: Run, terramesh: S
     method = guesses(terramesh, 8)
     evaluate(run, bench_of(terramesh), [method])
     assert {row["matching"] for row in rows_of(run)} == {"test", "none"}
-    table = score_scenes(method, bench_of(terramesh), range(5))["dense"].sum(axis=0)
+    table = score_scenes([method], bench_of(terramesh), range(5))[method.name]["dense"].sum(axis=0)
     np.testing.assert_array_equal(fitted_matching(run, method.name), table.argmax(axis=1))
 
 
@@ -247,7 +247,7 @@ def test_tables_are_kept_per_test_scene(run: Run, whu: SceneSet) -> None:
     method = guesses(whu, 7)
     evaluate(run, bench_of(whu), [method])
     with np.load(run.path("confusions.npz")) as saved:
-        expected = score_scenes(method, bench_of(whu), whu.indices("test"))
+        expected = score_scenes([method], bench_of(whu), whu.indices("test"))[method.name]
         for protocol, tables in expected.items():
             np.testing.assert_array_equal(saved[f"{method.name}/{protocol}/test"], tables)
 

@@ -66,6 +66,15 @@ def test_lessons_show_what_the_teacher_says_of_that_ground(
         assert torch.allclose(seen[inner], taught[:, :2][inner], atol=0.05)
 
 
+def test_shares_are_those_of_the_teacher(whu: SceneSet, whu_store: PixelStore) -> None:
+    one_hot = F.one_hot(torch.tensor([[0, 0, 1, 1]]), 3).permute(2, 0, 1).float()
+    teacher = {0: one_hot, 1: one_hot.roll(1, 0)}  # clusters 0 and 1, then 1 and 2; nowhere more
+    lessons = Lessons(whu_store, training_tiles(whu, 32, 0), teacher, TINY)
+    assert torch.allclose(lessons.shares, torch.tensor([0.25, 0.5, 0.25]))
+    lessons = Lessons(whu_store, training_tiles(whu, 32, 0), {0: one_hot}, TINY)
+    assert 0 < lessons.shares[2] < 2e-3 and lessons.shares.sum().item() == pytest.approx(1)
+
+
 def network_of(whu: SceneSet) -> UmsfNet:
     torch.manual_seed(0)
     network = build_network(TINY, whu)
@@ -79,22 +88,24 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(whu: SceneSet, whu_store: Pix
     network = network_of(whu)
     average = key_network(network)
     teacher = {s: torch.full((3, 16, 16), 1 / 3) for s in whu.indices("train")}
+    shares = torch.tensor([0.7, 0.2, 0.1])
     lessons = Lessons(Painted(whu_store, coordinates), training_tiles(whu, 32, 0), teacher, config)
     generator = torch.Generator().manual_seed(0)
     batch = lessons.draw(generator)
-    loss, parts = self_training_loss(network, average, batch, config, generator)
+    loss, parts = self_training_loss(network, average, batch, shares, config, generator)
     assert set(parts) == {"teacher", "clustering", "consistency"}
     total = parts["teacher"] + 0.3 * parts["clustering"] + 0.7 * parts["consistency"]
     assert loss.item() == pytest.approx(total.item(), rel=1e-5)
     both = [network(v.images["optical"], None) for v in (batch.first, batch.second)]
     uniform = torch.stack([-x.log_softmax(1).mean(1).mean() for x in both]).mean()
     assert parts["teacher"].item() == pytest.approx(uniform.item(), rel=1e-5)
-    wanted = clustering_loss(torch.cat(both).softmax(1), 0.2)
+    wanted = clustering_loss(torch.cat(both).softmax(1), 0.2, shares)
     assert parts["clustering"].item() == pytest.approx(wanted.item(), rel=1e-5)
     loss.backward()
     assert all(p.grad is None for p in average.parameters())
     silent = replace(config, cluster=replace(settings, consistency=0.0))
-    assert "consistency" not in self_training_loss(network, average, batch, silent, generator)[1]
+    _, fewer = self_training_loss(network, average, batch, shares, silent, generator)
+    assert "consistency" not in fewer
 
 
 def test_a_view_agrees_with_its_own_turned_copy(whu: SceneSet, whu_store: PixelStore) -> None:

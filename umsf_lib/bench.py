@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -50,7 +50,9 @@ class Bench:
         """At most ``cluster.max_dims`` dimensions: a full covariance of more is not estimable."""
         sample = self.sample(token_map, self.stride)
         dims = self.config.cluster.max_dims
-        return token_map if sample.shape[1] <= dims else PrincipalTokens(token_map, sample, dims)
+        if sample.shape[1] > dims:
+            token_map = PrincipalTokens(token_map, sample, dims)
+        return lru_cache(maxsize=1)(token_map)  # several methods ask for the same scene in turn
 
     def sample(self, token_map: TokenMap, stride: int) -> np.ndarray:
         """Tokens ``(n, D)`` of the training scenes."""

@@ -28,25 +28,40 @@ OVERALL = ("acc", "nmi", "ari", "macro_f1", "miou", "kappa", "many_to_one")
 Tables = dict[str, np.ndarray]  # protocol -> (S, K', K) int64, one table per scene
 
 
-def score_scenes(classifier: Classifier, bench: Bench, which: Sequence[int]) -> Tables:
-    """Contingency tables of a classifier on scenes, per protocol.
+def score_scenes(
+    classifiers: Sequence[Classifier], bench: Bench, which: Sequence[int]
+) -> dict[str, Tables]:
+    """Contingency tables of classifiers on scenes, per method and protocol.
 
     ``dense`` counts pixels. ``patch`` counts patches of ``map.patch_px``: the most frequent label
     against the strongest mean posterior, where at least half of the patch is labelled.
     """
+    classes = len(bench.scenes.layout.classes)
+    found: dict[str, Tables] = {}
+    for classifier in classifiers:
+        empty = np.zeros((len(which), classifier.num_clusters, classes), np.int64)
+        found[classifier.name] = {"dense": empty, "patch": empty.copy()}
+    for row, scene in enumerate(which):
+        for classifier in classifiers:  # inside, so that methods with equal tokens share them
+            for protocol, (predicted, true) in _pairs(classifier, bench, scene).items():
+                table = contingency(predicted, true, classifier.num_clusters, classes)
+                found[classifier.name][protocol][row] = table
+    return found
+
+
+def _pairs(
+    classifier: Classifier, bench: Bench, scene: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Protocol -> cluster and class of each unit of a scene."""
     config, classes = bench.config, len(bench.scenes.layout.classes)
-    shape = (0, classifier.num_clusters, classes)
-    found: dict[str, list[np.ndarray]] = {"dense": [], "patch": []}
-    for scene in which:
-        # (K', H, W)
-        posteriors = classifier.pixels(bench.store, scene, config.cluster.smoothing_px)
-        labels = valid_labels(bench.scenes, scene)
-        patches = patch_majority(posteriors, labels, config.map.patch_px, classes)
-        pairs = {"dense": (posteriors.argmax(0).cpu().numpy(), labels), "patch": patches}
-        for protocol, (predicted, true) in pairs.items():
-            found[protocol].append(contingency(predicted, true, classifier.num_clusters, classes))
-    empty = [np.zeros(shape, np.int64)]  # of a part without scenes
-    return {p: np.concatenate(empty + [t[None] for t in tables]) for p, tables in found.items()}
+    # (K', H, W)
+    posteriors = classifier.pixels(bench.store, scene, config.cluster.smoothing_px)
+    labels = valid_labels(bench.scenes, scene)
+    dense = posteriors.argmax(0).cpu().numpy(), labels
+    return {
+        "dense": dense,
+        "patch": patch_majority(posteriors, labels, config.map.patch_px, classes),
+    }
 
 
 def patch_majority(
@@ -81,9 +96,11 @@ def evaluate(run: Run, bench: Bench, methods: Iterable[Classifier]) -> bool:
 
     def make() -> list[str]:
         arrays, rows = {}, []
-        for method in methods:
-            val = score_scenes(method, bench, scenes.indices("val"))
-            test = score_scenes(method, bench, scenes.indices("test"))
+        every = list(methods)
+        val_tables = score_scenes(every, bench, scenes.indices("val"))
+        test_tables = score_scenes(every, bench, scenes.indices("test"))
+        for method in every:
+            val, test = val_tables[method.name], test_tables[method.name]
             for protocol in test:
                 if protocol == "patch" and not test[protocol].any():
                     continue  # scenes smaller than a patch, or thinly labelled

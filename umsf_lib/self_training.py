@@ -24,6 +24,7 @@ from .views import View, draw_matches, gaussian_blur, make_view, resample, sampl
 from .windows import PixelStore, draw_windows
 
 TEACHER_SYMMETRIES = 2  # of the square, averaged when the network becomes its own teacher
+SMALLEST_SHARE = 1e-3  # a cluster that the teacher has given up may not count for ever
 SMOOTHING_TOKENS = 1.0  # sigma on a teacher's posteriors
 
 
@@ -44,6 +45,8 @@ class Lessons:
     ) -> None:
         self.store, self.tiles, self.config = store, tiles, config
         self.teacher = teacher  # scene -> (K, h, w) at the network's stride
+        shares = torch.stack([maps.mean(dim=(1, 2)) for maps in teacher.values()]).mean(dim=0)
+        self.shares = shares.clamp_min(SMALLEST_SHARE) / shares.clamp_min(SMALLEST_SHARE).sum()
 
     def draw(self, generator: torch.Generator) -> TaughtBatch:
         """One batch; windows start on the token grid, so that the teacher's tokens fit."""
@@ -144,7 +147,7 @@ def _round(
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         batch = lessons.draw(generator)
-        return self_training_loss(network, average, batch, config, generator)
+        return self_training_loss(network, average, batch, lessons.shares, config, generator)
 
     def follow(step: int) -> None:
         momentum_update(average, network, ema_at(done + step, settings.ema))
@@ -171,17 +174,22 @@ def self_training_loss(
     network: UmsfNet,
     average: UmsfNet,
     batch: TaughtBatch,
+    shares: Tensor,
     config: Config,
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """Teacher's cross-entropy + clustering loss + cross-view consistency with the EMA network."""
+    """Teacher's cross-entropy + clustering loss + cross-view consistency with the EMA network.
+
+    The clustering loss asks for the teacher's cluster ``shares (K,)``, which are free: equal ones
+    would be wrong of land cover.
+    """
     settings = config.cluster
     logits = [network(*_inputs(view)) for view in (batch.first, batch.second)]
     taught = torch.stack(
         [soft_cross_entropy(x, t) for x, t in zip(logits, batch.taught, strict=True)]
     ).mean()
     probabilities = torch.cat(logits).softmax(dim=1)
-    clustering = clustering_loss(probabilities, settings.balance)
+    clustering = clustering_loss(probabilities, settings.balance, shares)
     parts: dict[str, Any] = {"teacher": taught, "clustering": clustering}
     loss = taught + settings.clustering * clustering
     if settings.consistency > 0:
