@@ -52,7 +52,7 @@ class Bench:
         dims = self.config.cluster.max_dims
         if sample.shape[1] > dims:
             token_map = PrincipalTokens(token_map, sample, dims)
-        return lru_cache(maxsize=1)(token_map)  # several methods ask for the same scene in turn
+        return lru_cache(maxsize=1)(token_map)  # methods ask for the same scene in turn
 
     def sample(self, token_map: TokenMap, stride: int) -> np.ndarray:
         """Tokens ``(n, D)`` of the training scenes."""
