@@ -10,9 +10,11 @@ from papermill.translators import PythonTranslator
 
 from umsf_lib import config as module
 from umsf_lib.config import (
+    AT_MOST_ONE,
     CHOICES,
     PARAMETERS,
     PROFILES,
+    ZERO_ALLOWED,
     Config,
     ConfigError,
     check_parameters,
@@ -104,6 +106,11 @@ def test_overrides(overrides: str, section: str, key: str, value: object) -> Non
         ("cluster.balance=.nan", ["cluster.balance", "nan", "finite"]),
         ("cluster.balance=.inf", ["cluster.balance", "inf", "finite"]),
         ("cluster.balance=-0.1", ["cluster.balance", "-0.1", "not negative"]),
+        ("pretrain.batch=0", ["pretrain.batch", "0", "larger"]),
+        ("pretrain.tau=0", ["pretrain.tau", "0", "larger"]),
+        ("cluster.sigmas_px=[0]", ["cluster.sigmas_px", "0", "larger"]),
+        ("pretrain.ema=1.5", ["pretrain.ema", "1.5", "at most 1"]),
+        ("views.scale_min=2", ["views.scale_min", "2", "at most 1"]),
         ('model.despeckle="false"', ["model.despeckle", "must be bool", "'false' (str)"]),
         ("model.despeckle=1", ["model.despeckle", "must be bool", "1 (int)"]),
         ("model.fusion=atention", ["model.fusion", "'atention'", "concat, add, attention"]),
@@ -119,6 +126,13 @@ def test_bad_overrides_are_refused_by_name(overrides: str, parts: list[str]) -> 
     message = said(load_config, "tiny", overrides=overrides)
     for part in parts:
         assert part in message, message
+
+
+def test_the_names_with_ranges_exist() -> None:
+    config = load_config("quick")
+    for name in ZERO_ALLOWED | AT_MOST_ONE:
+        section, key = name.split(".")
+        assert isinstance(getattr(getattr(config, section), key), int | float), name
 
 
 def test_an_unknown_profile_lists_the_known_ones() -> None:

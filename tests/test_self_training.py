@@ -23,8 +23,10 @@ from umsf_lib.self_training import (
     self_train,
     self_training_loss,
     smooth,
+    texture_kept,
 )
 from umsf_lib.umsf_net import UmsfNet, build_network
+from umsf_lib.views import make_view
 from umsf_lib.windows import PixelStore, training_tiles
 
 TINY = load_config("tiny")
@@ -64,6 +66,17 @@ def test_lessons_show_what_the_teacher_says_of_that_ground(
         seen = F.avg_pool2d(view.images["optical"], 4)[:, :2]
         inner = (..., slice(1, -1), slice(1, -1))  # mirrored borders bend the outermost token
         assert torch.allclose(seen[inner], taught[:, :2][inner], atol=0.05)
+
+
+def test_lessons_keep_every_value_of_the_window() -> None:
+    """Flips and turns move pixels; a crop or a blur would mix them and change local spreads."""
+    kept = texture_kept(replace(ViewConfig(), gain=0, offset=0, sar_gain=0))
+    windows = {"optical": torch.rand(6, 2, 16, 16), "sar": torch.randn(6, 1, 16, 16)}
+    view = make_view(windows, torch.ones(6, 1), kept, torch.Generator().manual_seed(0))
+    for role, images in windows.items():
+        before, after = (x.flatten(2).sort(dim=2).values for x in (images, view.images[role]))
+        assert torch.allclose(before, after, atol=1e-4)
+    assert not torch.allclose(windows["optical"], view.images["optical"], atol=0.1)
 
 
 def test_shares_are_those_of_the_teacher(whu: SceneSet, whu_store: PixelStore) -> None:

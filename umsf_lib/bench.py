@@ -15,6 +15,8 @@ from .runs import Run
 from .tokens import PrincipalTokens, StatisticTokens, TokenMap, draw_tokens
 from .windows import PixelStore, open_store
 
+UNNAMED_CLUSTERS = 6  # where no class table says how many there are
+
 
 @dataclass
 class Bench:
@@ -37,7 +39,9 @@ class Bench:
     @property
     def num_clusters(self) -> int:
         """As set, else as many as the data set has classes."""
-        return self.config.cluster.num_clusters or len(self.scenes.layout.classes) or 6
+        return (
+            self.config.cluster.num_clusters or len(self.scenes.layout.classes) or UNNAMED_CLUSTERS
+        )
 
     @cached_property
     def statistics(self) -> TokenMap:

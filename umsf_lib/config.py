@@ -86,7 +86,7 @@ class ModelConfig:
     sensors: str = "both"  # both | optical | sar
     backbone: str = "small"  # small | resnet18 | resnet50
     weights: str = "none"  # none | imagenet
-    norm: str = "group"  # group: no leak between the samples of a batch
+    norm: str = "batch"  # group: nothing is shared in a batch, but levels are lost
     channels: int = 64
     stride: int = 4
     fusion: str = "attention"
@@ -196,6 +196,22 @@ CHOICES = {
     "cluster.initial": ("pretrained", "random"),
 }
 
+_ZERO_ALLOWED = {
+    "views": "overlap_px gain offset blur speckle_looks sar_gain",
+    "pretrain": "steps_per_epoch momentum weight_decay warmup_epochs ema intra cross fused pooled",
+    "cluster": "num_clusters clustering consistency balance ema smoothing_px",
+    "map": "overlap_px",
+}
+_AT_MOST_ONE = {
+    "views": "scale_min blur",
+    "pretrain": "momentum ema pooled",
+    "cluster": "ema",
+}
+ZERO_ALLOWED, AT_MOST_ONE = (
+    {f"{section}.{key}" for section, keys in table.items() for key in keys.split()}
+    for table in (_ZERO_ALLOWED, _AT_MOST_ONE)
+)
+
 
 def load_config(
     profile: str,
@@ -215,7 +231,7 @@ def load_config(
         overrides: ``section.key=value`` pairs separated by spaces.
 
     Raises:
-        ConfigError: unknown profile, section, key, wrong type or choice.
+        ConfigError: unknown profile, section, key, wrong type, choice or range.
     """
     path = PROFILES / f"{profile}.yaml"
     if not path.is_file():
@@ -266,9 +282,18 @@ def _checked(value: Any, kind: Any, name: str, source: str) -> Any:
     allowed = CHOICES.get(name)
     if allowed and value not in allowed:
         raise ConfigError(f"{name} is {value!r}, but it must be one of {', '.join(allowed)}.")
-    if kind in (int, float) and not 0 <= value < math.inf:
-        raise ConfigError(f"{name} is {value}, but it must be finite and not negative.")
+    if kind in (int, float):
+        _check_range(value, name)
     return value
+
+
+def _check_range(value: float, name: str) -> None:
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{name} is {value}, but it must be finite and not negative.")
+    if value == 0 and name not in ZERO_ALLOWED | {"seed"}:
+        raise ConfigError(f"{name} is 0, but it must be larger.")
+    if value > 1 and name in AT_MOST_ONE:
+        raise ConfigError(f"{name} is {value}, but it must be at most 1.")
 
 
 def _as_float(value: Any) -> Any:

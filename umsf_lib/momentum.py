@@ -26,8 +26,8 @@ def key_network(query: Network) -> Network:
 def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """Move the key network towards the query network, in place.
 
-    `theta_key <- momentum * theta_key + (1 - momentum) * theta_query` for parameters. Buffers are
-    copied: averaged BatchNorm statistics would belong to neither network.
+    `theta_key <- momentum * theta_key + (1 - momentum) * theta_query` for parameters. Buffers, that
+    is the running statistics of BatchNorm, are copied: they are averages already.
 
     Args:
         key: From `key_network(query)`.

@@ -97,6 +97,16 @@ class MomentumContrast(nn.Module):
             name: pair for name, pair in (INTRA | CROSS | FUSED).items() if set(pair) <= set(names)
         }
 
+    def train(self, mode: bool = True) -> MomentumContrast:
+        """As usual, but the key network stays in eval mode.
+
+        There BatchNorm uses running statistics, so that no key depends on the rest of its batch and
+        nothing but its ground gives the positive away (Cai et al. 2021, EMAN).
+        """
+        super().train(mode)
+        self.key.eval()
+        return self
+
     @property
     def queues(self) -> dict[str, Queue]:
         """Queue per key projector."""

@@ -8,13 +8,13 @@ round its own posteriors, smoother and better than the mixture's, become the tea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .config import Config
+from .config import Config, ViewConfig
 from .inference import flip_averaged, scene_map
 from .losses import clustering_loss, consistency_loss, soft_cross_entropy
 from .momentum import key_network, momentum_update
@@ -100,6 +100,7 @@ def self_train(
         The EMA of the network, which is better and steadier than its last step; the log's rows.
     """
     settings = config.cluster
+    config = replace(config, views=texture_kept(config.views))
     generator = torch.Generator().manual_seed(config.seed + 1)
     average = key_network(network).eval()
     rows: list[Row] = []
@@ -116,6 +117,15 @@ def self_train(
         new = _round(network, average, lessons, config, generator, done, report)
         rows += [row | {"round": number + 1.0, "step": row["step"] + done} for row in new]
     return average, rows
+
+
+def texture_kept(views: ViewConfig) -> ViewConfig:
+    """Flips, turns and small changes of gain only: the teacher reads local spreads.
+
+    A crop's resampling, a blur or more speckle would change them, and the network could not tell
+    any more what the teacher has seen.
+    """
+    return replace(views, scale_min=1.0, blur=0.0, speckle_looks=0)
 
 
 def smooth(teacher: dict[int, Tensor]) -> dict[int, Tensor]:

@@ -6,7 +6,7 @@ index, so that k-means, mixtures and plots take either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -90,7 +90,7 @@ class StatisticTokens:
         self.per_scene = all(is_uncalibrated(store.layout, role) for role in store.roles)
         self.fixed: tuple[Tensor, Tensor] | None = None
         if not self.per_scene:
-            self.fixed = _moments(torch.cat([self._tokens(scene) for scene in train], dim=1))
+            self.fixed = moments(self._tokens(scene) for scene in train)
 
     def _raw(self, scene: int) -> Tensor:
         bands, _ = pixel_bands(self.store, scene)
@@ -103,12 +103,20 @@ class StatisticTokens:
         """``(D, h, w)``."""
         raw = self._raw(scene)
         valid = token_validity(self.store, scene, self.stride)
-        mean, std = self.fixed or _moments(raw[:, valid])
+        mean, std = self.fixed or moments([raw[:, valid]])
         return (raw - mean[:, None, None]) / std[:, None, None]
 
 
-def _moments(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    return tokens.mean(dim=1), tokens.std(dim=1).clamp_min(1e-6)
+def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and std ``(D,)`` float32 of tokens that come in parts ``(D, n)``, none kept."""
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for tokens in parts:
+        exact = tokens.double()
+        count += tokens.shape[1]
+        total, squares = total + exact.sum(dim=1), squares + exact.square().sum(dim=1)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    return mean.float(), std.clamp_min(1e-6).float()
 
 
 class PrincipalTokens:

@@ -16,8 +16,9 @@ class ConcatFusion(nn.Module):
         """``heads`` is of the contract; only attention has any."""
         super().__init__()
         self.mix = nn.Conv2d(2 * channels, channels, 1, bias=False)
-        self.norm = nn.GroupNorm(1, channels)
+        self.norm = nn.LayerNorm(channels)
 
     def forward(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Concatenate, mix, normalise: ``(B, C, H, W)`` twice -> once."""
-        return F.relu(self.norm(self.mix(torch.cat([optical, sar], dim=1)))), {}
+        tokens = self.mix(torch.cat([optical, sar], dim=1)).permute(0, 2, 3, 1)  # (B, H, W, C)
+        return F.relu(self.norm(tokens)).permute(0, 3, 1, 2), {}
