@@ -7,15 +7,19 @@ on request, inflated to the bands at hand.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import ResNet, get_model, get_model_weights
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from .config import ConfigError
 from .despeckle import Despeckle
+
+# torchvision brings torch's compiler along, a third of all start-up time, and the small ResNet
+# needs neither: it is imported where its networks are made.
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 STRIDES = {"small": (4,), "resnet18": (4, 8, 16, 32), "resnet50": (4, 8, 16, 32)}
 
@@ -91,6 +95,8 @@ def torchvision_resnet(
     Raises:
         ConfigError: weights with group norm, or weights that cannot be fetched.
     """
+    from torchvision.models import get_model
+
     net: ResNet = get_model(name, weights=None, norm_layer=NORMS[norm])
     if weights == "imagenet":
         if norm != "batch":
@@ -111,6 +117,8 @@ def fetch_weights(name: str) -> dict[str, Tensor]:
     Raises:
         ConfigError: it cannot be fetched.
     """
+    from torchvision.models import get_model_weights
+
     chosen = get_model_weights(name)["DEFAULT"]
     try:
         state: dict[str, Tensor] = chosen.get_state_dict(progress=False, check_hash=True)
@@ -142,6 +150,8 @@ def _set_stride(net: ResNet, stride: int) -> None:
 
     Every token of the strided net is a token of the denser one (a trous, Holschneider 1989).
     """
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     dilation = 1
     for layer, usual in ((net.layer2, 8), (net.layer3, 16), (net.layer4, 32)):
         if usual <= stride:
