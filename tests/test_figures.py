@@ -8,8 +8,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from affine import Affine
+from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
@@ -21,12 +24,15 @@ from matplotlib.text import Text
 from rasterio.crs import CRS
 
 from umsf_lib import figures
-from umsf_lib.config import IGNORE, DataError
+from umsf_lib.config import IGNORE, DataError, load_config
 from umsf_lib.figures.imagery import IGNORE_RGB, RIGHT_RGB, WRONG_RGB, error_image
 from umsf_lib.figures.panels import add_scale_bar, new_panels, round_length
 from umsf_lib.figures.results import _short
 from umsf_lib.layouts import LandClass, load_layout
+from umsf_lib.pretrain import Batch
 from umsf_lib.rasters import Grid
+from umsf_lib.umsf_net import UmsfNet
+from umsf_lib.views import View, sample_tokens
 
 CLASSES = load_layout("whu-opt-sar").classes
 LONG = tuple(
@@ -82,10 +88,15 @@ def legend_names(figure: Figure) -> list[str]:
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-def views(n: int = 2) -> tuple[Any, ...]:
-    view = {"optical": RNG.random((n, 16, 16, 3)), "sar": RNG.random((n, 16, 16, 3))}
-    points = [RNG.uniform(0, 16, (9, 2)), RNG.uniform(0, 16, (3, 2))]
-    return view, view, points, [16 - p for p in points]
+def batch(sensors: tuple[str, ...] = ("optical", "sar")) -> Batch:
+    """Two windows of 16 x 20 px; the second view is the first one turned by half a circle."""
+    generator = torch.Generator().manual_seed(0)
+    images = {name: torch.rand(2, 4, 16, 20, generator=generator) for name in sensors}
+    here = 1.8 * torch.rand(2, 9, 2, generator=generator) - 0.9
+    seen = torch.ones(2, 9, dtype=torch.bool)
+    seen[1, 3:] = False
+    views = View(images, torch.zeros(2, 2, 3)), View(images, torch.zeros(2, 2, 3))
+    return Batch(*views, torch.zeros(2), torch.zeros(2, 2), here, -here, here, seen)
 
 
 RECORDS = [
@@ -94,10 +105,10 @@ RECORDS = [
 ]
 ATTENTION = RNG.dirichlet(np.ones(16), 8)
 POINTS = {name: RNG.normal(0, 30, (80, 2)) for name in ("optical", "SAR", "fused")}
-SCORES = {
-    "k-means on local statistics": {"ACC": (0.4, 0.3, 0.45), "NMI": (0.2, 0.2, 0.2)},
-    "self-trained, optical and SAR": {"ACC": (0.99, 0.9, 1.0)},
-}
+SCORES = pd.DataFrame(
+    {"acc": [0.4, 0.99], "nmi": [0.2, np.nan]},
+    index=["k-means on local statistics", "self-trained, optical and SAR"],
+)
 BOUNDS = {"a": (108.0, 31.0, 108.25, 31.2), "b": (108.25, 31.0, 108.5, 31.2), "c": (9, 50, 9.1, 51)}
 SPLIT = {"a": "train", "b": "train", "c": "test"}
 
@@ -115,9 +126,10 @@ CASES: dict[str, Callable[[], Figure]] = {
         RGB.transpose(2, 0, 1), LABEL, LONG, bands=["B02", "B03", "B04"], ylabel="reflectance"
     ),
     "split": lambda: figures.split_figure(BOUNDS, SPLIT),
-    "views": lambda: figures.views_figure(*views()),
+    "views": lambda: figures.views_figure(batch(), (2, 1, 0)),
+    "views, one sensor": lambda: figures.views_figure(batch(("sar",)), (2, 1, 0)),
     "despeckle": lambda: figures.despeckle_figure(
-        LOG, LOG / 2 + 4, reference=LOG, ratio=np.exp(LOG / 2 - 4), enl={"before": 1, "after": 50}
+        LOG, LOG / 2 + 4, reference=LOG, enl={"before": 1, "after": 50}
     ),
     "training": lambda: figures.training_figure(
         RECORDS,
@@ -127,6 +139,9 @@ CASES: dict[str, Callable[[], Figure]] = {
         healthy={"std": 0.125},
     ),
     "training, loss only": lambda: figures.training_figure(RECORDS[:3], ["fused"]),
+    "attention, four heads": lambda: figures.attention_figure(
+        RGB[:, :40], ATTENTION[:4], (1, 2), grid=(4, 4), gates=np.full((2, 4, 4), 0.5)
+    ),
     "attention": lambda: figures.attention_figure(
         RGB[:, :40], ATTENTION, (1, 2), grid=(4, 4), gates=np.full((2, 4, 4), 0.5)
     ),
@@ -144,7 +159,10 @@ CASES: dict[str, Callable[[], Figure]] = {
     "map, 14 clusters": lambda: figures.map_figure(
         RGB, LOG, LABEL, RGB[..., 0], classes=figures.cluster_classes(14), pixel_m=30
     ),
-    "scores": lambda: figures.scores_figure(SCORES, constant={"ACC": 0.407}),
+    "map, no SAR": lambda: figures.map_figure(
+        RGB, None, PREDICTION, RGB[..., 0], classes=CLASSES, title="student"
+    ),
+    "scores": lambda: figures.scores_figure(SCORES, constant={"acc": 0.407}),
     "f1": lambda: figures.per_class_f1_figure(
         {"k-means on local statistics": np.full(7, np.nan), "mixture": np.arange(7) / 7}, CLASSES
     ),
@@ -366,29 +384,39 @@ def test_split_boxes_lie_where_the_scenes_do() -> None:
 
 
 def test_views_mark_the_same_tokens_in_all_four_panels() -> None:
-    view_1, view_2, points_1, points_2 = views()
-    figure = figures.views_figure(view_1, view_2, points_1, points_2)
-    rows = np.array(figure.axes).reshape(2, 4)
-    for row, shown in enumerate((6, 3)):  # of nine tokens six are drawn
-        for ax, points in zip(rows[row], [points_1[row]] * 2 + [points_2[row]] * 2, strict=True):
-            dots = np.array([line.get_xydata()[0] for line in ax.lines])  # (x, y)
+    given = batch()
+    rows = np.array(figures.views_figure(given, (2, 1, 0)).axes).reshape(2, 4)
+    names = ["optical, view 1", "SAR, view 1", "optical, view 2", "SAR, view 2"]
+    assert [ax.get_title() for ax in rows[0]] == names
+    # What the network samples at a place is what stands in the picture under its dot.
+    where = torch.stack(torch.meshgrid(torch.arange(16), torch.arange(20), indexing="ij"))
+    for row, shown in enumerate((6, 3)):  # of nine tokens six are drawn, of which all are seen
+        for column, places in enumerate((given.here, given.here, given.there, given.there)):
+            dots = np.array([line.get_xydata()[0] for line in rows[row, column].lines])  # (x, y)
             assert len(dots) == shown
-            distances = np.abs(dots[:, None, ::-1] - points[None]).sum(-1)
-            assert (distances.min(axis=1) == 0).all()
+            sampled = sample_tokens(where[None].float() + 0.5, places[row : row + 1])[0].numpy()
+            distances = np.abs(dots[:, None, ::-1] - sampled[given.seen[row]]).sum(-1)
+            assert distances.min(axis=1).max() < 1e-4
         links = [a for a in rows[row, 2].get_children() if isinstance(a, ConnectionPatch)]
         assert len(links) == shown
-        for link in links:  # y flips with the second view
-            assert link.xy1[1] + link.xy2[1] == pytest.approx(16)
+        for link in links:  # the second view is turned
+            np.testing.assert_allclose(np.add(link.xy1, link.xy2), (20, 16), atol=1e-5)
 
 
 def test_despeckle_panels_share_one_grey_scale() -> None:
     before = RNG.normal(0, 2, (20, 20))
     figure = figures.despeckle_figure(before, before / 2, enl={"after": 41.26})
-    first, second = (ax.get_images()[0].get_array()[..., 0] for ax in figure.axes)
+    first, second = (ax.get_images()[0].get_array()[..., 0] for ax in figure.axes[:2])
+    ratio = figure.axes[2].get_images()[0].get_array()
+    np.testing.assert_allclose(ratio, np.exp(before) / np.exp(before / 2))
     low, high = np.percentile(np.concatenate([before, before / 2]), (2, 98))
     np.testing.assert_allclose(first, np.clip((before - low) / (high - low), 0, 1), atol=1e-6)
     np.testing.assert_allclose(second, np.clip((before / 2 - low) / (high - low), 0, 1), atol=1e-6)
-    assert [ax.get_title() for ax in figure.axes] == ["before", "after (ENL 41.3)"]
+    assert [ax.get_title() for ax in figure.axes] == [
+        "before",
+        "after (ENL 41.3)",
+        "ratio image",
+    ]
 
 
 def test_training_draws_chance_levels_and_skips_missing_terms() -> None:
@@ -409,6 +437,29 @@ def test_training_draws_chance_levels_and_skips_missing_terms() -> None:
     np.testing.assert_allclose(smooth.get_ydata(), 7 - (smooth.get_xdata() - 1.5) / 50)
     (monitor,) = [ax for ax in figure.axes if ax.get_title().startswith("embedding std")]
     assert {0.125} in [set(line.get_ydata()) for line in monitor.lines]
+
+
+def test_a_log_of_one_row_is_a_dot() -> None:
+    loss = panel(figures.training_figure(RECORDS[:1], ["fused"]), "loss terms")
+    (line,) = loss.lines
+    assert line.get_marker() == "o" and line.get_xydata().tolist() == [[0, 6]]
+
+
+def test_attention_of_a_network_is_that_of_its_middle_token() -> None:
+    model = load_config("tiny").model
+    layout, log_std = load_layout("whu-opt-sar"), torch.ones(1)
+    network = UmsfNet(model, layout, log_std, 4).eval()
+    window = {"optical": torch.randn(1, 4, 16, 16), "sar": torch.randn(1, 1, 16, 16)}
+    figure = figures.network_attention_figure(network, window, (2, 1, 0))
+    with torch.no_grad():
+        maps = network.features(window["optical"], window["sar"])
+        _, aux = network.fusion(maps["optical"], maps["sar"], need_weights=True)
+    for head in range(model.heads):
+        (image,) = panel(figure, f"head {head + 1}").get_images()
+        expected = aux["attention_optical"][0, head, 2 * 4 + 2].view(4, 4)
+        np.testing.assert_allclose(image.get_array(), expected, rtol=1e-6)
+    (gate,) = panel(figure, "gate").get_images()
+    np.testing.assert_allclose(gate.get_array(), aux["gates"][0, 0], rtol=1e-6)
 
 
 def test_attention_maps_keep_the_token_grid() -> None:
@@ -491,11 +542,40 @@ def test_map_figure_colours_errors_and_legend() -> None:
 def test_scores_bars_intervals_and_constant_line() -> None:
     acc, nmi = CASES["scores"]().axes
     assert [bar.get_width() for bar in acc.patches] == [0.4, 0.99]
-    (line,) = [x for x in acc.lines if x.get_label() == "constant predictor"]
-    assert set(line.get_xdata()) == {0.407}
-    spans = acc.collections[0].get_segments()
-    np.testing.assert_allclose(spans[0][:, 0], [0.3, 0.45])
+    (line,) = acc.lines
+    assert set(line.get_xdata()) == {0.407} and not nmi.lines
     assert [t.get_text() for t in nmi.texts] == ["0.200"]  # the other method has no NMI
+
+
+def test_without_labels_a_sentence_stands_for_the_figure() -> None:
+    nothing = np.full_like(LABEL, IGNORE)
+    network = UmsfNet(
+        load_config("tiny", overrides="model.fusion=add").model, load_layout("pairs"), torch.ones(1)
+    )
+    made = [
+        figures.class_shares_figure({}, ()),
+        figures.spectra_figure(RGB.transpose(2, 0, 1), nothing, (), bands=list("abc"), ylabel=""),
+        figures.scores_figure(SCORES[:0], constant={"acc": np.nan}),
+        figures.per_class_f1_figure({}, ()),
+        figures.confusion_figure(np.zeros((0, 0), int), (), np.zeros(0, int)),
+        figures.network_attention_figure(network, {}, (0, 1, 2)),
+    ]
+    for figure in made:
+        (ax,) = figure.axes
+        (sentence,) = ax.texts
+        drawn(figure)
+        assert not ax.axison and sentence.get_window_extent().x1 <= figure.bbox.x1
+        assert print_figure(figure)  # as a notebook shows it
+
+
+def test_tsne_without_labels_has_one_column() -> None:
+    nothing = np.full(80, IGNORE)
+    figure = figures.tsne_figure(
+        POINTS, np.arange(80) % 7, nothing, clusters=figures.cluster_classes(7)
+    )
+    assert [ax.get_title() for ax in figure.axes] == [
+        f"{name} tokens by cluster" for name in POINTS
+    ]
 
 
 def test_f1_heatmap_leaves_absent_classes_empty() -> None:

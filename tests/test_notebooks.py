@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import ast
 import os
+import re
+import statistics
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+from PIL import Image
 
 from umsf_lib.config import PARAMETERS, ConfigError, UmsfError
-from umsf_lib.tutorial import NOTEBOOKS, run_notebook
+from umsf_lib.tutorial import (
+    GALLERY_BYTES,
+    JPEG_FROM_BYTES,
+    NOTEBOOKS,
+    run_notebook,
+    write_gallery,
+)
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 TINY = {"profile": "tiny", "run": "", "data": "", "layout": "", "seed": 0, "overrides": ""}
+SOLUTIONS = tuple(f"solutions/{name}" for name in NOTEBOOKS)
 FORBIDDEN = ("sys.path", "!pip", ".cuda()", "/home/", "/tmp/", "C:\\")
 
 
@@ -36,7 +46,7 @@ def inside(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", NOTEBOOKS + SOLUTIONS)
 def test_rules(name: str) -> None:
     notebook = read(name)
     nbformat.validate(notebook)
@@ -48,24 +58,73 @@ def test_rules(name: str) -> None:
     assert names == list(PARAMETERS)
     code = [c for c in notebook.cells if c.cell_type == "code"]
     assert all(not c.outputs and c.execution_count is None for c in code)
-    lengths = [c.source.count("\n") + 1 for c in code if c not in tagged]
-    assert max(lengths) <= 20
+    lengths = [sum(bool(line.strip()) for line in c.source.splitlines()) for c in code]
+    assert max(lengths) <= 20 and statistics.median(lengths) <= 6
     assert len(code) <= 0.6 * len(notebook.cells)
-    assert "You will learn to" in notebook.cells[0].source
-    assert "## Checks" in "\n".join(c.source for c in notebook.cells)
     text = "\n".join(c.source for c in notebook.cells)
     assert not [word for word in FORBIDDEN if word in text]
 
 
-def test_every_notebook_runs_in_order(inside: Path) -> None:
-    for name in NOTEBOOKS:
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_opening_and_end(name: str) -> None:
+    """Aim, measured time and checks; the exercises stand in the solutions, word for word."""
+    cells = read(name).cells
+    assert "You will learn to" in cells[0].source and "*Measured:" in cells[0].source
+    assert "## Checks" in "\n".join(c.source for c in cells)
+    end = cells[-1].source
+    exercises = re.findall(r"^\d\. .*$", end, re.MULTILINE)
+    assert 2 <= len(exercises) <= 4 and f"](solutions/{name}.ipynb)" in end
+    solved = "\n".join(c.source for c in read(f"solutions/{name}").cells)
+    assert re.findall(r"^## (\d\. .*)$", solved, re.MULTILINE) == exercises
+
+
+def test_every_notebook_has_its_solutions_and_no_more() -> None:
+    there = {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.ipynb")}
+    there = {name for name in there if ".ipynb_checkpoints" not in name}
+    assert there == {f"{name}.ipynb" for name in NOTEBOOKS + SOLUTIONS}
+
+
+def test_every_notebook_runs_in_order_then_the_solutions(inside: Path) -> None:
+    for name in NOTEBOOKS + SOLUTIONS:
         executed = nbformat.read(run_notebook(name, TINY, timeout_s=300), as_version=4)
         outputs = [o for c in executed.cells for o in c.get("outputs", [])]
         assert not [o for o in outputs if o.output_type == "error"]
-        if name != "03_momentum_contrast_pretraining":
+        assert not [o for o in outputs if o.get("name") == "stderr"]  # no warnings
+        if name in NOTEBOOKS:
             assert any("image/png" in o.get("data", {}) for o in outputs)
     run = inside / "runs" / "tiny-synthetic-0"
+    assert len(list((run / "notebooks").rglob("*.ipynb"))) == len(NOTEBOOKS + SOLUTIONS)
     assert (run / "metrics.json").is_file() and list((run / "maps").glob("*.prediction.tif"))
+
+
+def code_of(notebook: nbformat.NotebookNode) -> list[str]:
+    """Sources of the code cells, without the one that papermill injects."""
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    return [c.source for c in code if "injected-parameters" not in c.metadata.get("tags", [])]
+
+
+def test_gallery_copies_are_small_and_link_back(inside: Path) -> None:
+    written = write_gallery(inside / "runs" / "tiny-synthetic-0")
+    assert sorted(p.name for p in written) == sorted(
+        [f"{n}.ipynb" for n in NOTEBOOKS] + ["map.jpg"]
+    )
+    with Image.open(inside / "gallery" / "map.jpg") as picture:
+        assert picture.format == "JPEG" and min(picture.size) > 300
+    for name in NOTEBOOKS:
+        copy = nbformat.read(inside / "gallery" / f"{name}.ipynb", as_version=4)
+        assert code_of(copy) == code_of(read(name))
+        assert not {"widgets", "papermill"} & set(copy.metadata)
+        outputs = [o.get("data", {}) for c in copy.cells for o in c.get("outputs", [])]
+        assert all(len(data.get("image/png", "")) <= JPEG_FROM_BYTES for data in outputs)
+        assert f"](../notebooks/solutions/{name}.ipynb)" in copy.cells[-1].source
+
+
+def test_the_gallery_shows_the_notebooks_as_they_are() -> None:
+    """``make gallery`` after a change of a notebook's code."""
+    for name in NOTEBOOKS:
+        path = FOLDER.parent / "gallery" / f"{name}.ipynb"
+        assert path.stat().st_size <= GALLERY_BYTES
+        assert code_of(nbformat.read(path, as_version=4)) == code_of(read(name)), name
 
 
 def test_parameters_are_refused_before_anything_runs(inside: Path) -> None:

@@ -17,15 +17,22 @@ from sklearn import metrics as oracle
 from umsf_lib.bench import Bench
 from umsf_lib.config import IGNORE, Config, MissingStageError, load_config
 from umsf_lib.inference import Classifier
+from umsf_lib.metrics import accuracy, confusion, scores
 from umsf_lib.prepare import SceneSet, prepare, training_statistics, valid_labels
 from umsf_lib.report import (
     OVERALL,
+    class_f1,
+    dense_tables,
     evaluate,
     fitted_matching,
+    gains,
+    headline,
+    limits,
     load_records,
     matchings,
     patch_majority,
     score_scenes,
+    score_table,
 )
 from umsf_lib.runs import Run, write_json
 from umsf_lib.windows import PixelStore
@@ -308,3 +315,56 @@ def test_records_of_several_runs_make_one_table(tmp_path: Path, whu: SceneSet) -
     assert len(table) == sum(len(json.loads((f / "metrics.json").read_text())) for f in folders)
     assert set(table.seed) == {0, 1} and table.value.notna().all()
     assert load_records([]).empty
+
+
+# Tables of records
+
+
+def test_tables_repeat_the_records(run: Run, whu: SceneSet) -> None:
+    methods = [guesses(whu, 7), dataclasses.replace(guesses(whu, 7, right=0.3), name="other")]
+    evaluate(run, bench_of(whu), methods)
+    records = load_records([run.folder])
+    assert set(headline(records).matching) == {"validation"}
+    table, f1 = score_table(records, "dense"), class_f1(records, whu.layout.classes)
+    assert list(table.columns) == list(OVERALL)
+    assert list(table.index) == list(f1) == [method.name for method in methods]
+    for name in f1:
+        tables, mapping = dense_tables(run, name)
+        np.testing.assert_array_equal(mapping, fitted_matching(run, name))
+        expected = scores(tables.sum(axis=0), mapping)
+        assert dict(table.loc[name]) == pytest.approx({m: expected[m] for m in OVERALL})
+        assert list(f1[name]) == pytest.approx([expected["f1"][i] for i in range(7)])
+    counts = tables.sum(axis=(0, 1))
+    found = limits(records, "dense")
+    assert found["constant"] == pytest.approx(counts.max() / counts.sum())
+    assert found["equal_size_ceiling"] == pytest.approx(
+        np.minimum(counts / counts.sum(), 1 / 7).sum()
+    )
+
+
+def test_gains_are_differences_of_scores(run: Run, whu: SceneSet) -> None:
+    good = dataclasses.replace(guesses(whu, 7, right=0.95), name="good")
+    evaluate(run, bench_of(whu), [good, guesses(whu, 7, right=0.5)])
+    table = gains(run, "good", ["guess-7", "good"], accuracy)
+    assert table.loc["good"].tolist() == [0, 0, 0]
+    pairs = [dense_tables(run, name) for name in ("good", "guess-7")]
+    ours, theirs = ([accuracy(confusion(one, m)) for one in tables] for tables, m in pairs)
+    apart = np.subtract(ours, theirs)  # of each scene: no resample of them lies outside
+    low, high = table.loc["guess-7", ["low", "high"]]
+    gain = table.loc["guess-7", "gain"]
+    assert apart.min() - 1e-9 <= low <= gain <= high <= apart.max() + 1e-9 and gain > 0.2
+
+
+def test_data_without_classes_are_evaluated_to_nothing(run: Run, pairs: SceneSet) -> None:
+    def never() -> Any:
+        raise AssertionError("a method was fitted for nothing")
+        yield
+
+    assert evaluate(run, bench_of(pairs), never())
+    assert run.is_done("evaluate") and fitted_matching(run, "umsf") is None
+    records = load_records([run.folder])
+    assert records.empty and set(records.columns) == FIELDS
+    assert score_table(records, "dense").empty and class_f1(records, ()) == {}
+    assert np.isnan(list(limits(records, "dense").values())).all()
+    assert dense_tables(run, "umsf")[0].shape == (0, 0, 0)
+    assert gains(run, "umsf", ["other"], accuracy).empty

@@ -183,6 +183,29 @@ def load_despeckler(run: Run) -> Despeckle:
     return module.eval()
 
 
+@torch.no_grad()
+def despeckled(module: Despeckle, log_intensity: np.ndarray) -> np.ndarray:
+    """One band ``(h, w)`` of ln intensity through a front end on the CPU, same shape."""
+    band = torch.from_numpy(log_intensity).float()[None, None]  # (1, 1, h, w)
+    return module(band)[0, 0].numpy()
+
+
+def filtered(module: Despeckle, log_intensity: np.ndarray, looks: float) -> dict[str, np.ndarray]:
+    """Two classical filters and ours on one band: filter -> intensity ``(h, w)``.
+
+    Args:
+        module: the trained front end, on the CPU.
+        log_intensity: ``(h, w)``.
+        looks: of the speckle, which Lee's filter must be told.
+    """
+    intensity = np.exp(log_intensity)
+    return {
+        "boxcar 5": boxcar(intensity, 5),
+        "Lee 7": lee(intensity, 7, looks),
+        "learned": np.exp(despeckled(module, log_intensity)),
+    }
+
+
 def enl(intensity: np.ndarray) -> float:
     """Equivalent number of looks of a homogeneous area: mean^2 / variance of intensity."""
     return float(intensity.mean() ** 2 / intensity.var())

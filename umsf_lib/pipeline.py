@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
 from .baselines import BASELINES
@@ -18,7 +17,7 @@ from .mapping import write_maps
 from .metrics import accuracy, confusion, nmi, paired_bootstrap
 from .prepare import load_data
 from .pretrain import load_pretrained, pretrain
-from .report import evaluate, fitted_matching, load_records
+from .report import dense_tables, evaluate, fitted_matching, headline, load_records
 from .runs import Run, project_root
 from .training import print_progress
 
@@ -48,11 +47,10 @@ def run_everything(run: Run, *, maps: bool = False) -> None:
     pretrain(run, scenes, progress=print_progress("pretrain"))
     bench = Bench.of_run(run, scenes)
     cluster(run, bench, progress=print_progress("cluster"))
-    if scenes.labelled:
-        evaluate(run, bench, methods(run, bench))
+    evaluate(run, bench, methods(run, bench))
     if maps:
         classifier = network_classifier(load_clustered(run, bench), bench)
-        mapping = fitted_matching(run, "umsf") if scenes.labelled else None
+        mapping = fitted_matching(run, "umsf")
         write_maps(run, bench, classifier, mapping, scenes.indices("test"))
 
 
@@ -75,9 +73,8 @@ def first_results(runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
     Dense pixels of test scenes, matching fitted on validation scenes. The bootstrap resamples
     the test scenes of each seed, paired, and averages over the seeds.
     """
-    table = load_records(run.folder for run in runs)
-    first = "validation" if "validation" in set(table.matching) else "test"
-    chosen = table[(table.protocol == "dense") & (table.matching == first) & table["class"].isna()]
+    table = headline(load_records(run.folder for run in runs))
+    chosen = table[(table.protocol == "dense") & table["class"].isna()]
     chosen = chosen.assign(sensors=chosen.variant.str.split("-").str[0])
     ours_or_fused = (chosen.method == "umsf") | (chosen.sensors == "both")
     grouped = chosen[ours_or_fused].groupby(["method", "sensors", "metric"], sort=False).value
@@ -91,20 +88,13 @@ def margins(runs: Sequence[Run]) -> pd.DataFrame:
     seeds = sorted({run.config.seed for run in runs})
     rows = []
     for name, sensors in others:
-        ours = [_confusions(of_seed[seed, "both"], "umsf") for seed in seeds]
-        theirs = [_confusions(of_seed[seed, sensors], name) for seed in seeds]
+        ours = [confusion(*dense_tables(of_seed[seed, "both"], "umsf")) for seed in seeds]
+        theirs = [confusion(*dense_tables(of_seed[seed, sensors], name)) for seed in seeds]
         for metric, statistic in (("acc", accuracy), ("nmi", nmi)):
             mean, low, high = paired_bootstrap(ours, theirs, statistic)
             row = {"against": name, "sensors": sensors, "metric": metric, "seeds": len(seeds)}
             rows.append(row | {"scenes": len(ours[0]), "margin": mean, "low": low, "high": high})
     return pd.DataFrame(rows)
-
-
-def _confusions(run: Run, method: str) -> np.ndarray:
-    """Confusion tables ``(S, K+1, K)`` of a method's test scenes, dense pixels."""
-    with np.load(run.path("confusions.npz")) as saved:
-        tables, mapping = saved[f"{method}/dense/test"], saved[f"{method}/dense/mapping"]
-    return confusion(tables, mapping)
 
 
 def print_first_results(config: Config, seeds: Sequence[int]) -> None:

@@ -71,6 +71,12 @@ class SceneSet:
         part = flat[..., record.offset : record.offset + record.height * record.width]
         return part.reshape(*flat.shape[:-1], record.height, record.width)
 
+    def log_sar(self, scene: int) -> np.ndarray | None:
+        """First SAR band of a scene as ln intensity ``(H, W)`` float64; None without SAR."""
+        if self.layout.sar is None:
+            return None
+        return physical(np.asarray(self.plane("sar", scene))[0], "sar", self.layout)
+
     @property
     def labelled(self) -> bool:
         """Whether the layout has classes to score against."""
@@ -276,3 +282,33 @@ def standardisation(
 def valid_labels(scenes: SceneSet, scene: int) -> np.ndarray:
     """Label ids ``(H, W)`` uint8 of a scene, ``IGNORE`` where the pixel is invalid."""
     return np.where(scenes.plane("valid", scene), scenes.plane("label", scene), IGNORE)
+
+
+def class_shares(scenes: SceneSet) -> dict[str, np.ndarray]:
+    """Part of the split -> share ``(K,)`` of each class in its labelled pixels.
+
+    Parts without a labelled pixel are left out.
+    """
+    shares = {}
+    for part in scenes.split:
+        labels = [valid_labels(scenes, scene).ravel() for scene in scenes.indices(part)]
+        counts = sum(np.bincount(ids, minlength=IGNORE + 1) for ids in labels)
+        known = np.atleast_1d(counts)[: len(scenes.layout.classes)]
+        if known.sum() > 0:
+            shares[part] = known / known.sum()
+    return shares
+
+
+def labels_at(scenes: SceneSet, scene: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
+    """Label ids ``(M,)`` uint8 at places of scenes (px); past the lower right border, the edge's.
+
+    A token's centre may lie there, where the stride does not divide the scene.
+    """
+    found = np.full(len(scene), IGNORE, np.uint8)
+    for index in np.unique(scene):
+        labels, here = valid_labels(scenes, int(index)), scene == index
+        rows, cols = (
+            np.minimum(x[here], n - 1) for x, n in zip((row, col), labels.shape, strict=True)
+        )
+        found[here] = labels[rows, cols]
+    return found

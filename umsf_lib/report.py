@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,23 @@ import torch
 from .bench import Bench
 from .config import IGNORE
 from .inference import Classifier
+from .layouts import LandClass
 from .metrics import (
+    confusion,
     constant_score,
     contingency,
     equal_size_ceiling,
     hungarian,
+    paired_bootstrap,
     scores,
 )
 from .prepare import SceneSet, valid_labels
 from .runs import Run, write_arrays, write_json
 
 OVERALL = ("acc", "nmi", "ari", "macro_f1", "miou", "kappa", "many_to_one")
+LIMITS = ("constant", "equal_size_ceiling")
+COLUMNS = ["run", "method", "variant", "profile", "dataset", "protocol", "split", "seed"]
+COLUMNS += ["matching", "metric", "class", "value"]
 Tables = dict[str, np.ndarray]  # protocol -> (S, K', K) int64, one table per scene
 
 
@@ -84,7 +90,7 @@ def evaluate(run: Run, bench: Bench, methods: Iterable[Classifier]) -> bool:
     The matching of clusters to classes is fitted on the pooled validation scenes and applied to
     the test scenes; where a data set has no validation scenes (it is transductive) only the
     matching fitted on the test scenes exists, and the records say so. The patch protocol is left
-    out where no test patch is labelled well enough.
+    out where no test patch is labelled well enough; everything, where the data has no classes.
 
     Returns:
         True if it was computed.
@@ -96,7 +102,7 @@ def evaluate(run: Run, bench: Bench, methods: Iterable[Classifier]) -> bool:
 
     def make() -> list[str]:
         arrays, rows = {}, []
-        every = list(methods)
+        every = list(methods) if scenes.labelled else []
         val_tables = score_scenes(every, bench, scenes.indices("val"))
         test_tables = score_scenes(every, bench, scenes.indices("test"))
         for method in every:
@@ -158,15 +164,51 @@ def records(
     return rows
 
 
-def fitted_matching(run: Run, method: str) -> np.ndarray:
-    """Cluster -> class of a method in the dense protocol, as ``evaluate`` fitted it.
+def dense_tables(run: Run, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """What ``evaluate`` kept of a method's test scenes, dense pixels.
+
+    Returns:
+        Tables ``(S, K', K)`` int64 and the matching ``(K',)`` cluster -> class; both empty where
+        the data has no classes.
+    """
+    with np.load(run.path("confusions.npz")) as saved:
+        if not saved.files:
+            return np.zeros((0, 0, 0), np.int64), np.zeros(0, np.int64)
+        return saved[f"{method}/dense/test"], saved[f"{method}/dense/mapping"]
+
+
+def fitted_matching(run: Run, method: str) -> np.ndarray | None:
+    """Cluster -> class ``(K',)`` of a method in the dense protocol, as ``evaluate`` fitted it.
+
+    None where the data has no classes.
 
     Raises:
         MissingStageError: the run has not been evaluated.
     """
     run.outputs_of("evaluate")
-    with np.load(run.path("confusions.npz")) as saved:
-        return np.asarray(saved[f"{method}/dense/mapping"])
+    mapping = dense_tables(run, method)[1]
+    return mapping if mapping.size else None
+
+
+def gains(
+    run: Run, ours: str, others: Iterable[str], statistic: Callable[[np.ndarray], float]
+) -> pd.DataFrame:
+    """Score of one method minus that of others, with 95 % intervals over the test scenes.
+
+    Args:
+        run: evaluated.
+        ours: the method.
+        others: methods to compare with, one row each.
+        statistic: of a confusion table, for example ``metrics.accuracy``.
+
+    Returns:
+        Columns ``gain``, ``low``, ``high``; no row where the data has no classes.
+    """
+    mine, rows = confusion(*dense_tables(run, ours)), {}
+    for other in others if mine.size else ():
+        theirs = confusion(*dense_tables(run, other))
+        rows[other] = paired_bootstrap([mine], [theirs], statistic)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["gain", "low", "high"])
 
 
 def load_records(folders: Iterable[Path]) -> pd.DataFrame:
@@ -176,4 +218,30 @@ def load_records(folders: Iterable[Path]) -> pd.DataFrame:
         path = folder / "metrics.json"
         if path.is_file():
             rows += json.loads(path.read_text())
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
+
+
+def headline(records: pd.DataFrame) -> pd.DataFrame:
+    """Records of the matching that counts: fitted on validation scenes, else on test scenes."""
+    first = "validation" if "validation" in set(records.matching) else "test"
+    return records[records.matching == first]
+
+
+def score_table(records: pd.DataFrame, protocol: str) -> pd.DataFrame:
+    """Overall scores under the matching that counts: one row per method, one column per score."""
+    chosen = headline(records).query("protocol == @protocol")
+    return chosen.pivot_table("value", "method", "metric", sort=False).reindex(columns=OVERALL)
+
+
+def class_f1(records: pd.DataFrame, classes: Sequence[LandClass]) -> dict[str, np.ndarray]:
+    """Method -> F1 ``(K,)`` of each class in the dense protocol, NaN where it is absent."""
+    chosen = headline(records).query("protocol == 'dense' and metric == 'f1'")
+    table = chosen.pivot_table("value", "method", "class", sort=False)
+    table = table.reindex(columns=[land.name for land in classes])
+    return {str(method): row.to_numpy() for method, row in table.iterrows()}
+
+
+def limits(records: pd.DataFrame, protocol: str) -> dict[str, float]:
+    """What the labels alone decide: constant predictor, ceiling of equal clusters; NaN without."""
+    chosen = records.query("protocol == @protocol")
+    return {name: float(chosen[chosen.metric == name].value.max()) for name in LIMITS}

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,31 @@ class Run:
     def folder_of(config: Config, name: str = "", root: Path | None = None) -> Path:
         """Folder of a run: its name, or one made of profile, data and seed."""
         return (root or project_root() / "runs") / (name or default_name(config))
+
+    def variant(self, name: str, keep: Sequence[str], **changes: Mapping[str, Any]) -> Run:
+        """Open a run beside this one that differs in some settings only.
+
+        Args:
+            name: appended to this run's name.
+            keep: finished stages that the changes leave alone; their files are copied.
+            changes: section -> values, for example ``cluster={"balance": 1.0}``.
+
+        Raises:
+            MissingStageError: this run has not finished one of the stages.
+        """
+        sections = {s: replace(getattr(self.config, s), **new) for s, new in changes.items()}
+        config = replace(self.config, **sections)
+        run = Run.open(config, f"{self.folder.name}-{name}", self.folder.parent)
+        for stage in keep:
+            files = self.outputs_of(stage)
+            if run.is_done(stage):
+                continue
+            for file in files:
+                run.path(file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self.path(file), run.path(file))
+            run.manifest["stages"][stage] = self.manifest["stages"][stage]
+            run._save()
+        return run
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,6 @@ import io
 import os
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,9 @@ NOTEBOOKS = (
 CELL_TIMEOUT_S = 6 * 3600  # papermill's own default is for ever
 GALLERY_BYTES = 800_000  # what a code host still renders quickly
 JPEG_FROM_BYTES = 60_000  # smaller pictures are line drawings, which PNG shows sharper
+# The kernel logs that its local port is not encrypted, and the interrupt that stops it; what goes
+# wrong in a cell comes back as the cell's own error.
+QUIET = ("--IPKernelApp.log_level=CRITICAL",)
 
 
 def notebook_path(name: str) -> Path:
@@ -41,7 +43,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     """Run one notebook headless; the executed copy lands in the run folder.
 
     Args:
-        name: for example ``03_momentum_contrast_pretraining``.
+        name: for example ``03_momentum_contrast_pretraining``, or ``solutions/`` and that.
         parameters: of its parameters cell; unknown names and wrong types are refused first.
         timeout_s: for each cell.
 
@@ -55,8 +57,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     source = notebook_path(name)
     defaults = papermill.inspect_notebook(str(source))
     known = {key: PARAMETERS.get(key, str) for key in defaults}
-    check_parameters(parameters, known, f"notebooks/{source.name}")
-    target = output_folder(parameters) / source.name
+    check_parameters(parameters, known, f"notebooks/{name}.ipynb")
+    target = output_folder(parameters) / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ["UMSF_HEADLESS"] = "1"  # the kernel inherits it: widgets become pictures
     try:
@@ -69,9 +71,10 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
             execution_timeout=timeout_s,
             progress_bar=False,
             request_save_on_cell_execute=False,
+            extra_arguments=list(QUIET),
         )
     except papermill.exceptions.PapermillExecutionError as error:
-        raise UmsfError(f"{source.name}: {error.ename}: {error.evalue} (see {target})") from error
+        raise UmsfError(f"{name}: {error.ename}: {error.evalue} (see {target})") from error
     return target
 
 
@@ -97,30 +100,41 @@ def print_tutorial(parameters: Mapping[str, Any]) -> None:
 def write_gallery(folder: Path) -> list[Path]:
     """Copy executed notebooks of a run to ``gallery/``, imagery as JPEG, without widget state.
 
+    Beside them ``map.jpg``, the README's picture: the last figure of notebook 06.
+
     Raises:
         ConfigError: a copy would be larger than a code host shows.
     """
     written = []
     for name in NOTEBOOKS:
-        notebook = nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4)
-        text = nbformat.writes(shrunk(notebook))
+        notebook = shrunk(nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4))
+        text = nbformat.writes(notebook)
         if len(text) > GALLERY_BYTES:
             raise ConfigError(f"gallery copy of {name} has {len(text)} bytes of {GALLERY_BYTES}.")
-        target = project_root() / "gallery" / f"{name}.ipynb"
-        write_atomically(target, partial(_write_text, text=text))
-        written.append(target)
+        written.append(_write(f"{name}.ipynb", text.encode()))
+        if name == "06_tsne_and_maps":
+            written.append(_write("map.jpg", base64.b64decode(_pictures(notebook)[-1])))
     return written
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+def _write(name: str, content: bytes) -> Path:
+    target = project_root() / "gallery" / name
+    write_atomically(target, lambda path: path.write_bytes(content))
+    return target
+
+
+def _pictures(notebook: nbformat.NotebookNode) -> list[str]:
+    """The JPEG outputs, base64."""
+    outputs = [o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", [])]
+    return [data["image/jpeg"] for data in outputs if "image/jpeg" in data]
 
 
 def shrunk(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop what only papermill and widgets need, turn large PNG outputs into JPEG."""
+    """Drop what only papermill and widgets need, turn large PNG outputs into JPEG, mend links."""
     for key in ("widgets", "papermill"):
         notebook.metadata.pop(key, None)
     for cell in notebook.cells:
+        cell.source = cell.source.replace("](solutions/", "](../notebooks/solutions/")
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
         for output in cell.get("outputs", []):

@@ -36,8 +36,9 @@ class PixelStore:
         flats["valid"] = torch.from_numpy(scenes.flat("valid"))
         home = device if _fits(flats, device) else torch.device("cpu")
         self.flats = {role: flat.to(home) for role, flat in flats.items()}
-        table = [(r.offset, r.height, r.width) for r in scenes.records]
-        self.places = torch.tensor(table, device=home)  # (S, 3)
+        self.places = torch.tensor(
+            [(r.offset, r.height, r.width) for r in scenes.records]
+        )  # (S, 3)
         self.mean, self.std = {}, {}  # sensor -> (S, C)
         for role, (mean, std) in standardisation(scenes, statistics).items():
             self.mean[role] = torch.from_numpy(mean).to(device)
@@ -56,27 +57,37 @@ class PixelStore:
             ``optical (B, Co, h, w)`` and/or ``sar (B, Cs, h, w)`` float32 standardised, 0 where
             invalid; ``valid (B, 1, h, w)`` bool; all on the device.
         """
-        height, width = (size, size) if isinstance(size, int) else size
-        home = self.places.device
-        offset, scene_height, scene_width = self.places[scene.to(home)].T  # 3 x (B,)
-        rows = row.to(home)[:, None] + torch.arange(height, device=home)  # (B, h)
-        cols = col.to(home)[:, None] + torch.arange(width, device=home)  # (B, w)
-        # A tile may reach a few pixels over the far edges: repeat the edge there.
-        rows = torch.minimum(rows, scene_height[:, None] - 1)
-        cols = torch.minimum(cols, scene_width[:, None] - 1)
-        index = offset[:, None, None] + rows[:, :, None] * scene_width[:, None, None]
-        index = index + cols[:, None, :]  # (B, h, w)
-        valid = self.flats["valid"][index].to(self.device)[:, None]
+        shape = (size, size) if isinstance(size, int) else size
+        at = torch.stack([scene, row, col]).cpu()  # (3, B); the draws are made on the CPU
+        valid = self._patches("valid", at, shape).transpose(0, 1)
         batch: dict[str, Tensor] = {"valid": valid}
         for role in self.roles:
-            raw = self.flats[role][:, index].to(self.device)  # (C, B, h, w) source dtype
-            x = raw.transpose(0, 1).float()
+            x = self._patches(role, at, shape).transpose(0, 1).float()  # (B, C, h, w)
             if role == "sar" and self.layout.sar is not None:
                 x = to_log_intensity(x, self.layout.sar.scaling)
             where = scene.to(self.device)
             mean, std = (t[role][where][:, :, None, None] for t in (self.mean, self.std))
-            batch[role] = ((x - mean) / std).masked_fill(~valid, 0)
+            batch[role] = x.sub_(mean).div_(std).masked_fill_(~valid, 0)  # in place: memory is slow
         return batch
+
+    def _patches(self, role: str, at: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Source values ``(C, B, h, w)`` on the device, cut out at ``at`` (scene, row, col).
+
+        Seen with the strides of a window, a flat array is one window after another, and cutting
+        is choosing among them. Scenes of another width have other strides.
+        """
+        flat = self.flats[role].view(-1, self.flats[role].shape[-1])  # (C, pixels)
+        scene, row, col = at
+        offset, *sides = self.places[scene].T  # (B,), [(B,), (B,)]
+        # A tile may reach a few pixels over the far edges: cut further in, then repeat the edge.
+        inner = [min(n, int(side.min())) for n, side in zip(shape, sides, strict=True)]
+        reach = zip((row, col), inner, sides, strict=True)
+        over = [(start + n - side).clamp(min=0) for start, n, side in reach]
+        first = offset + (row - over[0]) * sides[1] + col - over[1]  # (B,) pixels
+        cut = _cut(flat, first, sides[1], inner).to(self.device)
+        if inner == list(shape) and not any(o.any() for o in over):
+            return cut
+        return _slide(cut, over, shape)
 
     def scene(self, index: int) -> dict[str, Tensor]:
         """One whole scene as a batch of one."""
@@ -87,6 +98,31 @@ class PixelStore:
     def unscaled(self, x: Tensor, role: str, index: int) -> Tensor:
         """Undo the standardisation of ``(B, C, h, w)``: source values, SAR as ln intensity."""
         return x * self.std[role][index][:, None, None] + self.mean[role][index][:, None, None]
+
+
+def _cut(flat: Tensor, first: Tensor, scene_width: Tensor, shape: list[int]) -> Tensor:
+    """Windows ``(C, B, h, w)`` of ``flat (C, pixels)`` whose top-left pixels are ``first (B,)``."""
+    (channels, total), (height, width) = flat.shape, shape
+    parts, order = [], []
+    for step in scene_width.unique().tolist():
+        group = (scene_width == step).nonzero()[:, 0]
+        places = total - (height - 1) * step - width + 1
+        size, strides = (channels, places, height, width), (flat.stride(0), 1, step, 1)
+        parts.append(flat.as_strided(size, strides)[:, first[group].to(flat.device)])
+        order.append(group)
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts, dim=1)[:, torch.cat(order).argsort().to(flat.device)]
+
+
+def _slide(cut: Tensor, over: list[Tensor], shape: tuple[int, int]) -> Tensor:
+    """Move each of ``cut (C, B, h, w)`` up and left by ``over``; the last row and column repeat."""
+    index = [
+        (torch.arange(n) + o[:, None]).clamp(max=side - 1).to(cut.device)  # (B, n)
+        for n, o, side in zip(shape, over, cut.shape[2:], strict=True)
+    ]
+    every = torch.arange(cut.shape[1], device=cut.device)[:, None, None]
+    return cut[:, every, index[0][:, :, None], index[1][:, None, :]]
 
 
 def open_store(scenes: SceneSet, config: Config, device: torch.device) -> PixelStore:
@@ -160,6 +196,6 @@ def draw_windows(
     pick = torch.randint(len(tiles), (count,), generator=generator)
     move = torch.randint(-jitter, jitter + 1, (count, 2), generator=generator)
     scene = tiles[pick, 0]
-    last = places.cpu()[scene, 1:] - size  # (count, 2) last top-left corner inside
+    last = places[scene, 1:] - size  # (count, 2) last top-left corner inside
     corner = torch.minimum((tiles[pick, 1:] + move).clamp(min=0), last)
     return scene, corner[:, 0], corner[:, 1]

@@ -1,5 +1,8 @@
 """Figures: plain arrays and the class table in, a matplotlib ``Figure`` out.
 
+The two that show a batch of views and a network's attention take these as they are. Where there is
+nothing to draw (no labels, no attention), the figure is a sentence that says so.
+
 Nothing here touches pyplot. In a notebook, run ``%matplotlib inline`` once and end a cell with
 the figure; a script calls ``figure.savefig(path)``.
 """
@@ -21,7 +24,13 @@ from .imagery import (
     sar_image,
     stretch,
 )
-from .learning import attention_figure, despeckle_figure, training_figure, views_figure
+from .learning import (
+    attention_figure,
+    despeckle_figure,
+    network_attention_figure,
+    training_figure,
+    views_figure,
+)
 from .panels import pixel_width_m
 from .results import (
     confusion_figure,
@@ -42,6 +51,7 @@ __all__ = [
     "histogram_figure",
     "label_image",
     "map_figure",
+    "network_attention_figure",
     "optical_composite",
     "per_class_f1_figure",
     "pixel_width_m",

@@ -18,6 +18,7 @@ from .panels import (
     class_entries,
     image_panels,
     new_panels,
+    note_figure,
     show_picture,
     styled,
 )
@@ -51,7 +52,7 @@ def scene_figure(
     if sar_log is not None:
         panels["SAR (log intensity)"] = sar_image(sar_log)
     shown = []
-    if label is not None and is_labelled(label):
+    if is_labelled(label):
         panels["label"] = label_image(label, classes)
         shown = present_classes(label, classes)
     size = {"width": min(3.4 * len(panels), 10), "extra": 0.6 if shown else 0.3}
@@ -111,10 +112,12 @@ def class_shares_figure(
     """Show the share of each class, one panel per group of scenes (train, test, ...).
 
     Args:
-        shares: group name -> (K,) fractions of the labelled pixels.
+        shares: group name -> (K,) fractions of the labelled pixels; may be empty.
         classes: the class table, in the order of the shares.
         title: above all panels.
     """
+    if not shares:
+        return note_figure("This data set has no labels, so there are no class shares to show.")
     figure, axes = new_panels(
         1,
         len(shares),
@@ -156,6 +159,8 @@ def spectra_figure(
         ylabel: quantity and unit of the values.
     """
     shown = present_classes(label, classes)
+    if not shown:
+        return note_figure("This scene has no labels, so there are no class spectra to show.")
     figure, axes = new_panels(1, 1, min(3.5 + 1.1 * len(bands), 11), 4)
     ax = axes[0, 0]
     offsets = np.linspace(-0.3, 0.3, len(shown)) if len(shown) > 1 else np.zeros(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -162,7 +162,7 @@ def _values_of(label: Array) -> set[int]:
     return set(np.unique(label).tolist())
 
 
-def is_labelled(label: Array | None) -> bool:
+def is_labelled(label: Array | None) -> TypeGuard[Array]:
     """Say whether there is a label map with at least one pixel that is not ignored."""
     return label is not None and bool((label != IGNORE).any())
 

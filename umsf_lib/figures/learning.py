@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .imagery import Array, sar_image
-from .panels import COLORS, image_panels, new_panels, show_picture, show_scalar, styled
+from ..fusion import AttentionFusion
+from .imagery import Array, optical_composite, sar_image
+from .panels import (
+    COLORS,
+    image_panels,
+    new_panels,
+    note_figure,
+    show_picture,
+    show_scalar,
+    styled,
+)
+
+if TYPE_CHECKING:  # the browser draws without a network, and torchvision takes seconds to import
+    from ..pretrain import Batch
+    from ..umsf_net import UmsfNet
 
 _MONITORS = {
     "std": "embedding std",
@@ -24,32 +39,49 @@ _MAX_DOTS = 6  # matched tokens drawn per window; more hide the picture
 
 
 @styled
-def views_figure(
-    view_1: Mapping[str, Array],
-    view_2: Mapping[str, Array],
-    points_1: Sequence[Array],
-    points_2: Sequence[Array],
-) -> Figure:
-    """Show augmented pairs, one window a row, with the tokens that lie on the same ground.
+def views_figure(batch: Batch, rgb: tuple[int, int, int]) -> Figure:
+    """Show augmented pairs, one window a row, with ground positions that both views see.
 
     Args:
-        view_1: "optical" (n, h, w, 3) and "sar" (n, h, w, 3) pictures of the first view.
-        view_2: those of the second view.
-        points_1: n arrays (P, 2) of (row, column) in pixels of view 1; six are drawn.
-        points_2: the same ground positions in view 2.
+        batch: windows as pretraining draws them; six matched positions of each are drawn.
+        rgb: 0-based positions of the optical bands to show as red, green and blue.
     """
-    columns = [(view_1, "optical", points_1), (view_1, "sar", points_1)]
-    columns += [(view_2, "optical", points_2), (view_2, "sar", points_2)]
-    figure, axes = image_panels(len(points_1), 4, view_1["optical"].shape[1:3], width=9, gap=0.0)
-    for column, (view, sensor, points) in enumerate(columns):
-        for row, ax in enumerate(axes[:, column]):
-            name = f"{'SAR' if sensor == 'sar' else sensor}, view {1 + column // 2}"
-            show_picture(ax, view[sensor][row], name if row == 0 else "")
-            _draw_points(ax, _some(points[row]))
-    for row, (left, right) in enumerate(zip(points_1, points_2, strict=True)):
-        _connect(axes[row, 1], axes[row, 2], _some(left), _some(right))
+    sides = ((batch.first, batch.here), (batch.second, batch.there))
+    sensors, size = list(batch.first.images), next(iter(batch.first.images.values())).shape[2:]
+    figure, axes = image_panels(len(batch.seen), 2 * len(sensors), tuple(size), width=9, gap=0.0)
+    ends: list[list[Array]] = []
+    for number, (view, places) in enumerate(sides):
+        points = [
+            _pixels(p[s].cpu().numpy(), size) for p, s in zip(places, batch.seen, strict=True)
+        ]
+        ends.append([_some(p) for p in points])
+        for index, sensor in enumerate(sensors):
+            column = axes[:, number * len(sensors) + index]
+            pictures = _pictures(view.images[sensor].cpu().numpy(), rgb, sensor)
+            for ax, picture, some in zip(column, pictures, ends[-1], strict=True):
+                show_picture(ax, picture, "")
+                _draw_points(ax, some)
+            column[0].set_title(f"{'SAR' if sensor == 'sar' else sensor}, view {number + 1}")
+    for row, (left, right) in enumerate(zip(*ends, strict=True)):
+        _connect(axes[row, len(sensors) - 1], axes[row, len(sensors)], left, right)
     figure.suptitle("two views of each window: numbers mark the same ground")
     return figure
+
+
+def _pixels(points: Array, size: Sequence[int]) -> Array:
+    """(P, 2) view coordinates (x, y) in [-1, 1] -> (row, column) of the picture's pixels.
+
+    The panel's coordinates begin at the corner of the first pixel, as those of the view do.
+    """
+    rows_columns: Array = (points[:, ::-1] + 1) / 2 * np.array(size)
+    return rows_columns
+
+
+def _pictures(images: Array, rgb: tuple[int, int, int], sensor: str) -> list[Array]:
+    """(n, C, h, w) standardised bands -> n pictures (h, w, 3)."""
+    if sensor == "sar":
+        return [sar_image(image[0]) for image in images]
+    return [optical_composite(image, rgb) for image in images]
 
 
 def _some(points: Array) -> Array:
@@ -96,31 +128,30 @@ def despeckle_figure(
     after: Array,
     *,
     reference: Array | None = None,
-    ratio: Array | None = None,
     enl: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Show a SAR image before and after despeckling, in the same grey scale.
+    """Show a SAR image before and after despeckling in the same grey scale, and their ratio.
+
+    Edges in the ratio image are detail that was lost.
 
     Args:
         before: (h, w) log intensity.
         after: (h, w) despeckled log intensity.
         reference: (h, w) log intensity without speckle, where it is known.
-        ratio: (h, w) intensity before / after; edges in it are detail that was lost.
         enl: "before" and "after" (and "reference") -> equivalent number of looks, for the titles.
     """
     named = {"before": before, "after": after}
     if reference is not None:
         named["reference"] = reference
-    figure, axes = image_panels(1, len(named) + (ratio is not None), before.shape)
+    figure, axes = image_panels(1, len(named) + 1, before.shape)
     # one stretch for all: else the estimate's lower contrast would be hidden
     side_by_side = sar_image(np.concatenate(list(named.values()), axis=1))
     pictures = np.split(side_by_side, len(named), axis=1)
     for ax, name, picture in zip(axes[0], named, pictures, strict=False):
         looks = f" (ENL {enl[name]:.1f})" if enl and name in enl else ""
         show_picture(ax, picture, name + looks)
-    if ratio is not None:
-        ax, label = axes[0, -1], "intensity before / after"
-        show_scalar(ax, ratio, "ratio image", label, limits=(0, 3), cmap="gray")
+    ratio, label = np.exp(before - after), "intensity before / after"
+    show_scalar(axes[0, -1], ratio, "ratio image", label, limits=(0, 3), cmap="gray")
     return figure
 
 
@@ -183,7 +214,9 @@ def _draw_curve(ax: Axes, records: Sequence[Mapping[str, float]], name: str, col
     smooth = np.convolve(values, np.ones(width) / width, mode="valid")
     if width > 1:
         ax.plot(steps, values, color=color, lw=0.6, alpha=0.35)
-    ax.plot(steps[width - 1 :], smooth, color=color, lw=1.6, label=name.replace("_", " "))
+    marker = "o" if len(values) == 1 else ""  # a line of one point would be invisible
+    label = name.replace("_", " ")
+    ax.plot(steps[width - 1 :], smooth, marker=marker, color=color, lw=1.6, label=label)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
@@ -208,9 +241,11 @@ def attention_figure(
         title: above all panels.
     """
     heads = attention.reshape(-1, *grid)  # (heads, H, W)
-    columns = 5 if len(heads) > 3 else len(heads) + 1 + (gates is not None)
-    rows = math.ceil((len(heads) + 1 + (gates is not None)) / columns)
-    figure, axes = image_panels(rows, columns, optical_rgb.shape, extra=0.4 + 0.4 * rows)
+    count = len(heads) + 1 + (gates is not None)
+    rows = math.ceil(count / 5)
+    columns = math.ceil(count / rows)  # as even as can be: no orphan in the last row
+    size = {"width": 2.0 * columns, "extra": 0.4 + 0.4 * rows}
+    figure, axes = image_panels(rows, columns, optical_rgb.shape, **size)
     panels = iter(axes.ravel())
     first = next(panels)
     show_picture(first, optical_rgb, "optical")
@@ -229,6 +264,30 @@ def attention_figure(
         ax.remove()
     figure.suptitle(title)
     return figure
+
+
+@torch.no_grad()
+def network_attention_figure(
+    network: UmsfNet, window: Mapping[str, torch.Tensor], rgb: tuple[int, int, int]
+) -> Figure:
+    """Show where the optical token in the middle of a window looks in the SAR map.
+
+    Args:
+        network: in eval mode; one without attention gets a sentence instead.
+        window: "optical" and "sar" (1, C, h, w) standardised, on the network's device.
+        rgb: 0-based positions of the optical bands to show as red, green and blue.
+    """
+    if not isinstance(network.fusion, AttentionFusion):
+        return note_figure("The network of this run has no attention to show.")
+    maps = network.features(window["optical"], window["sar"])
+    _, aux = network.fusion(maps["optical"], maps["sar"], need_weights=True)
+    rows, columns = maps["fused"].shape[2:]
+    place = rows // 2, columns // 2
+    weights = aux["attention_optical"][0, :, place[0] * columns + place[1]]  # (heads, N)
+    picture = optical_composite(window["optical"][0].cpu().numpy(), rgb)
+    gates = aux["gates"][0].cpu().numpy()
+    grid = {"grid": (rows, columns), "gates": gates}
+    return attention_figure(picture, weights.cpu().numpy(), place, **grid)
 
 
 def _mark(ax: Axes, corner: tuple[float, float], size: tuple[float, float]) -> None:

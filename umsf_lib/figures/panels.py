@@ -57,6 +57,16 @@ def new_panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+@styled
+def note_figure(sentence: str) -> Figure:
+    """A sentence where there is nothing to draw, so that a cell may always end with a figure."""
+    figure = Figure(figsize=(9, 0.5), dpi=100)
+    axes = figure.add_axes((0, 0, 1, 1))  # IPython shows no figure without axes
+    axes.set_axis_off()
+    axes.text(0.01, 0.5, sentence, va="center", style="italic")
+    return figure
+
+
 def image_panels(
     rows: int,
     columns: int,

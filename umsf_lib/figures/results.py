@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -29,6 +31,7 @@ from .panels import (
     class_entries,
     image_panels,
     new_panels,
+    note_figure,
     show_picture,
     show_scalar,
     styled,
@@ -42,10 +45,12 @@ def confusion_figure(table: Array, classes: Sequence[LandClass], mapping: Array)
     """Show how the pixels of each class spread over the clusters, in percent and in counts.
 
     Args:
-        table: (K', K) int64 pixels of cluster i and class j.
+        table: (K', K) int64 pixels of cluster i and class j; may be empty.
         classes: K rows of the class table.
         mapping: (K',) class id each cluster is matched to, -1 for none; matched cells are framed.
     """
+    if not table.size:
+        return note_figure("This data set has no labels, so there is nothing to compare with.")
     order = np.argsort(np.where(mapping < 0, len(classes), mapping), kind="stable")
     counts = table[order].T  # (K classes, K' clusters), clusters sorted by their class
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -107,12 +112,12 @@ def tsne_figure(
     Args:
         embeddings: "optical", "SAR", "fused", ... -> (M, 2) positions.
         cluster: (M,) cluster ids of the same tokens.
-        label: (M,) class ids, 255 = ignore; None leaves the column out.
+        label: (M,) class ids, 255 = ignore; None, or nothing but 255, leaves the column out.
         clusters: table of names and colours of the clusters.
         classes: the class table.
     """
     columns = [("cluster", cluster, clusters)]
-    if label is not None:
+    if is_labelled(label):
         columns.append(("class", label, classes))
     rows = len(embeddings)
     figure, axes = new_panels(rows, len(columns), 3.9 * len(columns), 3.1 * rows + 0.9)
@@ -174,13 +179,14 @@ def map_figure(
         panels["SAR (log intensity)"] = sar_image(sar_log)
     panels["prediction"] = label_image(prediction, classes)
     entries = class_entries(present_classes(prediction, classes))
-    if label is not None and is_labelled(label):
+    if is_labelled(label):
         panels["label"] = label_image(label, classes)
         panels["errors"] = error_image(prediction, label)
         ids = {row.id for image in (prediction, label) for row in present_classes(image, classes)}
         entries = class_entries([row for row in classes if row.id in ids]) + ERROR_ENTRIES
-    columns = 3 if len(panels) > 3 else 2
-    figure, axes = image_panels(2, columns, optical_rgb.shape, width=4 + 2 * columns, extra=1.3)
+    columns = 2 if len(panels) == 3 else 3  # two by two, or rows of three
+    rows = math.ceil((len(panels) + 1) / columns)
+    figure, axes = image_panels(rows, columns, optical_rgb.shape, width=4 + 2 * columns, extra=1.3)
     places = axes.ravel()
     for ax, (name, picture) in zip(places, panels.items(), strict=False):
         show_picture(ax, picture, name, pixel_m if name == "optical" else None)
@@ -199,34 +205,31 @@ def show_confidence(ax: Axes, confidence: Array) -> None:
 
 
 @styled
-def scores_figure(
-    scores: Mapping[str, Mapping[str, tuple[float, float, float]]],
-    *,
-    constant: Mapping[str, float] | None = None,
-) -> Figure:
-    """Compare methods, one panel per metric, with intervals and the constant predictor's score.
+def scores_figure(scores: pd.DataFrame, *, constant: Mapping[str, float]) -> Figure:
+    """Compare methods, one panel per score, with what a constant predictor reaches.
 
     Args:
-        scores: method -> metric ("ACC", "NMI") -> (value, lower, upper end of its interval).
-        constant: metric -> score of always predicting the most frequent class: dashed line.
+        scores: one row per method, one column per score ("acc", "nmi"); NaN stays empty.
+        constant: score -> value of always predicting the most frequent class: dashed line.
     """
-    metrics = list(dict.fromkeys(metric for row in scores.values() for metric in row))
-    height = 1.3 + 0.38 * len(scores)
-    figure, axes = new_panels(1, len(metrics), min(2 + 3.6 * len(metrics), 11), height, sharey=True)
-    for ax, color, metric in zip(axes[0], COLORS, metrics, strict=False):
-        values = np.array([row.get(metric, (np.nan,) * 3) for row in scores.values()])  # (M, 3)
-        spans = np.abs(values[:, 1:] - values[:, :1]).T
-        ax.barh(list(scores), values[:, 0], xerr=spans, color=color, alpha=0.75, capsize=3)
-        for position in np.flatnonzero(np.isfinite(values[:, 0])):
-            value, _, high = values[position]
-            ax.text(high + 0.015, position, f"{value:.3f}", va="center", fontsize=8)
-        ax.set(xlabel=f"{metric} (0 to 1)", title=metric, xlim=(min(0, np.nanmin(values)), 1.12))
-        if constant and metric in constant:
-            ax.axvline(constant[metric], color="black", ls="--", lw=1.2, label="constant predictor")
+    if scores.empty:
+        return note_figure("This data set has no labels, so there are no scores to show.")
+    columns, height = len(scores.columns), 1.3 + 0.38 * len(scores)
+    figure, axes = new_panels(1, columns, min(2 + 3.6 * columns, 11), height, sharey=True)
+    for ax, color, name in zip(axes[0], COLORS, scores.columns, strict=False):
+        values = scores[name].to_numpy()
+        ax.barh(list(scores.index), values, color=color, alpha=0.75)
+        for position in np.flatnonzero(np.isfinite(values)):
+            value = values[position]
+            place = max(value, 0) + 0.015, position
+            text = ax.text(*place, f"{value:.3f}", va="center", fontsize=8)
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # over the line
+        title, start = name.upper(), min(0, np.nanmin(values))
+        ax.set(xlabel=f"{title} (0 to 1)", title=title, xlim=(start, 1.12))
+        if name in constant:
+            line = ax.axvline(constant[name], color="black", ls="--", lw=1.2)
+            figure.legend([line], ["constant predictor"], loc="outside lower center")
     axes[0, 0].invert_yaxis()
-    if constant:
-        entries = axes[0, 0].get_legend_handles_labels()
-        figure.legend(*entries, loc="outside lower center")
     return figure
 
 
@@ -235,9 +238,11 @@ def per_class_f1_figure(f1: Mapping[str, Array], classes: Sequence[LandClass]) -
     """Show the F1 of every class and method as a heatmap.
 
     Args:
-        f1: method -> (K,) values in [0, 1]; NaN (class absent) stays empty.
+        f1: method -> (K,) values in [0, 1]; NaN (class absent) stays empty; may be empty.
         classes: K rows of the class table.
     """
+    if not f1:
+        return note_figure("This data set has no labels, so there is no F1 to show.")
     values = np.array([np.asarray(row, float) for row in f1.values()])  # (methods, K)
     figure, axes = new_panels(1, 1, min(3 + 0.85 * len(classes), 11), 1.4 + 0.42 * len(f1))
     ax = axes[0, 0]
