@@ -215,7 +215,7 @@ def _draw_curve(ax: Axes, records: Sequence[Mapping[str, float]], name: str, col
     if width > 1:
         ax.plot(steps, values, color=color, lw=0.6, alpha=0.35)
     marker = "o" if len(values) == 1 else ""  # a line of one point would be invisible
-    label = name.replace("_", " ")
+    label = name.replace("_", " ").replace("sar", "SAR")
     ax.plot(steps[width - 1 :], smooth, marker=marker, color=color, lw=1.6, label=label)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 from rasterio.warp import transform as project
 
 from ..layouts import LandClass
@@ -130,7 +131,8 @@ def show_scalar(
     bare(axes, title)
     # an inset keeps this panel as large as its neighbours without a scale
     scale = axes.inset_axes((0.0, -0.07, 1.0, 0.04))
-    axes.figure.colorbar(image, cax=scale, orientation="horizontal", label=label)
+    ticks = MaxNLocator(2)  # more would run into those of a narrow neighbour
+    axes.figure.colorbar(image, cax=scale, orientation="horizontal", label=label, ticks=ticks)
 
 
 def bare(axes: Axes, title: str) -> None:
