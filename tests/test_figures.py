@@ -123,7 +123,9 @@ CASES: dict[str, Callable[[], Figure]] = {
         {"train": np.arange(7) / 21, "test": np.ones(7) / 7}, LONG
     ),
     "spectra": lambda: figures.spectra_figure(
-        RGB.transpose(2, 0, 1), LABEL, LONG, bands=["B02", "B03", "B04"], ylabel="reflectance"
+        {"optical": {f"band {i}": RGB[:, :, i % 3] for i in range(8)}, "SAR": {"VV": LOG}},
+        LABEL,
+        LONG,
     ),
     "split": lambda: figures.split_figure(BOUNDS, SPLIT),
     "views": lambda: figures.views_figure(batch(), (2, 1, 0)),
@@ -361,15 +363,16 @@ def test_class_shares_in_percent_and_class_colours() -> None:
 def test_spectra_are_mean_and_std_of_each_class() -> None:
     pixels = RNG.normal(3, 2, (2, H, W))
     pixels[0, 10, 10] = np.nan
-    figure = figures.spectra_figure(pixels, LABEL, CLASSES, bands=["a", "b"], ylabel="dB")
-    (ax,) = figure.axes
+    sensors = {"one": {"a": pixels[0], "b": pixels[1]}, "other": {"c": pixels[1] * 1000}}
+    figure = figures.spectra_figure(sensors, LABEL, CLASSES)
     assert legend_names(figure) == PRESENT
-    for row, container in zip(CLASSES, ax.containers, strict=False):
-        values = pixels[:, row.id == LABEL]
-        line, _, (spans,) = container.lines
-        np.testing.assert_allclose(line.get_ydata(), np.nanmean(values, axis=1))
-        lengths = [segment[1, 1] - segment[0, 1] for segment in spans.get_segments()]
-        np.testing.assert_allclose(lengths, 2 * np.nanstd(values, axis=1))
+    for ax, bands in zip(figure.axes, sensors.values(), strict=True):
+        for row, container in zip(CLASSES, ax.containers, strict=False):
+            values = np.stack([band[row.id == LABEL] for band in bands.values()])
+            line, _, (spans,) = container.lines
+            np.testing.assert_allclose(line.get_ydata(), np.nanmean(values, axis=1))
+            lengths = [segment[1, 1] - segment[0, 1] for segment in spans.get_segments()]
+            np.testing.assert_allclose(lengths, 2 * np.nanstd(values, axis=1))
 
 
 def test_split_boxes_lie_where_the_scenes_do() -> None:
@@ -423,7 +426,7 @@ def test_training_draws_chance_levels_and_skips_missing_terms() -> None:
     figure = CASES["training"]()
     loss = panel(figure, "loss terms")
     assert legend_names(figure) == [
-        "intra sar",
+        "intra SAR",
         "fused",
         "all embeddings equal, ln(1+Q) = 7.62",
         "random unit embeddings = 9.25",
@@ -433,7 +436,7 @@ def test_training_draws_chance_levels_and_skips_missing_terms() -> None:
     assert isinstance(level, Line2D) and set(level.get_ydata()) == {7.62}
     fused = by_name["fused"]
     assert list(fused.get_xdata()) == list(range(0, 100, 5)) and set(fused.get_ydata()) == {6.0}
-    smooth = by_name["intra sar"]  # running mean of 4 of a straight line, drawn at its last step
+    smooth = by_name["intra SAR"]  # running mean of 4 of a straight line, drawn at its last step
     np.testing.assert_allclose(smooth.get_ydata(), 7 - (smooth.get_xdata() - 1.5) / 50)
     (monitor,) = [ax for ax in figure.axes if ax.get_title().startswith("embedding std")]
     assert {0.125} in [set(line.get_ydata()) for line in monitor.lines]
@@ -554,7 +557,7 @@ def test_without_labels_a_sentence_stands_for_the_figure() -> None:
     )
     made = [
         figures.class_shares_figure({}, ()),
-        figures.spectra_figure(RGB.transpose(2, 0, 1), nothing, (), bands=list("abc"), ylabel=""),
+        figures.spectra_figure({"optical": {"red": RGB[:, :, 0]}}, nothing, ()),
         figures.scores_figure(SCORES[:0], constant={"acc": np.nan}),
         figures.per_class_f1_figure({}, ()),
         figures.confusion_figure(np.zeros((0, 0), int), (), np.zeros(0, int)),

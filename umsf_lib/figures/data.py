@@ -142,34 +142,40 @@ def class_shares_figure(
 
 @styled
 def spectra_figure(
-    pixels: Array,
-    label: Array,
-    classes: Sequence[LandClass],
-    *,
-    bands: Sequence[str],
-    ylabel: str,
+    sensors: Mapping[str, Mapping[str, Array]], label: Array, classes: Sequence[LandClass]
 ) -> Figure:
-    """Show mean and standard deviation of every class in every band.
+    """Show mean and standard deviation of every class in every band, as stored.
 
     Args:
-        pixels: (C, ...) values, NaN where missing.
-        label: (...) class ids of the same pixels, 255 = ignore.
+        sensors: title -> band -> (h, w) values, NaN where missing; a panel each, since their
+            units differ.
+        label: (h, w) class ids of the same pixels, 255 = ignore.
         classes: the class table; classes without pixels are left out.
-        bands: C names.
-        ylabel: quantity and unit of the values.
     """
     shown = present_classes(label, classes)
     if not shown:
         return note_figure("This scene has no labels, so there are no class spectra to show.")
-    figure, axes = new_panels(1, 1, min(3.5 + 1.1 * len(bands), 11), 4)
-    ax = axes[0, 0]
+    counts = [len(bands) for bands in sensors.values()]
+    width = min(3.5 + 1.1 * sum(counts), 11)
+    figure, axes = new_panels(1, len(sensors), width, 4, width_ratios=[n + 1 for n in counts])
+    for ax, (title, bands) in zip(axes[0], sensors.items(), strict=True):
+        _draw_spectra(ax, bands, label, shown)
+        ax.set_title(f"{title}: class mean ± std")
+    axes[0, 0].set_ylabel("value as stored")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right", labelspacing=0.9)
+    return figure
+
+
+def _draw_spectra(
+    ax: Axes, bands: Mapping[str, Array], label: Array, shown: Sequence[LandClass]
+) -> None:
     offsets = np.linspace(-0.3, 0.3, len(shown)) if len(shown) > 1 else np.zeros(1)
     for index, (row, offset) in enumerate(zip(shown, offsets, strict=False)):
-        values = pixels[:, label == row.id]  # (C, pixels of the class)
+        values = [band[label == row.id] for band in bands.values()]  # C x (pixels of the class,)
         ax.errorbar(
             np.arange(len(bands)) + offset,
-            np.nanmean(values, axis=1),
-            np.nanstd(values, axis=1),
+            np.array([np.nanmean(v) for v in values]),
+            np.array([np.nanstd(v) for v in values]),
             fmt=_MARKERS[index % len(_MARKERS)],
             color=unit_rgb(row.rgb),
             markeredgecolor="0.2",
@@ -178,11 +184,11 @@ def spectra_figure(
             capsize=2,
             label=row.name,
         )
-    ax.set(xticks=range(len(bands)), xticklabels=bands, ylabel=ylabel, title="class mean ± std")
+    turn = {"rotation": 45, "ha": "right"} if len(bands) > 6 else {}
+    ax.set_xticks(range(len(bands)), list(bands), **turn)
+    ax.set_xlim(-0.5, len(bands) - 0.5)
     for border in np.arange(len(bands) - 1) + 0.5:
         ax.axvline(border, color="0.85", linewidth=0.8)
-    figure.legend(loc="outside right center", labelspacing=0.9)
-    return figure
 
 
 @styled
