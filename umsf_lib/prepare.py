@@ -18,13 +18,12 @@ from rasterio.windows import Window
 
 from .config import IGNORE, DataError
 from .layouts import Layout, load_layout
+from .rasters import STRIP_PX
 from .runs import Run, digest, project_root, sha256_of, write_atomically, write_json
 from .scenes import Scene, find_scenes, split_scenes, to_log_intensity
 from .simulate_sensors import scene_names, write_scenes
 
 Statistics = dict[str, dict[str, list[float]]]  # sensor -> mean, std -> per band
-
-STRIP_PX = 256  # rows read at a time: bounds the memory while streaming
 
 
 @dataclass(frozen=True)
@@ -204,10 +203,7 @@ def _copy_scene(
             x = physical(part[role][:, valid], role, layout)
             sums[role] = sums.get(role, 0) + np.stack([np.ones_like(x), x, x * x]).sum(axis=2)
     if not all(s[0].all() for s in sums.values()):
-        raise DataError(
-            f"{scene.optical} has 0 valid pixels of {height * width}: every pixel is nodata in it "
-            "or in its SAR partner; remove the scene or correct 'nodata' in the layout."
-        )
+        raise DataError(scene.all_nodata(height * width))
     return sums
 
 

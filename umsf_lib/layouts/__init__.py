@@ -59,7 +59,7 @@ class Layout:
 
     name: str
     folders: dict[str, tuple[str, ...]]  # optical, sar, label -> names it may have
-    pattern: str  # file name glob, the same names in every folder
+    pattern: str  # file name with * as only wildcard; what it stands for names the scene
     optical: Sensor
     sar: Sensor | None
     label_nodata: tuple[int, ...]
@@ -88,15 +88,19 @@ def load_layout(name_or_path: str) -> Layout:
         raise ConfigError(f"Layout {path}: {error}; see {FOLDER / 'pairs.yaml'}.") from error
 
 
+def layout_names() -> list[str]:
+    """Names of the layouts that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
 def _layout_file(name_or_path: str) -> Path:
     if not name_or_path.endswith((".yaml", ".yml")):
         path = FOLDER / f"{name_or_path}.yaml"
         if path.is_file():
             return path
-        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         raise ConfigError(
-            f"Layout '{name_or_path}' is unknown; choose one of {known}, or the path of your own "
-            "file, ending in .yaml."
+            f"Layout '{name_or_path}' is unknown; choose one of {', '.join(layout_names())}, or "
+            "the path of your own file, ending in .yaml."
         )
     for path in (Path(name_or_path), project_root() / name_or_path):
         if path.is_file():
@@ -111,10 +115,13 @@ def _layout(tree: Any, path: Path) -> Layout:
     if ("sar" in folders) != ("sar" in tree):
         raise ValueError("sar must be given both under folders and as a sensor, or in neither")
     nodata = tuple(int(code) for code in tree.get("label_nodata", ()))
+    pattern = str(tree["pattern"])
+    if "*" not in pattern or "." not in pattern or set(pattern) & set("?[]/"):
+        raise ValueError(f"pattern is {pattern!r}, not a file name with * as in '*.tif'")
     return Layout(
         name=str(tree["name"]),
         folders=folders,
-        pattern=str(tree["pattern"]),
+        pattern=pattern,
         optical=_sensor(tree["optical"], "optical"),
         sar=_sensor(tree["sar"], "sar") if "sar" in tree else None,
         label_nodata=nodata,
