@@ -93,7 +93,8 @@ def guess_layout(root: Path) -> tuple[Layout, str]:
     Raises:
         DataError: none fits, or several do; says why.
     """
-    fitting, unpaired, misfits = {}, [], []
+    fitting: dict[str, tuple[Layout, str]] = {}
+    unpaired, misfits = [], []
     for name in layout_names():
         layout = load_layout(name)
         try:
@@ -103,16 +104,15 @@ def guess_layout(root: Path) -> tuple[Layout, str]:
             continue
         found = [_misfit(scene) for scene in scenes]
         if None in found:
-            fitting[name] = f"{found.count(None)} of {len(found)} scenes"
+            fitting[name] = layout, f"{found.count(None)} of {len(found)} scenes"
         else:
             misfits.append(f"{name} does not, since {found[0]}")
     if len(fitting) == 1:
-        ((name, count),) = fitting.items()
-        layout = load_layout(name)
+        ((layout, count),) = fitting.values()
         why = f"of {len(layout_names())} layouts only it pairs the files found here, and {count}"
         return layout, f"{why} have its bands and dtypes ({_bands(layout)})"
     if fitting:
-        listed = ", ".join(f"{name} ({count})" for name, count in fitting.items())
+        listed = ", ".join(f"{name} ({count})" for name, (_, count) in fitting.items())
         raise DataError(f"Several layouts fit {root}: {listed}; choose one with --layout.")
     if unpaired:
         misfits.append(f"{', '.join(unpaired)} find no pairs of files there")
@@ -188,8 +188,9 @@ def _label_lines(layout: Layout, scenes: Sequence[SceneFacts]) -> list[str]:
     labelled = codes.total() - sum(ignored.values())
     lines = [f"Labels: {sum(bool(s.codes) for s in scenes)} scenes, shares of labelled pixels"]
     for land in layout.classes:
-        share = codes[land.code] / max(labelled, 1)
-        lines.append(f"  {land.id} {land.name} (code {land.code}): {share:.1%}")
+        share = sum(codes[code] for code in land.codes) / max(labelled, 1)
+        listed = ", ".join(map(str, land.codes))
+        lines.append(f"  {land.id} {land.name} (code {listed}): {share:.1%}")
     for code, count in ignored.items():
         lines.append(f"  ignored (code {code}): {count / codes.total():.1%} of all pixels")
     return lines

@@ -107,7 +107,8 @@ class Scene:
 
     def _unknown_codes(self) -> list[str]:
         assert self.label is not None
-        known = {c.code for c in self.layout.classes} | set(self.layout.label_nodata)
+        known = {code for c in self.layout.classes for code in c.codes}
+        known |= set(self.layout.label_nodata)
         unknown = {code: n for code, n in self.label_codes().items() if code not in known}
         return [_unknown_codes(unknown, self.layout, self.label)] if unknown else []
 
@@ -161,7 +162,7 @@ def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
     names, dtypes = (sensor.bands, DTYPES[sensor.scaling]) if sensor else (("class code",), ())
     file = f"{SPOKEN[role]} file {path}"
     found = []
-    if bands != len(names):
+    if bands != len(names) and not (role == "sar" and _is_grey(bands, names)):
         found.append(
             f"{file} has {bands} bands, but the layout names {len(names)} "
             f"({', '.join(names)}); choose another layout or mend its bands."
@@ -181,6 +182,11 @@ def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
     return found
 
 
+def _is_grey(bands: int, names: Sequence[str]) -> bool:
+    """Whether one band was stored as the three equal channels of a grey picture."""
+    return bands == 3 and len(names) == 1
+
+
 def _checked_grid(path: Path, sensor: Sensor | None) -> Grid:
     with opened(path) as source:
         grid = grid_of(source)
@@ -197,6 +203,13 @@ def _read_sensor(
     path: Path, sensor: Sensor, window: Window | None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     values, declared = read_window(path, window)  # (C, h, w)
+    if _is_grey(len(values), sensor.bands):
+        if (values != values[:1]).any():
+            raise DataError(
+                f"SAR file {path} has 3 bands that differ, but the layout names one "
+                f"({sensor.bands[0]}); choose another layout or mend its bands."
+            )
+        values = values[:1]
     nodata = declared if sensor.nodata is None else sensor.nodata
     valid = np.ones(values.shape[1:], bool)
     for band in values:  # band by band: a whole scene's temporary arrays would be large
@@ -210,9 +223,8 @@ def _read_sensor(
 def _class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int64]:
     """Label codes as class ids; codes that the layout does not know raise."""
     ids = np.full(codes.shape, -1, np.int64)
-    for code, id_ in [(c.code, c.id) for c in layout.classes] + [
-        (code, IGNORE) for code in layout.label_nodata
-    ]:
+    table = {code: land.id for land in layout.classes for code in land.codes}
+    for code, id_ in (table | dict.fromkeys(layout.label_nodata, IGNORE)).items():
         ids[codes == code] = id_
     unknown, counts = np.unique(codes[ids < 0], return_counts=True)
     if unknown.size:
@@ -225,9 +237,10 @@ def _unknown_codes(counts: Mapping[int, int], layout: Layout, path: Path) -> str
     listed = ", ".join(f"{code} ({counts[code]} px)" for code in sorted(counts)[:SAID_CODES])
     if len(counts) > SAID_CODES:
         listed += f" and {len(counts) - SAID_CODES} more"
-    known = ", ".join(f"{c.code} {c.name}" for c in layout.classes) or "no classes"
+    known = [f"{code} {c.name}" for c in layout.classes for code in c.codes] or ["no classes"]
     return (
-        f"Label file {path} has unknown codes {listed}; layout {layout.source} knows {known} "
+        f"Label file {path} has unknown codes {listed}; layout {layout.source} knows "
+        f"{', '.join(known)} "
         f"and label_nodata {list(layout.label_nodata)}; add them there or mend the label."
     )
 
@@ -258,12 +271,13 @@ def scenes_of(pairing: Pairing, layout: Layout) -> list[Scene]:
 
 
 def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[str, list[str]]:
-    """Scene names of the parts ``train``, ``val`` and ``test``; see ``layouts.splits``.
+    """Names of the scenes in the parts ``train``, ``val`` and ``test``; see ``layouts.splits``.
 
     Raises:
         DataError: the split list is malformed or leaves nothing to train on.
     """
-    return split_names(Path(root), layout.split, sorted(scene.name for scene in scenes))
+    files = {scene.name: [path for path, _ in scene.files().values()] for scene in scenes}
+    return split_names(Path(root), layout.split, sorted(files), files)
 
 
 def to_log_intensity(values: Values, scaling: str) -> Values:

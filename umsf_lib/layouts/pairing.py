@@ -52,7 +52,7 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
     scenes: dict[str, dict[str, Path]] = {}
     for key in sorted(whole):
         found = {role: files[role][key] for role in files if key in files[role]}
-        name = _scene_name(found["optical"], layout.pattern)
+        name = _scene_name(found["optical"], layout.pattern["optical"])
         if name in scenes:
             defects.append(_two_of(name, scenes[name]["optical"], found["optical"]))
         scenes.setdefault(name, found)
@@ -60,7 +60,7 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
 
 
 def _files(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[Key, Path]:
-    names, regex = layout.folders[role], _regex(layout.pattern)
+    names, regex = layout.folders[role], _regex(layout.pattern[role])
     folders = next((found for name in names if (found := list(_folders(root, name)))), [])
     if not folders and role == "label" and root.is_dir():
         return {}
@@ -80,8 +80,8 @@ def _files(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[Ke
             files.setdefault(key, path)
     if not files and role != "label":
         raise DataError(
-            f"No file in {folders[0][1]} matches '{layout.pattern}' (layout '{layout.name}'); "
-            "check the data path and the layout's pattern."
+            f"No file in {folders[0][1]} matches '{layout.pattern[role]}' (layout "
+            f"'{layout.name}'); check the data path and the layout's pattern."
         )
     return files
 
@@ -89,11 +89,17 @@ def _files(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[Ke
 def _folders(root: Path, name: str) -> Iterator[tuple[Key, Path]]:
     """Folders under a name that may have wildcards, each with what they stand for."""
     if name == ".":  # files of all roles side by side
-        yield (), root
+        if root.is_dir():
+            yield (), root
         return
     regex = re.compile("([^/]*)".join(map(re.escape, name.split("*"))))
     for path in sorted(root.glob(name)):
-        if path.is_dir() and (match := regex.fullmatch(path.relative_to(root).as_posix())):
+        hidden = path.name.startswith(".")
+        if (
+            path.is_dir()
+            and not hidden
+            and (match := regex.fullmatch(path.relative_to(root).as_posix()))
+        ):
             yield match.groups(), path
 
 
