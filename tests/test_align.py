@@ -134,7 +134,9 @@ def test_the_command_says_what_it_resampled(tmp_path: Path, capsys) -> None:
     options = ["data", "align", str(root), "--layout", "whu-opt-sar", "--output", str(target)]
     assert main([*options, "--resampling", "cubic"]) == 0
     out = capsys.readouterr().out
-    assert f"resampled: {target / 'sar' / NAME}" in out and "1 files resampled" in out
+    assert (
+        f"resampled: {target / 'sar' / NAME}" in out and f"{target}: 1 resampled, the others" in out
+    )
 
 
 @needs_real

@@ -39,8 +39,8 @@ def test_a_good_folder_is_described_in_full(tmp_path: Path) -> None:
         "Scenes: 5 (NH49E001013, ",
         "64 x 56 px (1)",
         "CRS: EPSG:4326",
-        "Optical: 4 bands (blue, green, red, nir), uint8, stretched8, nodata 0",
-        "SAR: 1 bands (sar), uint8, amplitude8, nodata 0",
+        "Optical: 4 x uint8 (blue, green, red, nir), stretched8, nodata 0",
+        "SAR: 1 x uint8 (sar), amplitude8, nodata 0",
         "Split (file): 2 train, 1 val, 2 test",
     ):
         assert part in text, part

@@ -138,7 +138,7 @@ def _align(options: argparse.Namespace) -> None:
     files = align(options.path, layout, options.output, options.resampling)
     for path in files:
         print(f"resampled: {path}")
-    print(f"{len(files)} files resampled, the others copied: {options.output}")
+    print(f"{options.output}: {len(files)} resampled, the others copied")
 
 
 def _gallery(options: argparse.Namespace) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .config import DataError
 from .layouts import Layout, Sensor, layout_names, load_layout
 from .layouts.pairing import pair_files
-from .rasters import Grid, opened, strips
+from .rasters import Grid, grid_of, opened, strips
 from .scenes import Scene, form_defects, scenes_of, split_scenes
 from .sheets import leakage
 
@@ -61,12 +62,9 @@ def _facts(scene: Scene) -> SceneFacts:
     defects, grid, valid_px, codes = scene.defects(), None, 0, Counter[int]()
     dtypes: dict[str, str] = {}
     for role, (path, _) in scene.files().items():
-        try:
-            with opened(path) as source:
-                dtypes[role] = source.dtypes[0]
-            grid = scene.profile()
-        except DataError:  # is among the defects already
-            continue
+        with suppress(DataError), opened(path) as source:  # it is among the defects already
+            dtypes[role] = source.dtypes[0]
+            grid = grid_of(source) if role == "optical" else grid
     if not defects:
         try:
             codes = scene.label_codes()
@@ -138,7 +136,7 @@ def _misfit(scene: Scene) -> str | None:
 
 def _bands(layout: Layout) -> str:
     sensors = [layout.optical, *([layout.sar] if layout.sar else [])]
-    return " + ".join(f"{len(sensor.bands)} bands {sensor.scaling}" for sensor in sensors)
+    return " + ".join(f"{len(sensor.bands)} x {sensor.scaling}" for sensor in sensors)
 
 
 def report(found: Survey) -> list[str]:
@@ -170,8 +168,8 @@ def _place(grid: Grid) -> str:
 
 def _sensor_line(title: str, sensor: Sensor, dtypes: Sequence[str]) -> str:
     nodata = "as the file declares" if sensor.nodata is None else f"{sensor.nodata:g}"
-    bands = f"{len(sensor.bands)} bands ({', '.join(sensor.bands)})"
-    return f"{title}: {bands}, {_tally(dtypes)}, {sensor.scaling}, nodata {nodata}"
+    bands = f"{len(sensor.bands)} x {_tally(dtypes)} ({', '.join(sensor.bands)})"
+    return f"{title}: {bands}, {sensor.scaling}, nodata {nodata}"
 
 
 def _valid_line(scenes: Sequence[SceneFacts]) -> str:

@@ -80,7 +80,7 @@ class Layout:
 
 
 def load_layout(name_or_path: str) -> Layout:
-    """Read a layout by name (``whu-opt-sar``, ``terramesh``, ``pairs``) or from a user's YAML file.
+    """Read a layout by name (see ``layout_names``) or from a user's YAML file.
 
     A relative path is looked up in the working directory, then in the project's root.
 
