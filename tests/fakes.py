@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import rasterio
 from rasterio import Affine
 from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
 
 from umsf_lib.prepare import SceneSet
 from umsf_lib.scenes import Layout, load_layout, write_raster
@@ -29,16 +31,41 @@ def bands(layout: Layout, role: str, seed: int = 0, size: int = SIZE) -> np.ndar
     assert sensor is not None
     shape = (len(sensor.bands), size, size + 8)
     if sensor.scaling == "db":
-        return rng.normal(-12, 4, shape)
+        decibels = rng.normal(-12, 4, shape)
+        return decibels if layout.name == "terramesh" else decibels.astype(np.float32)
     if sensor.scaling == "reflectance":
-        return rng.integers(100, 4000, shape).astype(np.int16)
+        unsigned = layout.name == "dfc2020"
+        return rng.integers(100, 4000, shape).astype(np.uint16 if unsigned else np.int16)
     return rng.integers(1, 255, shape).astype(np.uint8)
 
 
 def codes(layout: Layout, seed: int = 0, size: int = SIZE) -> np.ndarray:
-    """Label codes of the layout, ignored ones included, ``(size, size + 8)`` uint8."""
-    known = [c.code for c in layout.classes] + list(layout.label_nodata)
-    return np.random.default_rng(seed).choice(known, (size, size + 8)).astype(np.uint8)
+    """Label codes of the layout, ignored ones included, ``(size, size + 8)``, uint8 if they fit."""
+    known = [code for c in layout.classes for code in c.codes] + list(layout.label_nodata)
+    dtype = np.uint8 if min(known) >= 0 else np.int16
+    return np.random.default_rng(seed).choice(known, (size, size + 8)).astype(dtype)
+
+
+def file_of(root: Path, layout: Layout, role: str, name: str, part: str = "") -> Path:
+    """Where a layout keeps a file.
+
+    ``a|b`` fills a pattern of two wildcards, ``part`` that of a folder.
+    """
+    pattern = layout.pattern[role]
+    for text in name.split("|"):
+        pattern = pattern.replace("*", text, 1)
+    return root / layout.folders[role][0].replace("*", part) / pattern
+
+
+def write_picture(path: Path, array: np.ndarray) -> None:
+    """Write ``(C, h, w)`` or ``(h, w)`` uint8 as the JPEG or PNG that its name says."""
+    array = array if array.ndim == 3 else array[None]
+    shape = dict(zip(("count", "height", "width"), array.shape, strict=True))
+    driver = {".jpg": "JPEG", ".png": "PNG"}[path.suffix]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", driver=driver, dtype="uint8", **shape) as target:
+            target.write(array)
 
 
 def write_set(root: Path, layout_name: str = "whu-opt-sar") -> Layout:
@@ -62,22 +89,25 @@ def write_set(root: Path, layout_name: str = "whu-opt-sar") -> Layout:
 def write_fake(
     root: Path, layout_name: str, name: str = "NH49E001013", seed: int = 0, **change: Any
 ) -> Layout:
-    """Write one scene of a layout.
+    """Write one scene of a layout; see ``file_of`` for ``name`` and ``change["part"]``.
 
     ``change`` replaces what would be written: ``optical``, ``sar``, ``label`` (arrays, None to
     leave the file out), and ``sar_crs``, ``label_transform``, ``optical_nodata`` and the like.
     """
     layout = load_layout(layout_name)
-    metric = layout_name != "whu-opt-sar"
-    for role, names in layout.folders.items():
+    metric = layout_name not in ("whu-opt-sar", "whu-readme", "sen1floods11")
+    for role in layout.folders:
         make = codes if role == "label" else bands
         array = change.get(role, make(layout, *([] if role == "label" else [role]), seed=seed))
         if array is None:
             continue
-        folder = root / names[0]
-        folder.mkdir(parents=True, exist_ok=True)
+        path = file_of(root, layout, role, name, change.get("part", ""))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix != ".tif":
+            write_picture(path, array)
+            continue
         write_raster(
-            folder / f"{name}.tif",
+            path,
             array,
             crs=change.get(f"{role}_crs", UTM if metric else WGS84),
             transform=change.get(f"{role}_transform", METRES if metric else DEGREES),

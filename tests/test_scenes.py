@@ -161,7 +161,9 @@ def test_a_file_without_its_partner_is_named(tmp_path: Path, lacking: str, says:
     write_fake(tmp_path, "pairs", name="a")
     write_fake(tmp_path, "pairs", name="b", **{lacking: None})
     write_fake(tmp_path, "pairs", name="c", **{lacking: None})
-    with pytest.raises(DataError, match=says + r".*\(and 1 more: c\.tif\)"):
+    with pytest.raises(
+        DataError, match=says + r".*; 1 more like this: `umsf data check` lists all\.$"
+    ):
         find_scenes(tmp_path, load_layout("pairs"))
 
 
@@ -183,7 +185,7 @@ def test_sizes_that_differ_are_both_said(tmp_path: Path) -> None:
     said = refusal(only_scene(tmp_path, sar=bands(WHU, "sar")[:, :40]))
     assert "sizes differ" in said and "56 x 48 px" in said and "56 x 40 px" in said
     assert "optical/NH49E001013.tif" in said and "sar/NH49E001013.tif" in said
-    assert "rio warp" in said
+    assert "umsf data align" in said
 
 
 def test_coordinate_systems_that_differ_are_both_said(tmp_path: Path) -> None:
@@ -292,7 +294,9 @@ def test_what_is_no_geotiff_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_an_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'whu' is unknown; choose one of pairs, terramesh, whu-"):
+    with pytest.raises(
+        ConfigError, match=r"'whu' is unknown; choose one of ddhr-sk, .*, pairs, .*, whu-"
+    ):
         load_layout("whu")
     with pytest.raises(ConfigError, match=r"mine\.yaml does not exist"):
         load_layout(str(tmp_path / "mine.yaml"))
@@ -312,6 +316,9 @@ def test_an_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
         ("  validation_tail: 20", "", "split lacks validation_tail"),
         ("  sar: sar", "", "sar must be given both"),
         ("folders:", "folders: here\nclasses2:", "'classes2' is not a parameter"),
+        ('"*.tif"', "'[ab]*.tif'", "not a file name with"),
+        ('"*.tif"', "{optical: '*.tif', sar: '*_*.tif', label: '*.tif'}", "differ in the number"),
+        ('"*.tif"', "{optical: '*.tif'}", "pattern lacks sar, label"),
         ("label_nodata: [0]", "label_nodata: 0", "not iterable"),
         ("bands: [blue,", "bands: [red,", "name one band twice"),
         ("pattern:", "pattern: [", "cannot be read"),
@@ -390,7 +397,7 @@ def test_a_bad_list_says_where(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 7: NH49E000001 is already in train"):
         split_names(tmp_path, WHU.split, sheets(3))
     write_list(path, train=sheets(3, 50), test=sheets(2))
-    with pytest.raises(DataError, match=r"None of .*split\.txt is among the 2 "):
+    with pytest.raises(DataError, match=r"None of .*split\.txt.* is among the 2 "):
         split_names(tmp_path, WHU.split, sheets(2))
 
 

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import Config, UmsfError, load_config
+from .align import RESAMPLINGS, align
+from .config import Config, DataError, UmsfError, load_config
+from .data_check import guess_layout, report, survey
+from .layouts import load_layout
 from .pipeline import print_first_results, run_everything
 from .prepare import load_data
 from .pretrain import pretrain
@@ -48,13 +51,35 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     command("tutorial", _tutorial, "run all notebooks headless")
-    command("synthesize", _data, "make (or check) and prepare the scenes of a run")
+    command("synthesize", _synthesize, "make (or check) and prepare the scenes of a run")
     command("pretrain", _pretrain, "momentum-contrast pretraining, resumed if interrupted")
     command("map", _map, "everything from data to scores and maps, without notebooks")
     sweep = command("sweep", _sweep, "sensors x seeds, then the table of first results")
     sweep.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
     command("gallery", _gallery, "copy a run's executed notebooks to gallery/")
+    _add_data_commands(commands.add_parser("data", help="check or align a folder of scenes"))
     return parser
+
+
+def _add_data_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    about = "say what a folder holds and everything that is wrong with it; status 2 if anything is"
+    check = commands.add_parser("check", help=about, description=about)
+    check.set_defaults(function=_check)
+    check.add_argument("--layout", default="", help="layout name or YAML file; default: guessed")
+    about = "write a copy in which SAR and labels lie on the grid of their optical file"
+    aligned = commands.add_parser("align", help=about, description=about)
+    aligned.set_defaults(function=_align)
+    aligned.add_argument("--layout", required=True, help="layout name or YAML file")
+    aligned.add_argument("--output", type=Path, required=True, help="new data folder")
+    aligned.add_argument(
+        "--resampling",
+        choices=RESAMPLINGS,
+        default="bilinear",
+        help="of SAR (default bilinear); labels always take the nearest code",
+    )
+    for command in (check, aligned):
+        command.add_argument("path", type=Path, help="data folder")
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -74,7 +99,7 @@ def _tutorial(options: argparse.Namespace) -> None:
     print_tutorial(parameters)
 
 
-def _data(options: argparse.Namespace) -> None:
+def _synthesize(options: argparse.Namespace) -> None:
     run = Run.open(_config(options), options.run)
     scenes = load_data(run)
     counts = ", ".join(f"{len(names)} {part}" for part, names in scenes.split.items())
@@ -95,6 +120,25 @@ def _map(options: argparse.Namespace) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     seeds = [int(seed) for seed in options.seeds.split(",")]
     print_first_results(_config(options), seeds)
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.layout:
+        layout, why = load_layout(options.layout), "as given"
+    else:
+        layout, why = guess_layout(options.path)
+    found = survey(options.path, layout)
+    print(f"Layout: {layout.name}: {why}", *report(found), sep="\n")
+    if found.defects:
+        raise DataError(f"{options.path} has {len(found.defects)} defects, listed above.")
+
+
+def _align(options: argparse.Namespace) -> None:
+    layout = load_layout(options.layout)
+    files = align(options.path, layout, options.output, options.resampling)
+    for path in files:
+        print(f"resampled: {path}")
+    print(f"{options.output}: {len(files)} resampled, the others copied")
 
 
 def _gallery(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ def legend_of(scenes: SceneSet, num_clusters: int, mapping: np.ndarray | None) -
         return Legend(tuple(cluster_classes(num_clusters)), np.arange(num_clusters))
     spare = cluster_classes(num_clusters)
     table = list(scenes.layout.classes)
+    if any(not NODATA < c.code <= 255 for c in table):  # a data set may count its classes from 0
+        table = [replace(c, code=c.id + 1) for c in table]
     rows = np.array(mapping)
     for cluster in np.flatnonzero(rows < 0):  # more clusters than classes: keep them apart
         code = max(c.code for c in table) + 1

@@ -6,7 +6,9 @@ source's own dtype, so that a batch of windows is one index operation (``windows
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -18,13 +20,13 @@ from rasterio.windows import Window
 
 from .config import IGNORE, DataError
 from .layouts import Layout, load_layout
+from .rasters import STRIP_PX
 from .runs import Run, digest, project_root, sha256_of, write_atomically, write_json
 from .scenes import Scene, find_scenes, split_scenes, to_log_intensity
 from .simulate_sensors import scene_names, write_scenes
 
+MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk."
 Statistics = dict[str, dict[str, list[float]]]  # sensor -> mean, std -> per band
-
-STRIP_PX = 256  # rows read at a time: bounds the memory while streaming
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
         target: parent of the prepared folder; default ``data/prepared`` of the project.
 
     Raises:
-        DataError: from finding, checking or reading a scene; then nothing is left behind.
+        DataError: from finding, checking or reading a scene, or too little space on the disk;
+            then nothing is left behind.
     """
     scenes = find_scenes(root, layout)
     split = split_scenes(root, layout, scenes)
@@ -148,8 +151,10 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
             temporary.chmod(0o755)  # mkdtemp makes it private
             shutil.rmtree(folder, ignore_errors=True)
             temporary.replace(folder)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise DataError(f"The disk of {folder.parent} is full; {MORE_SPACE}") from error
             raise
     manifest = json.loads((folder / "manifest.json").read_text())
     records = tuple(SceneRecord(**record) for record in manifest["scenes"])
@@ -157,7 +162,9 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
 
 
 def _stamp(scene: Scene) -> list[Any]:
-    paths = [p for p in (scene.optical, scene.sar, scene.label) if p]
+    paths = [path for path, _ in scene.files().values()]
+    if gone := [path for path in paths if not path.is_file()]:
+        raise DataError(f"{gone[0]} is missing: its link leads nowhere; put the file there.")
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
 
 
@@ -187,6 +194,13 @@ def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.nd
         if role in samples[0]
     }
     shapes |= {"label": ((total,), np.uint8), "valid": ((total,), np.bool_)}
+    # Memory maps are sparse: a disk that fills up under one kills the process without a word.
+    needed = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise DataError(
+            f"Preparing {len(scenes)} scenes takes {needed / 1e9:.3f} GB in {folder.parent}, but "
+            f"{free / 1e9:.3f} GB are free; {MORE_SPACE}"
+        )
     return {
         role: np.lib.format.open_memmap(folder / f"{role}.npy", mode="w+", dtype=dtype, shape=shape)
         for role, (shape, dtype) in shapes.items()
@@ -210,10 +224,7 @@ def _copy_scene(
             x = physical(part[role][:, valid], role, layout)
             sums[role] = sums.get(role, 0) + np.stack([np.ones_like(x), x, x * x]).sum(axis=2)
     if not all(s[0].all() for s in sums.values()):
-        raise DataError(
-            f"{scene.optical} has 0 valid pixels of {height * width}: every pixel is nodata in it "
-            "or in its SAR partner; remove the scene or correct 'nodata' in the layout."
-        )
+        raise DataError(scene.all_nodata(height * width))
     return sums
 
 

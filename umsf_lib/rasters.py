@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .config import DataError
 from .runs import write_atomically
 
 TOLERANCE_PX = 0.01
+STRIP_PX = 256  # rows read at a time: bounds the memory while streaming
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Grid:
         """For messages: size, CRS, origin and step."""
         t, crs = self.transform, self.crs.to_string() if self.crs else "no CRS"
         size = f"{self.width} x {self.height} px"
-        return f"{size}, {crs}, origin ({t.c:.10g}, {t.f:.10g}), step ({t.a:.8g}, {t.e:.8g})"
+        turned = f", shear ({t.b:.8g}, {t.d:.8g})" if t.b or t.d else ""
+        step = f"step ({t.a:.8g}, {t.e:.8g}){turned}"
+        return f"{size}, {crs}, origin ({t.c:.10g}, {t.f:.10g}), {step}"
 
     def apart_px(self, other: Grid) -> float:
         """Largest distance between the same corner of both grids, in pixels of this one."""
@@ -87,11 +91,30 @@ def read_window(path: Path, window: Window | None) -> tuple[NDArray[Any], float 
         return values, source.nodata
 
 
-def require_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> None:
-    """Let two files pass whose pixels lie at the same places, to 1/100 pixel.
+def strips(grid: Grid, rows: int = STRIP_PX) -> Iterator[Window]:
+    """Windows over the full width, from top to bottom: bounds the memory of a pass over a file."""
+    for top in range(0, grid.height, rows):
+        yield Window(0, top, grid.width, min(rows, grid.height - top))
+
+
+def count_values(path: Path) -> Counter[int]:
+    """How many pixels of the first band have each value, read strip by strip.
 
     Raises:
-        DataError: size, CRS or transform differ; says both.
+        DataError: the file cannot be read.
+    """
+    total: Counter[int] = Counter()
+    with opened(path) as source:
+        for window in strips(grid_of(source)):
+            values, counts = np.unique(source.read(1, window=window), return_counts=True)
+            total.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    return total
+
+
+def grid_defect(path: Path, grid: Grid, other_path: Path, other: Grid) -> list[str]:
+    """Nothing if the pixels of two files lie at the same places to 1/100 pixel, else a sentence.
+
+    It says in which of size, CRS or transform they differ, with both sides.
     """
     same_size = (grid.height, grid.width) == (other.height, other.width)
     if not same_size:
@@ -101,12 +124,11 @@ def require_same_grid(path: Path, grid: Grid, other_path: Path, other: Grid) -> 
     elif (apart := grid.apart_px(other)) > TOLERANCE_PX:
         what = f"grids (up to {apart:.2f} px apart, {TOLERANCE_PX} allowed)"
     else:
-        return
-    raise DataError(
-        f"The {what} differ: {path} is {grid}, but {other_path} is {other}; put the second on the "
-        f"grid of the first, for example with `rio warp {other_path.name} aligned.tif --like "
-        f"{path.name}`."
-    )
+        return []
+    return [
+        f"The {what} differ: {path} is {grid}, but {other_path} is {other}; `umsf data align` "
+        "writes a copy with the second on the grid of the first."
+    ]
 
 
 def write_raster(

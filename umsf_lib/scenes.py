@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor, log
 
 from .config import IGNORE, DataError
 from .layouts import DTYPES, LandClass, Layout, Sensor, load_layout
+from .layouts.pairing import SPOKEN, Pairing, pair_files
 from .layouts.splits import split_names
-from .rasters import Grid, grid_of, opened, read_window, require_same_grid, write_raster
+from .rasters import Grid, count_values, grid_defect, grid_of, opened, read_window, write_raster
 
 __all__ = [
     "Grid",
@@ -30,6 +32,8 @@ __all__ = [
     "to_log_intensity",
     "write_raster",
 ]
+
+SAID_CODES = 12  # a lossy label has a hundred unknown ones
 
 Values = TypeVar("Values", NDArray[Any], Tensor)
 
@@ -49,23 +53,64 @@ class Scene:
         with opened(self.optical) as source:
             return grid_of(source)
 
-    def check(self) -> None:
-        """Compare the files with the layout and with each other: bands, dtype, nodata, grid.
+    def files(self) -> dict[str, tuple[Path, Sensor | None]]:
+        """Role -> file and its sensor (None: a label), optical first."""
+        found: dict[str, tuple[Path, Sensor | None]] = {
+            "optical": (self.optical, self.layout.optical)
+        }
+        if self.sar:
+            found["sar"] = (self.sar, self.layout.sar)
+        if self.label:
+            found["label"] = (self.label, None)
+        return found
 
-        The last row of each file is read, since a truncated GeoTIFF opens without complaint, and
-        all codes of the label.
+    def check(self) -> None:
+        """Compare the files with the layout and with each other; see ``defects``.
 
         Raises:
             DataError: the first thing that does not fit, with both sides.
         """
-        grid = _check_file(self.optical, self.layout.optical, "optical")
-        if self.sar:
-            other = _check_file(self.sar, self.layout.sar, "SAR")
-            require_same_grid(self.optical, grid, self.sar, other)
-        if self.label:
-            other = _check_file(self.label, None, "label")
-            require_same_grid(self.optical, grid, self.label, other)
-            _class_ids(read_window(self.label, None)[0][0], self.layout, self.label)
+        if found := self.defects():
+            raise DataError(found[0])
+
+    def defects(self) -> list[str]:
+        """All that does not fit, one sentence each: bands, dtype, nodata, grids, label codes.
+
+        The last row of each file is read, since a truncated GeoTIFF opens without complaint, and
+        all codes of the label.
+        """
+        found: list[str] = []
+        grids: dict[str, Grid] = {}
+        for role, (path, sensor) in self.files().items():
+            try:
+                found += form_defects(path, sensor, role)
+                grids[role] = _checked_grid(path, sensor)
+            except DataError as error:  # unreadable: nothing to compare
+                found.append(str(error))
+                continue
+            if role != "optical" and "optical" in grids:
+                found += grid_defect(self.optical, grids["optical"], path, grids[role])
+        if "label" in grids:
+            try:
+                found += self._unknown_codes()
+            except DataError as error:
+                found.append(str(error))
+        return found
+
+    def label_codes(self) -> Counter[int]:
+        """Codes of the label file with their pixel counts, read strip by strip.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        return count_values(self.label) if self.label else Counter()
+
+    def _unknown_codes(self) -> list[str]:
+        assert self.label is not None
+        known = {code for c in self.layout.classes for code in c.codes}
+        known |= set(self.layout.label_nodata)
+        unknown = {code: n for code, n in self.label_codes().items() if code not in known}
+        return [_unknown_codes(unknown, self.layout, self.label)] if unknown else []
 
     def read(self, window: Window | None = None) -> dict[str, NDArray[Any]]:
         """Read a window, or the whole scene.
@@ -89,42 +134,67 @@ class Scene:
             codes = read_window(self.label, window)[0][0]
             parts["label"] = _class_ids(codes, self.layout, self.label)
         if window is None and not valid.any():
-            raise DataError(
-                f"Scene {self.name} has 0 valid pixels of {valid.size}: every pixel is nodata in "
-                f"{self.optical} or in its SAR partner; remove the scene or correct 'nodata' in "
-                f"{self.layout.source}."
-            )
+            raise DataError(self.all_nodata(valid.size))
         return parts
 
+    def all_nodata(self, size: int) -> str:
+        """The sentence on a scene without one valid pixel of ``size``."""
+        return (
+            f"Scene {self.name} has 0 valid pixels of {size}: every pixel is nodata in "
+            f"{self.optical} or in its SAR partner; remove the scene or correct 'nodata' in "
+            f"{self.layout.source}."
+        )
 
-def _check_file(path: Path, sensor: Sensor | None, role: str) -> Grid:
-    """Compare a file's bands, dtype and nodata with the layout; ``sensor`` None: a label."""
+
+def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
+    """What a file's header has against the layout: bands, dtype, nodata.
+
+    Args:
+        path: of the file.
+        sensor: its sensor in the layout; None: a label.
+        role: ``optical``, ``sar`` or ``label``.
+
+    Raises:
+        DataError: the file cannot be opened.
+    """
     with opened(path) as source:
-        last_row = source.read(window=Window(0, source.height - 1, source.width, 1))
-        bands, dtype, nodata, grid = source.count, source.dtypes[0], source.nodata, grid_of(source)
+        bands, dtype, nodata = source.count, source.dtypes[0], source.nodata
     names, dtypes = (sensor.bands, DTYPES[sensor.scaling]) if sensor else (("class code",), ())
-    if bands != len(names):
-        raise DataError(
-            f"{role} file {path} has {bands} bands, but the layout names {len(names)} "
+    file = f"{SPOKEN[role]} file {path}"
+    found = []
+    if bands != len(names) and not (role == "sar" and _is_grey(bands, names)):
+        found.append(
+            f"{file} has {bands} bands, but the layout names {len(names)} "
             f"({', '.join(names)}); choose another layout or mend its bands."
         )
     if sensor and dtype not in dtypes:
-        raise DataError(
-            f"{role} file {path} is {dtype}, but scaling '{sensor.scaling}' of the layout means "
+        found.append(
+            f"{file} is {dtype}, but scaling '{sensor.scaling}' of the layout means "
             f"{' or '.join(dtypes)}; choose another layout or mend its scaling."
         )
+    if not sensor and np.dtype(dtype).kind not in "iu":
+        found.append(f"{file} is {dtype}, but class codes are integers; convert it.")
+    if sensor and None not in (sensor.nodata, nodata) and nodata != sensor.nodata:
+        found.append(
+            f"{file} declares nodata {nodata:g}, but the layout says "
+            f"{sensor.nodata:g}; make the two agree."
+        )
+    return found
+
+
+def _is_grey(bands: int, names: Sequence[str]) -> bool:
+    """Whether one band was stored as the three equal channels of a grey picture."""
+    return bands == 3 and len(names) == 1
+
+
+def _checked_grid(path: Path, sensor: Sensor | None) -> Grid:
+    with opened(path) as source:
+        grid = grid_of(source)
+        last_row = source.read(window=Window(0, grid.height - 1, grid.width, 1))
     if sensor and sensor.scaling == "intensity" and (last_row < 0).any():
         raise DataError(
-            f"{role} file {path} has values down to {np.nanmin(last_row):.4g}, but scaling "
+            f"SAR file {path} has values down to {np.nanmin(last_row):.4g}, but scaling "
             "'intensity' of the layout means power, never below 0; if these are decibels, use 'db'."
-        )
-    if not sensor and np.dtype(dtype).kind not in "iu":
-        raise DataError(f"label file {path} is {dtype}, but class codes are integers; convert it.")
-    declared = sensor and sensor.nodata is not None and nodata is not None
-    if sensor and declared and nodata != sensor.nodata:
-        raise DataError(
-            f"{role} file {path} declares nodata {nodata:g}, but the layout says "
-            f"{sensor.nodata:g}; make the two agree."
         )
     return grid
 
@@ -133,6 +203,13 @@ def _read_sensor(
     path: Path, sensor: Sensor, window: Window | None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     values, declared = read_window(path, window)  # (C, h, w)
+    if _is_grey(len(values), sensor.bands):
+        if (values != values[:1]).any():
+            raise DataError(
+                f"SAR file {path} has 3 bands that differ, but the layout names one "
+                f"({sensor.bands[0]}); choose another layout or mend its bands."
+            )
+        values = values[:1]
     nodata = declared if sensor.nodata is None else sensor.nodata
     valid = np.ones(values.shape[1:], bool)
     for band in values:  # band by band: a whole scene's temporary arrays would be large
@@ -146,19 +223,26 @@ def _read_sensor(
 def _class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int64]:
     """Label codes as class ids; codes that the layout does not know raise."""
     ids = np.full(codes.shape, -1, np.int64)
-    for code, id_ in [(c.code, c.id) for c in layout.classes] + [
-        (code, IGNORE) for code in layout.label_nodata
-    ]:
+    table = {code: land.id for land in layout.classes for code in land.codes}
+    for code, id_ in (table | dict.fromkeys(layout.label_nodata, IGNORE)).items():
         ids[codes == code] = id_
     unknown, counts = np.unique(codes[ids < 0], return_counts=True)
     if unknown.size:
-        listed = ", ".join(f"{u} ({n} px)" for u, n in zip(unknown, counts, strict=True))
-        known = ", ".join(f"{c.code} {c.name}" for c in layout.classes) or "no classes"
-        raise DataError(
-            f"Label file {path} has unknown codes {listed}; layout {layout.source} knows {known} "
-            f"and label_nodata {list(layout.label_nodata)}; add them there or mend the label."
-        )
+        found = dict(zip(unknown.tolist(), counts.tolist(), strict=True))
+        raise DataError(_unknown_codes(found, layout, path))
     return ids
+
+
+def _unknown_codes(counts: Mapping[int, int], layout: Layout, path: Path) -> str:
+    listed = ", ".join(f"{code} ({counts[code]} px)" for code in sorted(counts)[:SAID_CODES])
+    if len(counts) > SAID_CODES:
+        listed += f" and {len(counts) - SAID_CODES} more"
+    known = [f"{code} {c.name}" for c in layout.classes for code in c.codes] or ["no classes"]
+    return (
+        f"Label file {path} has unknown codes {listed}; layout {layout.source} knows "
+        f"{', '.join(known)} "
+        f"and label_nodata {list(layout.label_nodata)}; add them there or mend the label."
+    )
 
 
 def find_scenes(root: Path, layout: Layout) -> list[Scene]:
@@ -170,72 +254,30 @@ def find_scenes(root: Path, layout: Layout) -> list[Scene]:
     Raises:
         DataError: a folder is missing, nothing matches, or a file has no partner.
     """
-    root = Path(root)
-    files = {role: _files(root, layout, role) for role in layout.folders}
-    optical, sar, label = (files.get(role, {}) for role in ("optical", "sar", "label"))
-    if "sar" in files:
-        if not optical.keys() & sar.keys():
-            raise DataError(
-                f"No optical file under {root} has a SAR file of the same name (optical: "
-                f"{_some(optical)}; SAR: {_some(sar)}); rename the files so that pairs match."
-            )
-        _refuse_orphans(optical, sar, "SAR")
-        _refuse_orphans(sar, optical, "optical")
-    _refuse_orphans(label, optical, "optical")
+    pairing = pair_files(Path(root), layout)
+    if pairing.defects:
+        more = len(pairing.defects) - 1
+        tail = f"; {more} more like this: `umsf data check` lists all." if more else "."
+        raise DataError(pairing.defects[0].removesuffix(".") + tail)
+    return scenes_of(pairing, layout)
+
+
+def scenes_of(pairing: Pairing, layout: Layout) -> list[Scene]:
+    """The paired files as scenes."""
     return [
-        Scene(Path(name).stem, path, sar.get(name), label.get(name), layout)
-        for name, path in sorted(optical.items())
+        Scene(name, files["optical"], files.get("sar"), files.get("label"), layout)
+        for name, files in pairing.scenes.items()
     ]
 
 
-def _files(root: Path, layout: Layout, role: str) -> dict[str, Path]:
-    names = layout.folders[role]
-    folder = next((root / name for name in names if (root / name).is_dir()), None)
-    if folder is None:
-        if role == "label" and root.is_dir():
-            return {}
-        there = sorted(p.name for p in root.iterdir()) if root.is_dir() else None
-        raise DataError(
-            f"Data folder {root} has no {role} folder ({' or '.join(names)}/, layout "
-            f"'{layout.name}'): "
-            + (
-                "it does not exist"
-                if there is None
-                else f"it holds {', '.join(there) or 'nothing'}"
-            )
-            + "; check the data path and the layout."
-        )
-    found = {p.name: p for p in folder.glob(layout.pattern) if not p.name.startswith(".")}
-    if not found and role != "label":
-        raise DataError(
-            f"No file in {folder} matches '{layout.pattern}' (layout '{layout.name}'); "
-            "check the data path and the layout's pattern."
-        )
-    return found
-
-
-def _refuse_orphans(files: Mapping[str, Path], partners: Mapping[str, Path], role: str) -> None:
-    alone = sorted(files.keys() - partners.keys())
-    if alone:
-        more = f" (and {len(alone) - 1} more: {_some(alone[1:])})" if alone[1:] else ""
-        raise DataError(
-            f"{files[alone[0]]} has no {role} partner of the same name{more}; add the missing "
-            "file or move this one away."
-        )
-
-
-def _some(names: Sequence[str] | Mapping[str, Path], limit: int = 3) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:limit]) + (", ..." if len(listed) > limit else "")
-
-
 def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[str, list[str]]:
-    """Scene names of the parts ``train``, ``val`` and ``test``; see ``layouts.splits``.
+    """Names of the scenes in the parts ``train``, ``val`` and ``test``; see ``layouts.splits``.
 
     Raises:
         DataError: the split list is malformed or leaves nothing to train on.
     """
-    return split_names(Path(root), layout.split, sorted(scene.name for scene in scenes))
+    files = {scene.name: [path for path, _ in scene.files().values()] for scene in scenes}
+    return split_names(Path(root), layout.split, sorted(files), files)
 
 
 def to_log_intensity(values: Values, scaling: str) -> Values:

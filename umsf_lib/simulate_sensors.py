@@ -24,6 +24,7 @@ from scipy.special import gammaincinv, gammaln, ndtr
 from .config import DataError
 from .layouts import load_layout
 from .rasters import write_raster
+from .sheets import sheet_of
 from .simulate_landscape import (
     FARMLAND,
     ORCHARD,
@@ -255,13 +256,14 @@ def scene_names(count: int) -> list[str]:
 def sheet_transform(name: str) -> Affine:
     """Geotransform (degrees, EPSG:4326) of the sheet a file is named after.
 
-    Blocks of 4 by 6 degrees (row letter, zone) hold 24 by 24 sheets of 10' by 15'.
+    Raises:
+        DataError: it is named after none.
     """
-    letter, zone = ord(name[1]) - ord("A") + 1, int(name[2:4])
-    row, column = int(name[5:8]), int(name[8:11])
+    sheet = sheet_of(name)
+    if sheet is None:
+        raise DataError(f"{name} is no sheet name such as NH49E001013.tif; rename the scene.")
     step = 0.25 / SHEET_PX
-    west, top = 6 * (zone - 31) + (column - 1) / 4, 4 * letter - (row - 1) / 6
-    return Affine(step, 0, west, 0, -step, top)
+    return Affine(step, 0, sheet.west_deg, 0, -step, sheet.north_deg)
 
 
 def write_scenes(

@@ -162,7 +162,8 @@ def spectra_figure(
         _draw_spectra(ax, bands, label, shown)
         ax.set_title(f"{title}: class mean ± std")
     axes[0, 0].set_ylabel("value as stored")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right", labelspacing=0.9)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", labelspacing=0.9)
     return figure
 
 
@@ -184,8 +185,9 @@ def _draw_spectra(
             capsize=2,
             label=row.name,
         )
-    turn = {"rotation": 45, "ha": "right"} if len(bands) > 6 else {}
-    ax.set_xticks(range(len(bands)), list(bands), **turn)
+    ax.set_xticks(range(len(bands)), list(bands))
+    if len(bands) > 6:
+        ax.tick_params(axis="x", rotation=45)
     ax.set_xlim(-0.5, len(bands) - 0.5)
     for border in np.arange(len(bands) - 1) + 0.5:
         ax.axvline(border, color="0.85", linewidth=0.8)

@@ -6,6 +6,7 @@ lines that differ, and pass its path wherever a layout is asked for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,15 @@ DTYPES = {
     "intensity": ("float32", "float64"),
     "db": ("float32", "float64"),
 }
+PARTS = ("train", "val", "test")
 SCALINGS = {"optical": ("stretched8", "reflectance"), "sar": ("amplitude8", "intensity", "db")}
-SPLIT_RULES = {
-    "file": {"files", "validation_tail"},
-    "transductive": set(),
-    "unlabelled": set(),
+SPLIT_RULES = {  # rule -> what it needs, what it may have; see splits.py
+    "file": ("files validation_tail", ""),
+    "lists": ("train test", "val"),
+    "folders": ("", ""),
+    "names": ("val test", ""),
+    "transductive": ("", ""),
+    "unlabelled": ("", ""),
 }
 
 
@@ -51,6 +56,12 @@ class LandClass:
     name: str
     code: int  # as stored in the label file
     rgb: tuple[int, int, int]
+    more_codes: tuple[int, ...] = ()  # others in the label file that mean the same
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """All codes of the label file that mean this class."""
+        return (self.code, *self.more_codes)
 
 
 @dataclass(frozen=True)
@@ -58,8 +69,8 @@ class Layout:
     """One data set."""
 
     name: str
-    folders: dict[str, tuple[str, ...]]  # optical, sar, label -> names it may have
-    pattern: str  # file name glob, the same names in every folder
+    folders: dict[str, tuple[str, ...]]  # optical, sar, label -> names it may have, with *
+    pattern: dict[str, str]  # role -> file name with *; what * stands for names the scene
     optical: Sensor
     sar: Sensor | None
     label_nodata: tuple[int, ...]
@@ -69,7 +80,7 @@ class Layout:
 
 
 def load_layout(name_or_path: str) -> Layout:
-    """Read a layout by name (``whu-opt-sar``, ``terramesh``, ``pairs``) or from a user's YAML file.
+    """Read a layout by name (see ``layout_names``) or from a user's YAML file.
 
     A relative path is looked up in the working directory, then in the project's root.
 
@@ -88,15 +99,19 @@ def load_layout(name_or_path: str) -> Layout:
         raise ConfigError(f"Layout {path}: {error}; see {FOLDER / 'pairs.yaml'}.") from error
 
 
+def layout_names() -> list[str]:
+    """Names of the layouts that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
 def _layout_file(name_or_path: str) -> Path:
     if not name_or_path.endswith((".yaml", ".yml")):
         path = FOLDER / f"{name_or_path}.yaml"
         if path.is_file():
             return path
-        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         raise ConfigError(
-            f"Layout '{name_or_path}' is unknown; choose one of {known}, or the path of your own "
-            "file, ending in .yaml."
+            f"Layout '{name_or_path}' is unknown; choose one of {', '.join(layout_names())}, or "
+            "the path of your own file, ending in .yaml."
         )
     for path in (Path(name_or_path), project_root() / name_or_path):
         if path.is_file():
@@ -114,7 +129,7 @@ def _layout(tree: Any, path: Path) -> Layout:
     return Layout(
         name=str(tree["name"]),
         folders=folders,
-        pattern=str(tree["pattern"]),
+        pattern=_patterns(tree["pattern"], folders),
         optical=_sensor(tree["optical"], "optical"),
         sar=_sensor(tree["sar"], "sar") if "sar" in tree else None,
         label_nodata=nodata,
@@ -138,6 +153,17 @@ def _check_keys(tree: Any, where: str, required: str, optional: str = "") -> Non
 
 def _names(value: Any) -> tuple[str, ...]:
     return tuple(str(v) for v in value) if isinstance(value, list) else (str(value),)
+
+
+def _patterns(value: Any, folders: Iterable[str]) -> dict[str, str]:
+    patterns = value if isinstance(value, Mapping) else dict.fromkeys(folders, value)
+    _check_keys(patterns, "pattern", " ".join(folders))
+    for text in patterns.values():
+        if not re.fullmatch(r"[^*?/\[\]]*\*[^?/\[\]]*\.\w+", str(text)):
+            raise ValueError(f"pattern is {text!r}, not a file name with * as in '*.tif'")
+    if len({str(text).count("*") for text in patterns.values()}) > 1:
+        raise ValueError(f"the patterns {list(patterns.values())} differ in the number of *")
+    return {role: str(text) for role, text in patterns.items()}
 
 
 def _sensor(tree: Any, role: str) -> Sensor:
@@ -167,8 +193,10 @@ def _classes(rows: Iterable[Any], nodata: tuple[int, ...]) -> tuple[LandClass, .
         red, green, blue = (int(v) for v in row["rgb"])
         if row["id"] != number or not all(0 <= v <= 255 for v in (red, green, blue)):
             raise ValueError(f"class {row} must have id {number} and an rgb of 0..255")
-        classes.append(LandClass(number, str(row["name"]), int(row["code"]), (red, green, blue)))
-    codes = [c.code for c in classes] + list(nodata)
+        first, *more = (int(code) for code in _names(row["code"]))
+        rgb = (red, green, blue)
+        classes.append(LandClass(number, str(row["name"]), first, rgb, tuple(more)))
+    codes = [code for c in classes for code in c.codes] + list(nodata)
     if len(set(codes)) < len(codes):
         raise ValueError(f"the codes {codes} of classes and label_nodata are not distinct")
     return tuple(classes)
@@ -178,5 +206,7 @@ def _split(tree: Any) -> dict[str, Any]:
     rule = tree.get("rule") if isinstance(tree, Mapping) else tree
     if rule not in SPLIT_RULES:
         raise ValueError(f"split rule is {rule!r}, not one of {', '.join(SPLIT_RULES)}")
-    _check_keys(tree, "split", " ".join(["rule", *sorted(SPLIT_RULES[rule])]))
-    return dict(tree)
+    needed, optional = SPLIT_RULES[rule]
+    _check_keys(tree, "split", f"rule {needed}", optional)
+    lists = {key: _names(tree[key]) for key in ("files", *PARTS) if key in tree}
+    return {**tree, **lists}

@@ -3,41 +3,79 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from ..config import DataError
+from . import PARTS
 
 
-def split_names(root: Path, rule: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
+def split_names(
+    root: Path,
+    rule: Mapping[str, Any],
+    names: Sequence[str],
+    files: Mapping[str, Sequence[Path]] | None = None,
+) -> dict[str, list[str]]:
     """Sorted scene names by a layout's split rule, as ``train``, ``val`` and ``test``.
 
-    ``file``: the first of the rule's lists found in ``root``. Listed scenes that are not there are
-    passed over (any subset works); scenes that are not listed are in no part. Without a ``val:``
-    section the tail of the training list validates. Without a list: 60/20/20 in order of names.
+    ``file``: the first of the rule's lists found in ``root``, with sections. ``lists``: one list
+    per part. Listed scenes that are not there are passed over (any subset works); scenes that are
+    not listed are in no part. ``folders``: the folder that holds the optical file is the part.
+    ``names``: scenes whose names match the patterns of ``val`` and ``test``; all others train.
+    Where no list is there or a part of ``names`` would be empty: 60/20/20 in order of names.
+    Without validation scenes the tail of the training ones validates.
     ``transductive`` and ``unlabelled``: all train and all are mapped, none validates.
 
+    Args:
+        root: data folder.
+        rule: the layout's ``split``.
+        names: of the scenes found, sorted.
+        files: name -> files of the scene, optical first.
+
     Raises:
-        DataError: the list is malformed, names a scene twice, or leaves nothing to train on.
+        DataError: a list is malformed, missing beside others, names a scene twice, or leaves
+            nothing to train on; a folder is no part.
     """
-    if rule["rule"] != "file":
+    kind = rule["rule"]
+    if kind in ("transductive", "unlabelled"):
         return {"train": list(names), "val": [], "test": list(names)}
+    if kind == "names":
+        return _by_patterns(rule, names)
+    if kind == "folders":
+        parts = _by_folders(files or {}, names)
+    else:
+        listed = _listed(root, rule, names, files or {})
+        if listed is None:
+            return _split_in_order(list(names))
+        parts = {part: [n for n in members if n in names] for part, members in listed.items()}
+    if not parts["val"]:  # none are named, or a subset has none of them
+        parts |= _hold_out(parts["train"])
+    if not parts["train"]:
+        where = " or ".join(rule.get("files", rule.get("train", ["train/"])))
+        raise DataError(
+            f"None of the training scenes in {root}: {where} is among the "
+            f"{len(names)} scenes found ({', '.join(names[:3])}{', ...' if names[3:] else ''}); "
+            "mend or remove the lists."
+        )
+    return parts
+
+
+def _listed(
+    root: Path, rule: Mapping[str, Any], names: Sequence[str], files: Mapping[str, Sequence[Path]]
+) -> dict[str, list[str]] | None:
+    """Members of the parts as the lists have them; None where there is no list."""
+    if rule["rule"] == "lists":
+        scenes = {path.stem: name for name, paths in files.items() for path in paths}
+        return _read_lists(root, rule, scenes | {name: name for name in names})
     path = next((p for f in rule["files"] if (p := root / f).is_file()), None)
     if path is None:
-        return _split_in_order(list(names))
+        return None
     listed = _read_list(path)
     if not listed["val"]:
         listed |= _hold_out(listed["train"], rule["validation_tail"])
-    parts = {part: [n for n in members if n in names] for part, members in listed.items()}
-    if not parts["val"]:  # a subset without any of the validation scenes
-        parts |= _hold_out(parts["train"])
-    if not parts["train"]:
-        raise DataError(
-            f"None of the training scenes in {path} is among the {len(names)} scenes found "
-            f"({', '.join(names[:3])}{', ...' if names[3:] else ''}); mend or remove the list."
-        )
-    return parts
+    return listed
 
 
 def _hold_out(train: list[str], tail: int = 0) -> dict[str, list[str]]:
@@ -55,22 +93,84 @@ def _split_in_order(names: list[str]) -> dict[str, list[str]]:
     return {"train": names[:train], "val": names[train : train + val], "test": names[train + val :]}
 
 
+def _by_patterns(rule: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for name in names:
+        held = (p for p in ("val", "test") if any(fnmatchcase(name, glob) for glob in rule[p]))
+        parts[next(held, "train")].append(name)
+    return parts if all(parts.values()) else _split_in_order(list(names))
+
+
+def _by_folders(files: Mapping[str, Sequence[Path]], names: Sequence[str]) -> dict[str, list[str]]:
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for name in names:
+        folder = files[name][0].parent
+        if folder.name not in parts:
+            raise DataError(
+                f"Folder {folder} is none of {', '.join(PARTS)}, which this layout splits by; "
+                "rename it or move it away."
+            )
+        parts[folder.name].append(name)
+    return parts
+
+
 def _read_list(path: Path) -> dict[str, list[str]]:
     """Sections ``train:``, ``val:``, ``test:`` with a file name per line."""
-    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
     part, seen = "", dict[str, str]()
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        text = line.strip()
+    for number, text in _lines(path):
         if header := re.fullmatch(r"(train|val|test)\s*:", text, re.IGNORECASE):
             part = header[1].lower()
-        elif text and not part:
+        elif not part:
             raise DataError(f"{path} line {number}: '{text}' stands before train:, val: or test:.")
-        elif text:
+        else:
             name = Path(text).stem
-            if name in seen:
-                raise DataError(
-                    f"{path} line {number}: {name} is already in {seen[name]}; keep one."
-                )
-            seen[name] = part
+            _see(name, part, seen, path, number)
             parts[part].append(name)
     return parts
+
+
+def _read_lists(
+    root: Path, rule: Mapping[str, Any], scenes: Mapping[str, str]
+) -> dict[str, list[str]] | None:
+    """One file per part, a scene per line: its name, or file names separated by commas or blanks.
+
+    Args:
+        root: data folder.
+        rule: part -> names that its list may have.
+        scenes: scene or file stem -> scene name.
+    """
+    wanted = {part: rule[part] for part in PARTS if part in rule}
+    paths = {
+        p: next((f for n in ns if (f := root / n).is_file()), None) for p, ns in wanted.items()
+    }
+    if not any(paths.values()):
+        return None
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    seen = dict[str, str]()
+    for part, path in paths.items():
+        if path is None:
+            there = next(p for p in paths.values() if p)
+            raise DataError(
+                f"{there} is there, but {root} has no {' or '.join(wanted[part])}; add the list, "
+                "or remove the others to split in the order of names."
+            )
+        for number, text in _lines(path):
+            stems = [Path(field).stem for field in re.split(r"[,\s]+", text)]
+            name = next((scenes[stem] for stem in stems if stem in scenes), stems[0])
+            _see(name, part, seen, path, number)
+            parts[part].append(name)
+    return parts
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    text = path.read_text(encoding="utf-8-sig")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if stripped := line.strip():
+            yield number, stripped
+
+
+def _see(name: str, part: str, seen: dict[str, str], path: Path, number: int) -> None:
+    if name in seen:
+        raise DataError(f"{path} line {number}: {name} is already in {seen[name]}; keep one.")
+    seen[name] = part

@@ -1,0 +1,210 @@
+"""What a data folder holds, and everything that is wrong with it: ``umsf data check``."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import DataError
+from .layouts import Layout, Sensor, layout_names, load_layout
+from .layouts.pairing import pair_files
+from .rasters import Grid, grid_of, opened, strips
+from .scenes import Scene, form_defects, scenes_of, split_scenes
+from .sheets import leakage
+
+
+@dataclass(frozen=True)
+class SceneFacts:
+    """What was found in the files of one scene."""
+
+    name: str
+    grid: Grid | None  # None: the optical file cannot be opened
+    dtypes: dict[str, str]  # role -> dtype, of the files that can be opened
+    valid_px: int  # 0 where a defect kept the pixels from being read
+    codes: Counter[int]  # label code -> pixels
+    defects: list[str]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found in a data folder."""
+
+    root: Path
+    layout: Layout
+    scenes: tuple[SceneFacts, ...]
+    split: dict[str, list[str]]
+    defects: list[str]  # of the folder and of all scenes, one sentence each
+
+
+def survey(root: Path, layout: Layout) -> Survey:
+    """Read a whole data folder, strip by strip, and collect its defects instead of stopping.
+
+    Raises:
+        DataError: not one pair of files is there.
+    """
+    pairing = pair_files(root, layout)
+    scenes = scenes_of(pairing, layout)
+    facts = tuple(_facts(scene) for scene in scenes)
+    defects = pairing.defects + [text for scene in facts for text in scene.defects]
+    split: dict[str, list[str]] = {}
+    try:
+        split = split_scenes(root, layout, scenes)
+    except DataError as error:
+        defects.append(str(error))
+    return Survey(root, layout, facts, split, defects)
+
+
+def _facts(scene: Scene) -> SceneFacts:
+    defects, grid, valid_px, codes = scene.defects(), None, 0, Counter[int]()
+    dtypes: dict[str, str] = {}
+    for role, (path, _) in scene.files().items():
+        with suppress(DataError), opened(path) as source:  # it is among the defects already
+            dtypes[role] = source.dtypes[0]
+            grid = grid_of(source) if role == "optical" else grid
+    if not defects:
+        try:
+            codes = scene.label_codes()
+            valid_px = _count_valid(scene)
+        except DataError as error:  # damage between the first and the last row
+            defects.append(str(error))
+    return SceneFacts(scene.name, grid, dtypes, valid_px, codes, defects)
+
+
+def _count_valid(scene: Scene) -> int:
+    grid = scene.profile()
+    valid_px = sum(int(scene.read(window)["valid"].sum()) for window in strips(grid))
+    if not valid_px:
+        raise DataError(scene.all_nodata(grid.height * grid.width))
+    return valid_px
+
+
+def guess_layout(root: Path) -> tuple[Layout, str]:
+    """The one known layout that fits a data folder, and a sentence that says why it does.
+
+    A layout fits if its folders hold pairs of files, and at least one scene has its band counts
+    and dtypes.
+
+    Raises:
+        DataError: none fits, or several do; says why.
+    """
+    fitting: dict[str, tuple[Layout, str]] = {}
+    unpaired, misfits = [], []
+    for name in layout_names():
+        layout = load_layout(name)
+        try:
+            scenes = scenes_of(pair_files(root, layout), layout)
+        except DataError:
+            unpaired.append(name)
+            continue
+        found = [_misfit(scene) for scene in scenes]
+        if None in found:
+            fitting[name] = layout, f"{found.count(None)} of {len(found)} scenes"
+        else:
+            misfits.append(f"{name} does not, since {found[0]}")
+    if len(fitting) == 1:
+        ((layout, count),) = fitting.values()
+        why = f"of {len(layout_names())} layouts only it pairs the files found here, and {count}"
+        return layout, f"{why} have its bands and dtypes ({_bands(layout)})"
+    if fitting:
+        listed = ", ".join(f"{name} ({count})" for name, (_, count) in fitting.items())
+        raise DataError(f"Several layouts fit {root}: {listed}; choose one with --layout.")
+    if unpaired:
+        misfits.append(f"{', '.join(unpaired)} find no pairs of files there")
+    raise DataError(
+        f"No known layout fits {root}: {'; '.join(misfits)}; name one "
+        "with --layout to see what it lacks, or describe the folder in a YAML file "
+        "(data/README.md, 'Your own')."
+    )
+
+
+def _misfit(scene: Scene) -> str | None:
+    """Why the headers of a scene do not fit its layout, in a few words; None if they do."""
+    try:
+        found = [
+            text
+            for role, (path, sensor) in scene.files().items()
+            for text in form_defects(path, sensor, role)
+        ]
+    except DataError as error:
+        found = [str(error)]
+    return re.split(r"[;(]", found[0])[0].strip() if found else None
+
+
+def _bands(layout: Layout) -> str:
+    sensors = [layout.optical, *([layout.sar] if layout.sar else [])]
+    return " + ".join(f"{len(sensor.bands)} x {sensor.scaling}" for sensor in sensors)
+
+
+def report(found: Survey) -> list[str]:
+    """A survey as lines of text."""
+    layout, scenes = found.layout, found.scenes
+    grids = [scene.grid for scene in scenes if scene.grid]
+    lines = [
+        f"Scenes: {len(scenes)} ({_names([scene.name for scene in scenes])})",
+        f"Size: {_tally([f'{grid.width} x {grid.height} px' for grid in grids])}",
+        f"CRS: {_tally([_place(grid) for grid in grids])}",
+        _sensor_line("Optical", layout.optical, [s.dtypes.get("optical", "") for s in scenes]),
+    ]
+    if layout.sar:
+        lines.append(_sensor_line("SAR", layout.sar, [s.dtypes.get("sar", "") for s in scenes]))
+    lines += [_valid_line(scenes), *_label_lines(layout, scenes)]
+    lines.append(f"Split ({layout.split['rule']}): " + _split_text(found.split))
+    if beside := leakage(found.split):
+        lines.append(
+            f"Leakage: {len(beside.touching)} of {beside.tested} test scenes touch a training or "
+            f"validation scene, {len(beside.sharing_edge)} share an edge with one (by sheet names)"
+        )
+    lines.append(f"Defects: {len(found.defects) or 'none'}")
+    return lines + [f"  {number}. {text}" for number, text in enumerate(found.defects, start=1)]
+
+
+def _place(grid: Grid) -> str:
+    return grid.crs.to_string() if grid.crs else "none, pixel coordinates"
+
+
+def _sensor_line(title: str, sensor: Sensor, dtypes: Sequence[str]) -> str:
+    nodata = "as the file declares" if sensor.nodata is None else f"{sensor.nodata:g}"
+    bands = f"{len(sensor.bands)} x {_tally(dtypes)} ({', '.join(sensor.bands)})"
+    return f"{title}: {bands}, {sensor.scaling}, nodata {nodata}"
+
+
+def _valid_line(scenes: Sequence[SceneFacts]) -> str:
+    whole = [(s.valid_px, s.grid.height * s.grid.width) for s in scenes if s.valid_px and s.grid]
+    share = sum(v for v, _ in whole) / max(sum(size for _, size in whole), 1)
+    return f"Valid pixels: {share:.1%} of the {len(whole)} scenes without defects"
+
+
+def _label_lines(layout: Layout, scenes: Sequence[SceneFacts]) -> list[str]:
+    codes = sum((scene.codes for scene in scenes), Counter[int]())
+    if not codes:
+        return ["Labels: none read"]
+    ignored = {code: codes[code] for code in layout.label_nodata if codes[code]}
+    labelled = codes.total() - sum(ignored.values())
+    lines = [f"Labels: {sum(bool(s.codes) for s in scenes)} scenes, shares of labelled pixels"]
+    for land in layout.classes:
+        share = sum(codes[code] for code in land.codes) / max(labelled, 1)
+        listed = ", ".join(map(str, land.codes))
+        lines.append(f"  {land.id} {land.name} (code {listed}): {share:.1%}")
+    for code, count in ignored.items():
+        lines.append(f"  ignored (code {code}): {count / codes.total():.1%} of all pixels")
+    return lines
+
+
+def _split_text(split: dict[str, list[str]]) -> str:
+    return ", ".join(f"{len(names)} {part}" for part, names in split.items()) or "none"
+
+
+def _tally(values: Sequence[str]) -> str:
+    """Each distinct value with how often it stands there, unless there is only one."""
+    counts = Counter(value for value in values if value)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{value} ({n})" for value, n in counts.most_common()) or "none could be read"
+
+
+def _names(names: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (", ..." if names[limit:] else "")

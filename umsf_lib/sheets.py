@@ -1,0 +1,91 @@
+"""Map sheets: where scenes lie that are named after one, as WHU-OPT-SAR's are, and which touch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Chinese 1:50 000 sheets: hemisphere N, row letter, zone, E, row and column in the block of
+# 4 by 6 degrees, which holds 24 by 24 sheets of 10' by 15'.
+SHEET = re.compile(r"N([A-V])(\d\d)E(\d{3})(\d{3})")
+BLOCK = 24
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Place of a sheet, counted in sheets over the whole globe."""
+
+    row: int  # of 10', growing southwards; the equator is the top of row 0
+    column: int  # of 15', growing eastwards; 0 begins at Greenwich
+
+    @property
+    def north_deg(self) -> float:
+        """Latitude of the upper edge."""
+        return -self.row / 6
+
+    @property
+    def west_deg(self) -> float:
+        """Longitude of the left edge."""
+        return self.column / 4
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Test scenes that lie beside scenes the run has seen."""
+
+    tested: int
+    touching: tuple[str, ...]  # share an edge or a corner with a training or validation scene
+    sharing_edge: tuple[str, ...]
+
+
+def sheet_of(name: str) -> Sheet | None:
+    """Sheet that a scene or file is named after; None for any other name."""
+    match = SHEET.fullmatch(Path(name).stem)
+    if match is None:
+        return None
+    zone, row, column = (int(number) for number in match.groups()[1:])
+    if not (1 <= row <= BLOCK and 1 <= column <= BLOCK and 1 <= zone <= 60):
+        return None
+    letter = ord(match[1]) - ord("A") + 1
+    return Sheet(row - 1 - BLOCK * letter, BLOCK * (zone - 31) + column - 1)
+
+
+def neighbours(name: str, others: Sequence[str], *, edge: bool = False) -> list[str]:
+    """Those of ``others`` whose sheets touch the sheet of ``name``, corners included.
+
+    Args:
+        name: of a scene.
+        others: names of scenes; those that are no sheets are passed over.
+        edge: only those that share a whole edge.
+    """
+    sheet = sheet_of(name)
+    if sheet is None:
+        return []
+    found = []
+    for other in others:
+        if place := sheet_of(other):
+            down, right = abs(place.row - sheet.row), abs(place.column - sheet.column)
+            if (down + right == 1) if edge else (max(down, right) == 1):
+                found.append(other)
+    return found
+
+
+def leakage(split: Mapping[str, Sequence[str]]) -> Leakage | None:
+    """How many test scenes lie beside training or validation scenes.
+
+    Args:
+        split: ``train``, ``val``, ``test`` -> scene names.
+
+    Returns:
+        None where names give no positions, or nothing but the test scenes was seen in training.
+    """
+    test = [name for name in split.get("test", ()) if sheet_of(name)]
+    seen = [name for part in ("train", "val") for name in split.get(part, ())]
+    seen = [name for name in seen if name not in test and sheet_of(name)]
+    if not test or not seen:
+        return None
+    touching = tuple(name for name in test if neighbours(name, seen))
+    sharing = tuple(name for name in touching if neighbours(name, seen, edge=True))
+    return Leakage(len(test), touching, sharing)
