@@ -60,7 +60,7 @@ HIDDEN: dict[str, dict[int, dict[int, float]]] = {
     },
 }
 ORCHARD_SHARE = {"easy": 0.08, "realistic": 0.15}  # of the fields
-RAGGED = {"easy": 0.3, "realistic": 0.9}  # weight of the fine outline of forests and lakes
+RAGGED = {"easy": 0.3, "realistic": 5.0}  # weight of the fine outline of forests and lakes
 
 
 @dataclass(frozen=True)
