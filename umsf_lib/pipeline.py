@@ -98,8 +98,9 @@ def margins(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def print_first_results(config: Config, seeds: Sequence[int]) -> None:
-    """Run the sweep and print both tables; also written to ``runs/first_results.csv``."""
+    """Run the sweep, print both tables, write ``runs/first_scores.csv``, ``first_margins.csv``."""
     scores, gains = first_results(run_sweep(config, seeds))
-    gains.to_csv(project_root() / "runs" / "first_results.csv", index=False)
+    for name, table in (("first_scores", scores), ("first_margins", gains)):
+        table.to_csv(project_root() / "runs" / f"{name}.csv", index=False)
     print(scores.round(3).to_string(index=False))
     print(gains.round(3).to_string(index=False))

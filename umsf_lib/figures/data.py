@@ -20,6 +20,7 @@ from .panels import (
     new_panels,
     note_figure,
     show_picture,
+    spoken,
     styled,
 )
 
@@ -147,7 +148,7 @@ def spectra_figure(
     """Show mean and standard deviation of every class in every band, as stored.
 
     Args:
-        sensors: title -> band -> (h, w) values, NaN where missing; a panel each, since their
+        sensors: role -> band -> (h, w) values, NaN where missing; a panel each, since their
             units differ.
         label: (h, w) class ids of the same pixels, 255 = ignore.
         classes: the class table; classes without pixels are left out.
@@ -158,9 +159,9 @@ def spectra_figure(
     counts = [len(bands) for bands in sensors.values()]
     width = min(3.5 + 1.1 * sum(counts), 11)
     figure, axes = new_panels(1, len(sensors), width, 4, width_ratios=[n + 1 for n in counts])
-    for ax, (title, bands) in zip(axes[0], sensors.items(), strict=True):
+    for ax, (role, bands) in zip(axes[0], sensors.items(), strict=True):
         _draw_spectra(ax, bands, label, shown)
-        ax.set_title(f"{title}: class mean ± std")
+        ax.set_title(f"{spoken(role)}: class mean ± std")
     axes[0, 0].set_ylabel("value as stored")
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", labelspacing=0.9)

@@ -23,6 +23,7 @@ from .panels import (
     note_figure,
     show_picture,
     show_scalar,
+    spoken,
     styled,
 )
 
@@ -61,7 +62,7 @@ def views_figure(batch: Batch, rgb: tuple[int, int, int]) -> Figure:
             for ax, picture, some in zip(column, pictures, ends[-1], strict=True):
                 show_picture(ax, picture, "")
                 _draw_points(ax, some)
-            column[0].set_title(f"{'SAR' if sensor == 'sar' else sensor}, view {number + 1}")
+            column[0].set_title(f"{spoken(sensor)}, view {number + 1}")
     for row, (left, right) in enumerate(zip(*ends, strict=True)):
         _connect(axes[row, len(sensors) - 1], axes[row, len(sensors)], left, right)
     figure.suptitle("two views of each window: numbers mark the same ground")
@@ -215,8 +216,7 @@ def _draw_curve(ax: Axes, records: Sequence[Mapping[str, float]], name: str, col
     if width > 1:
         ax.plot(steps, values, color=color, lw=0.6, alpha=0.35)
     marker = "o" if len(values) == 1 else ""  # a line of one point would be invisible
-    label = name.replace("_", " ").replace("sar", "SAR")
-    ax.plot(steps[width - 1 :], smooth, marker=marker, color=color, lw=1.6, label=label)
+    ax.plot(steps[width - 1 :], smooth, marker=marker, color=color, lw=1.6, label=spoken(name))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 

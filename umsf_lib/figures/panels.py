@@ -58,6 +58,11 @@ def new_panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def spoken(name: str) -> str:
+    """How a role or a log's column is called in a title: ``cross_sar`` -> ``cross SAR``."""
+    return name.replace("_", " ").replace("sar", "SAR")
+
+
 @styled
 def note_figure(sentence: str) -> Figure:
     """A sentence where there is nothing to draw, so that a cell may always end with a figure."""
