@@ -16,8 +16,8 @@ from umsf_lib import prepare as module
 from umsf_lib.config import IGNORE, DataError, load_config
 from umsf_lib.prepare import (
     SceneSet,
-    is_uncalibrated,
     load_data,
+    normalisation,
     prepare,
     standardisation,
     synthesize,
@@ -130,7 +130,7 @@ def test_8_bit_scenes_are_standardised_one_by_one_and_calibrated_ones_together(s
     statistics = training_statistics(scenes)
     per_scene = scenes.layout.name != "terramesh"
     for role, (mean, std) in standardisation(scenes, statistics).items():
-        assert is_uncalibrated(scenes.layout, role) == per_scene
+        assert (scenes.layout.sensor(role).standardise == "scene") == per_scene
         assert mean.dtype == std.dtype == np.float32 and mean.shape == std.shape
         for index, record in enumerate(scenes.records):
             table = statistics[role]
@@ -224,6 +224,18 @@ def test_files_of_other_number_types_keep_their_values(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scenes.plane("optical", 1), fractions)
 
 
+@pytest.mark.parametrize("name", ["pie-rgb-sar", "ddhr-sk"])
+def test_8_bit_tiles_of_one_stretch_are_standardised_together(tmp_path: Path, name: str) -> None:
+    """A tile of water alone stays dark: its own mean and std would turn it into noise."""
+    for number, bright in enumerate((1, 3)):
+        layout = load_layout(name)
+        pixels = {role: bands(layout, role, number) // 4 * bright for role in ("optical", "sar")}
+        write_fake(tmp_path / "data", name, str(number), **pixels)
+    scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
+    for mean, std in standardisation(scenes, training_statistics(scenes)).values():
+        assert (mean[0] == mean[1]).all() and (std[0] == std[1]).all()
+
+
 def test_a_constant_band_can_be_standardised(tmp_path: Path) -> None:
     layout = load_layout("whu-opt-sar")
     optical = bands(layout, "optical")
@@ -254,9 +266,10 @@ def test_load_data_is_a_stage_with_statistics(project: Path, tmp_path: Path) -> 
     scenes = load_data(run)
     assert scenes.folder.parent == project / "data" / "prepared" and scenes.layout == layout
     saved = json.loads(run.path("statistics.json").read_text())
-    assert saved == training_statistics(scenes) and set(run.outputs_of("data")) == {
-        "statistics.json"
-    }
+    assert saved == normalisation(scenes) and list(run.outputs_of("data")) == ["statistics.json"]
+    assert list(saved["sar"]) == ["bands", "scaling", "standardise", "mean", "std"]
+    for role, table in training_statistics(scenes).items():
+        assert saved[role].items() >= table.items()
     before = tree(run.folder)
     load_data(run)
     assert tree(run.folder) == before

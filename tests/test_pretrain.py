@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from umsf_lib.config import Config, ViewConfig, load_config
+from umsf_lib.config import CheckpointError, Config, MissingStageError, ViewConfig, load_config
 from umsf_lib.despeckle import train_despeckler
-from umsf_lib.prepare import SceneSet, load_data
+from umsf_lib.layouts import load_layout
+from umsf_lib.prepare import SceneSet, load_data, normalisation
 from umsf_lib.pretrain import (
     MomentumContrast,
     WindowSource,
@@ -31,6 +33,8 @@ from umsf_lib.runs import Run
 from umsf_lib.training import Checkpoints
 from umsf_lib.views import sample_tokens
 from umsf_lib.windows import PixelStore
+
+from .fakes import bands, write_fake
 
 PLAIN = ViewConfig(window_px=32, overlap_px=16, gain=0, offset=0, blur=0, speckle_looks=0)
 
@@ -211,3 +215,41 @@ def test_a_queue_holds_at_most_half_an_epoch() -> None:
     assert steps_per_epoch(config, 1000) == 4
     full = replace(config, pretrain=replace(config.pretrain, steps_per_epoch=0))
     assert steps_per_epoch(full, 44_080) == 11_020
+
+
+def test_a_checkpoint_of_another_normalisation_is_refused(project: Path, tmp_path: Path) -> None:
+    """Decibels that were called intensity, other ground: both sides stand in the message."""
+    text = load_layout("terramesh").source.read_text()
+    own, data = tmp_path / "own.yaml", tmp_path / "data"
+    own.write_text(text)
+    layout, sar = load_layout(str(own)), np.abs(bands(load_layout("terramesh"), "sar"))
+    write_fake(data, str(own), sar=sar)
+    run = Run.open(load_config("tiny", data=str(data), layout=str(own)))
+
+    def load() -> None:
+        scenes = load_data(run)
+        train_despeckler(run, scenes)
+        load_pretrained(run, scenes)
+        pretrain(run, scenes)
+
+    with pytest.raises(MissingStageError):
+        load()
+    scenes = load_data(run)
+    pretrain(run, scenes)
+    load()
+    saved = torch.load(Checkpoints(run.path("checkpoints"), {}).paths()[-1], weights_only=True)
+    assert saved["settings"]["normalisation"] == normalisation(scenes)
+    before = normalisation(scenes)["sar"]["mean"]
+
+    own.write_text(text.replace("scaling: db", "scaling: intensity"))
+    with pytest.raises(CheckpointError) as caught:
+        load()
+    said, now = str(caught.value), normalisation(load_data(run))["sar"]["mean"]
+    assert "normalisation.sar.scaling 'db' -> 'intensity'" in said and "\n" not in said
+    assert f"normalisation.sar.mean {before} -> {now}" in said and "another run name" in said
+
+    own.write_text(text)
+    load()  # nothing was lost
+    write_fake(data, str(own), sar=sar, optical=bands(layout, "optical", seed=1))
+    with pytest.raises(CheckpointError, match=r"normalisation\.optical\.mean \[.*\] -> \["):
+        load()

@@ -29,6 +29,7 @@ from umsf_lib.runs import (
     write_arrays,
     write_atomically,
     write_json,
+    write_state,
 )
 
 TINY = load_config("tiny")
@@ -57,6 +58,13 @@ def listing(folder: Path) -> set[str]:
 
 
 # Files
+
+
+def test_equal_states_are_equal_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_state(tmp_path / f"{name}.pt", {"x": torch.arange(3)})
+    assert sha256_of(tmp_path / "a.pt") == sha256_of(tmp_path / "b.pt")
+    assert torch.equal(torch.load(tmp_path / "a.pt", weights_only=True)["x"], torch.arange(3))
 
 
 def test_write_atomically_shows_the_whole_new_file_only(tmp_path: Path) -> None:

@@ -306,6 +306,7 @@ def test_an_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
     ("old", "new", "says"),
     [
         ("scaling: stretched8", "scaling: stretched", "optical scaling is 'stretched', not one of"),
+        ("scaling: stretched8", "scaling: stretched8\n  standardise: tile", "'tile', not scene or"),
         ("pattern:", "patern:", "'patern' is not a parameter.*did you mean 'pattern'"),
         ("rgb: [red, green, blue]", "rgb: [red, green, nir2]", "rgb is .*'nir2'.*blue, green, red"),
         ("code: 20", "code: 10", "are not distinct"),

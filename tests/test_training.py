@@ -180,7 +180,7 @@ def test_other_settings_are_refused_and_listed(tmp_path: Path) -> None:
     for part in (
         str(path),
         "lr 0.1 -> 0.2",
-        "model {'channels': 8} -> {'channels': 16}",
+        "model.channels 8 -> 16",
         "gone 1 -> None",
         "added None -> True",
         "another run name",

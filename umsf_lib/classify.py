@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .bench import Bench
 from .inference import Classifier, scene_map
+from .prepare import normalisation_of
 from .pretrain import load_pretrained, new_network, write_rows
-from .runs import Run, write_arrays, write_atomically
+from .runs import Run, write_arrays, write_state
 from .self_training import posteriors_of, self_train
 from .training import Row, load_checkpoint
 from .umsf_net import UmsfNet
@@ -27,7 +28,10 @@ MAP_SYMMETRIES = 4  # of the square, averaged in the final map
 def cluster_inputs(run: Run) -> dict[str, Any]:
     """What decides the clustered network; kept in its checkpoint and compared on load."""
     inputs = run.config.section("views", "model", "cluster", "map", "seed")
-    return inputs | {"pretrain": run.outputs_of("pretrain")}
+    return inputs | {
+        "normalisation": normalisation_of(run),
+        "pretrain": run.outputs_of("pretrain"),
+    }
 
 
 def teacher_of(bench: Bench) -> Classifier:
@@ -63,7 +67,7 @@ def _cluster(
     tiles = training_tiles(bench.scenes, config.views.window_px, config.views.overlap_px)
     network, rows = self_train(network, store, tiles, lessons, config, progress=progress)
     content = {"settings": inputs, "module": network.state_dict()}
-    write_atomically(run.path(NETWORK), lambda temporary: torch.save(content, temporary))
+    write_state(run.path(NETWORK), content)
     write_rows(run.path("self_training.csv"), rows)
     write_arrays(run.path("features.npz"), **sample_features(network, bench))
     return [NETWORK, "self_training.csv", "features.npz"]

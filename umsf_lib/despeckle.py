@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .config import DespeckleConfig
 from .prepare import SceneSet
-from .runs import Run, write_atomically, write_json
+from .runs import Run, write_json, write_state
 from .training import Row, train
 from .views import speckle
 from .windows import draw_windows, open_store, training_tiles
@@ -164,7 +164,7 @@ def train_despeckler(
         generator = torch.Generator().manual_seed(run.config.seed)
         rows = fit_despeckler(module, clean_images(run, scenes), settings, generator, progress)
         state = {name: value.cpu() for name, value in module.state_dict().items()}
-        write_atomically(run.path(DESPECKLER), lambda temporary: torch.save(state, temporary))
+        write_state(run.path(DESPECKLER), state)
         write_json(run.path("despeckle.json"), rows)
         return [DESPECKLER, "despeckle.json"]
 

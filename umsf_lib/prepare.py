@@ -26,6 +26,7 @@ from .scenes import Scene, find_scenes, split_scenes, to_log_intensity
 from .simulate_sensors import scene_names, write_scenes
 
 MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk."
+NORMALISATION = "statistics.json"
 Statistics = dict[str, dict[str, list[float]]]  # sensor -> mean, std -> per band
 
 
@@ -101,8 +102,8 @@ def load_data(run: Run) -> SceneSet:
     manifest = sha256_of(scenes.folder / "manifest.json")
 
     def make() -> list[str]:
-        write_json(run.path("statistics.json"), training_statistics(scenes))
-        return ["statistics.json"]
+        write_json(run.path(NORMALISATION), normalisation(scenes))
+        return [NORMALISATION]
 
     run.stage("data", make, {"scenes": manifest, "split": scenes.split})
     return scenes
@@ -264,10 +265,28 @@ def training_statistics(scenes: SceneSet) -> Statistics:
     return pooled
 
 
-def is_uncalibrated(layout: Layout, role: str) -> bool:
-    """Whether a sensor's values are an 8-bit product, stretched scene by scene."""
-    sensor = layout.optical if role == "optical" else layout.sar
-    return sensor is not None and sensor.scaling in ("stretched8", "amplitude8")
+def normalisation(scenes: SceneSet) -> dict[str, dict[str, Any]]:
+    """How each sensor's values come to one scale: what a run and its checkpoints were made with.
+
+    Sensor -> ``bands``, ``scaling``, ``standardise`` of the layout, ``mean`` and ``std`` per band.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for role, table in training_statistics(scenes).items():
+        sensor = scenes.layout.sensor(role)
+        named = {"scaling": sensor.scaling, "standardise": sensor.standardise}
+        found[role] = {"bands": list(sensor.bands), **named, **table}
+    return found
+
+
+def normalisation_of(run: Run) -> dict[str, dict[str, Any]]:
+    """The ``normalisation`` that a run was given by its stage ``data``.
+
+    Raises:
+        MissingStageError: the stage has not run.
+    """
+    run.outputs_of("data")
+    found: dict[str, dict[str, Any]] = json.loads(run.path(NORMALISATION).read_text())
+    return found
 
 
 def standardisation(
@@ -275,14 +294,12 @@ def standardisation(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Sensor -> mean ``(S, C)`` and std ``(S, C)`` to standardise each scene with.
 
-    8-bit products were stretched scene by scene, so their absolute level means nothing and each
-    scene is standardised by its own statistics (never per patch: that erases radiometry inside
-    the scene). Calibrated reflectance and dB mean the same everywhere: there the training
-    statistics serve every scene.
+    By its own statistics where the layout says ``standardise: scene`` (never per patch: that
+    erases radiometry inside the scene), else by those of the training scenes.
     """
     result = {}
     for role, table in statistics.items():
-        own = is_uncalibrated(scenes.layout, role)
+        own = scenes.layout.sensor(role).standardise == "scene"
         rows = [(r.mean[role], r.std[role]) for r in scenes.records]
         fixed = (table["mean"], table["std"])
         mean, std = zip(*(row if own else fixed for row in rows), strict=True)

@@ -20,7 +20,7 @@ from .config import Config, PretrainConfig
 from .despeckle import load_despeckler
 from .losses import embedding_statistics, info_nce
 from .momentum import Queue, key_network, momentum_update
-from .prepare import SceneSet
+from .prepare import SceneSet, normalisation_of
 from .runs import Run, write_atomically
 from .training import Checkpoints, Row, load_checkpoint, train, trainable
 from .umsf_net import UmsfNet, build_network
@@ -224,7 +224,8 @@ def pretrain(
 def pretraining_inputs(run: Run) -> dict[str, Any]:
     """What decides the result of pretraining; kept in each checkpoint and compared on load."""
     inputs = run.config.section("views", "model", "pretrain", "seed")
-    return inputs | {"data": run.outputs_of("data"), "despeckle": run.outputs_of("despeckle")}
+    made = {"normalisation": normalisation_of(run), "despeckle": run.outputs_of("despeckle")}
+    return inputs | made
 
 
 def _pretrain(

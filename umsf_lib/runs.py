@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -85,6 +86,16 @@ def write_json(path: Path, value: Any) -> None:
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write named arrays as a compressed ``.npz``, atomically."""
     write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))  # type: ignore[arg-type]
+
+
+def write_state(path: Path, state: Any) -> None:
+    """Write tensors with torch, atomically; equal states give equal bytes.
+
+    Given a path, torch writes the temporary file's own name into the file.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def sha256_of(path: Path) -> str:
@@ -301,11 +312,15 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What changed between two trees of settings, with both values; "" where nothing did."""
     before, now = _flat(old), _flat(new)
     changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
-    if changed:
-        listed = ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in changed)
+    return ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in changed)
+
+
+def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    if listed := differences(old, new):
         raise ConfigError(
             f"Run folder {folder} was made with other settings ({listed}); "
             "choose another run name, or delete that folder to start again."

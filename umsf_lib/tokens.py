@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from .prepare import is_uncalibrated
 from .views import gaussian_blur
 from .windows import PixelStore
 
@@ -78,16 +77,17 @@ def token_validity(store: PixelStore, scene: int, stride: int) -> Tensor:
 class StatisticTokens:
     """Local statistics, standardised without labels.
 
-    Standardised scene by scene where every sensor is an 8-bit product, whose level means nothing
-    from scene to scene; over all training scenes where the values are calibrated (one that holds
-    a single class would otherwise be pulled apart).
+    Standardised scene by scene where every sensor is (see ``layouts``); over all training scenes
+    where values are calibrated (one that holds a single class would otherwise be pulled apart).
     """
 
     def __init__(
         self, store: PixelStore, train: Sequence[int], sigmas_px: Sequence[float], stride: int
     ):
         self.store, self.sigmas_px, self.stride = store, sigmas_px, stride
-        self.per_scene = all(is_uncalibrated(store.layout, role) for role in store.roles)
+        self.per_scene = all(
+            store.layout.sensor(role).standardise == "scene" for role in store.roles
+        )
         self.fixed: tuple[Tensor, Tensor] | None = None
         if not self.per_scene:
             self.fixed = moments(self._tokens(scene) for scene in train)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import CheckpointError, ConfigError
-from .runs import sha256_of, write_atomically
+from .runs import differences, sha256_of, write_atomically
 
 Row = dict[str, float]
 Metrics = Mapping[str, Tensor | float]
@@ -102,9 +102,7 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a readable checkpoint ({reason}); delete it."
         ) from error
-    changed = [key for key in sorted(old | dict(settings)) if old.get(key) != settings.get(key)]
-    if changed:
-        listed = ", ".join(f"{k} {old.get(k)!r} -> {settings.get(k)!r}" for k in changed)
+    if listed := differences(old, settings):
         raise CheckpointError(
             f"{path} was made with other settings ({listed}); "
             "choose another run name, or delete the checkpoint to train again."

@@ -27,6 +27,7 @@ DTYPES = {
     "db": ("float32", "float64"),
 }
 PARTS = ("train", "val", "test")
+STANDARDISE = ("scene", "set")
 SCALINGS = {"optical": ("stretched8", "reflectance"), "sar": ("amplitude8", "intensity", "db")}
 SPLIT_RULES = {  # rule -> what it needs, what it may have; see splits.py
     "file": ("files validation_tail", ""),
@@ -46,6 +47,7 @@ class Sensor:
     scaling: str  # key of DTYPES
     nodata: float | None  # None: what the file itself declares; NaN and Inf are always invalid
     rgb: tuple[int, int, int] | None  # 0-based bands to show as red, green, blue; SAR: None
+    standardise: str  # by the mean and std of each "scene", or of the whole training "set"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,12 @@ class Layout:
     classes: tuple[LandClass, ...]
     split: dict[str, Any]
     source: Path
+
+    def sensor(self, role: str) -> Sensor:
+        """Sensor of ``optical`` or ``sar``, where the data set has it."""
+        sensor = {"optical": self.optical, "sar": self.sar}[role]
+        assert sensor is not None
+        return sensor
 
 
 def load_layout(name_or_path: str) -> Layout:
@@ -167,7 +175,7 @@ def _patterns(value: Any, folders: Iterable[str]) -> dict[str, str]:
 
 
 def _sensor(tree: Any, role: str) -> Sensor:
-    _check_keys(tree, role, "bands scaling", "nodata rgb")
+    _check_keys(tree, role, "bands scaling", "nodata rgb standardise")
     bands, allowed = _names(tree["bands"]), SCALINGS[role]
     if tree["scaling"] not in allowed:
         raise ValueError(f"{role} scaling is {tree['scaling']!r}, not one of {', '.join(allowed)}")
@@ -178,11 +186,18 @@ def _sensor(tree: Any, role: str) -> Sensor:
         raise ValueError(f"{role} rgb is {list(shown)}, not three of the bands {', '.join(bands)}")
     rgb = tuple(bands.index(s) for s in shown)
     nodata = tree.get("nodata")
+    # An 8-bit product was stretched scene by scene, so that its level means nothing; calibrated
+    # values mean the same everywhere.
+    usual = "scene" if DTYPES[tree["scaling"]] == ("uint8",) else "set"
+    standardise = str(tree.get("standardise", usual))
+    if standardise not in STANDARDISE:
+        raise ValueError(f"{role} standardise is {standardise!r}, not {' or '.join(STANDARDISE)}")
     return Sensor(
         bands=bands,
         scaling=str(tree["scaling"]),
         nodata=None if nodata is None else float(nodata),
         rgb=(rgb[0], rgb[1], rgb[2]) if shown else None,
+        standardise=standardise,
     )
 
 
