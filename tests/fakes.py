@@ -27,15 +27,17 @@ METRES = Affine(10, 0, 500000, 0, -10, 3400000)
 def bands(layout: Layout, role: str, seed: int = 0, size: int = SIZE) -> np.ndarray:
     """Random but valid values of a sensor, ``(C, size, size + 8)`` in the dtype it is stored in."""
     rng = np.random.default_rng(seed)
-    sensor = layout.optical if role == "optical" else layout.sar
+    sensor = layout.in_file(role)
     assert sensor is not None
     shape = (len(sensor.bands), size, size + 8)
     if sensor.scaling == "db":
         decibels = rng.normal(-12, 4, shape)
         return decibels if layout.name == "terramesh" else decibels.astype(np.float32)
     if sensor.scaling == "reflectance":
-        unsigned = layout.name == "dfc2020"
+        unsigned = layout.name in ("dfc2020", "eurosat", "sentinel2-tiles")
         return rng.integers(100, 4000, shape).astype(np.uint16 if unsigned else np.int16)
+    if sensor.scaling == "elevation":
+        return rng.integers(18, 1892, shape).astype(np.int16)
     return rng.integers(1, 255, shape).astype(np.uint8)
 
 
@@ -51,7 +53,7 @@ def file_of(root: Path, layout: Layout, role: str, name: str, part: str = "") ->
 
     ``a|b`` fills a pattern of two wildcards, ``part`` that of a folder.
     """
-    pattern = layout.pattern[role]
+    pattern = layout.pattern[role].split("|")[0]
     for text in name.split("|"):
         pattern = pattern.replace("*", text, 1)
     return root / layout.folders[role][0].replace("*", part) / pattern
@@ -91,8 +93,8 @@ def write_fake(
 ) -> Layout:
     """Write one scene of a layout; see ``file_of`` for ``name`` and ``change["part"]``.
 
-    ``change`` replaces what would be written: ``optical``, ``sar``, ``label`` (arrays, None to
-    leave the file out), and ``sar_crs``, ``label_transform``, ``optical_nodata`` and the like.
+    ``change`` replaces what would be written: ``optical``, ``sar``, ``dem``, ``label`` (arrays,
+    None to leave the file out), and ``sar_crs``, ``label_transform``, ``optical_nodata``, ...
     """
     layout = load_layout(layout_name)
     metric = layout_name not in ("whu-opt-sar", "whu-readme", "sen1floods11")
@@ -103,6 +105,9 @@ def write_fake(
             continue
         path = file_of(root, layout, role, name, change.get("part", ""))
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npy":  # bands last, as imagery libraries keep pictures
+            np.save(path, np.moveaxis(array, 0, -1))
+            continue
         if path.suffix != ".tif":
             write_picture(path, array)
             continue

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from rasterio import Affine
 
-from umsf_lib.config import IGNORE, DataError
+from umsf_lib.align import align
+from umsf_lib.config import IGNORE, ConfigError, DataError
 from umsf_lib.data_check import guess_layout, report, survey
 from umsf_lib.layouts import Layout, load_layout
 from umsf_lib.mapping import legend_of
-from umsf_lib.prepare import prepare
+from umsf_lib.prepare import prepare, training_statistics
 from umsf_lib.rasters import read_window
 from umsf_lib.scenes import find_scenes, split_scenes
+from umsf_lib.tokens import pixel_bands
+from umsf_lib.windows import PixelStore
 
-from .fakes import bands, codes, file_of, write_fake, write_picture
+from .conftest import CPU
+from .fakes import METRES, bands, codes, file_of, write_fake, write_picture
 from .test_scenes import REAL, needs_real
 
 README = Path(__file__).parents[1] / "data" / "README.md"
@@ -310,3 +316,104 @@ def test_a_real_flood_chip_opens(tmp_path: Path) -> None:
     ]
     vh, water = parts["sar"][1], parts["label"] == 1
     assert vh[water].mean() < vh[parts["label"] == 0].mean()  # smooth water is dark
+
+
+# -- elevation -------------------------------------------------------------------------------
+
+
+def with_dem(folder: Path) -> Layout:
+    text = load_layout("hunan").source.read_text()
+    assert text.count("use: false") == 1
+    (folder / "hunan-dem.yaml").write_text(text.replace("use: false", "use: true"))
+    return load_layout(str(folder / "hunan-dem.yaml"))
+
+
+def write_hunan(root: Path, layout: Layout, **change: Any) -> None:
+    for number, (scene, part, _) in enumerate(SETS["hunan"].scenes):
+        write_fake(root, str(layout.source), scene, number, part=part, **change)
+
+
+def test_elevation_is_one_more_optical_band(tmp_path: Path) -> None:
+    layout, root = with_dem(tmp_path), tmp_path / "data"
+    assert (
+        layout.optical.bands[13:] == ("elevation",)
+        and len(load_layout("hunan").optical.bands) == 13
+    )
+    write_hunan(root, layout)
+    assert (root / "dem_dir" / "train" / "topo_11.tif").is_file()
+    found = survey(root, layout)
+    assert found.defects == []
+    text = "\n".join(report(found))
+    assert "Optical: 13 x int16" in text and "DEM: 1 x int16 (elevation), elevation" in text
+    scenes = prepare(root, layout, tmp_path / "prepared")
+    for index, number in ((scenes.index(f"_1{n + 1}".strip("_")), n) for n in range(3)):
+        plane = scenes.plane("optical", index)
+        np.testing.assert_array_equal(plane[:13], bands(load_layout("hunan"), "optical", number))
+        np.testing.assert_array_equal(plane[13], bands(layout, "dem", number)[0])
+    statistics = training_statistics(scenes)
+    assert len(statistics["optical"]["mean"]) == 14
+    names = pixel_bands(PixelStore(scenes, statistics, CPU), 0)[1]
+    assert names == [*layout.optical.bands, "ndvi", "ndwi", "vv", "vh"]
+    plain, _ = guess_layout(root)  # without the switch the DEM is left alone
+    assert plain.name == "hunan" and len(prepare(root, plain, tmp_path / "p").flat("optical")) == 13
+
+
+def test_what_follows_elevation_in_its_file_is_not_read(tmp_path: Path) -> None:
+    """Training tiles have ruggedness beside it, in metres with decimals; no tile has less."""
+    layout = with_dem(tmp_path)
+    dem = np.repeat(bands(layout, "dem"), 2, axis=0).astype(np.float32)
+    dem[1] = np.nan
+    dem[0, 3, 4:6] = np.nan
+    write_hunan(tmp_path, layout, dem=dem)
+    (scene, *_) = find_scenes(tmp_path, layout)
+    scene.check()
+    parts = scene.read()
+    assert parts["optical"].dtype == np.float32  # holds int16 and float32
+    np.testing.assert_array_equal(parts["optical"][13], dem[0])
+    assert np.argwhere(~parts["valid"]).tolist() == [[3, 4], [3, 5]]
+
+
+def test_a_tile_without_its_elevation_is_named(tmp_path: Path) -> None:
+    layout = with_dem(tmp_path)
+    write_hunan(tmp_path, layout)
+    (tmp_path / "dem_dir" / "val" / "topo_12.tif").unlink()
+    with pytest.raises(DataError) as caught:
+        find_scenes(tmp_path, layout)
+    said = str(caught.value)
+    assert f"{tmp_path / 's2_dir' / 'val' / 's2_12.tif'} has no DEM partner" in said
+    assert "add the missing file" in said and "'use: false'" in said
+    assert len(find_scenes(tmp_path, load_layout("hunan"))) == 3
+
+
+def test_elevation_lies_on_the_grid_of_its_tile(tmp_path: Path) -> None:
+    layout = with_dem(tmp_path)
+    coarse = Affine(30, 0, METRES.c, 0, -30, METRES.f)
+    write_hunan(tmp_path / "data", layout, dem_transform=coarse)
+    (said, *_) = find_scenes(tmp_path / "data", layout)[0].defects()
+    assert "grids (up to" in said and "step (10, -10)" in said and "step (30, -30)" in said
+    assert len(align(tmp_path / "data", layout, tmp_path / "aligned")) == 3
+    assert survey(tmp_path / "aligned", layout).defects == []
+    with_text = bands(layout, "dem").astype(np.uint8)
+    write_hunan(tmp_path / "bytes", layout, dem=with_text)
+    (said, *_) = find_scenes(tmp_path / "bytes", layout)[0].defects()
+    assert "DEM file" in said and "is uint8, but scaling 'elevation'" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("  use: true", "  use: maybe", "dem use is 'maybe', not true or false"),
+        ("  use: true", "  use: true\n  rgb: [elevation]", "'rgb' is not a parameter of dem"),
+        ("bands: [elevation]", "bands: [nir]", "optical and dem bands .* name one band twice"),
+        ("dem: dem_dir/*, ", "", "dem must be given both"),
+    ],
+)
+def test_a_broken_dem_entry_says_what_is_wrong(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    text = with_dem(tmp_path).source.read_text()
+    assert text.count(old) == 1
+    text = text.replace(old, new)
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"own\.yaml.*" + says):
+        load_layout(str(tmp_path / "own.yaml"))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rasterio.warp import Resampling, reproject
 
 from .config import DataError
-from .layouts import Layout
+from .layouts import Layout, Sensor
 from .rasters import Grid, grid_defect, grid_of, opened, write_raster
 from .runs import write_atomically
 from .scenes import Scene, find_scenes
@@ -25,14 +25,14 @@ RESAMPLINGS = ("nearest", "bilinear", "cubic", "average")
 def align(root: Path, layout: Layout, target: Path, resampling: str = "bilinear") -> list[Path]:
     """Copy a data folder, with every file on the grid of its scene's optical one.
 
-    SAR and label files that lie elsewhere are resampled; all other files of the scenes and what
-    lies beside the folders (split lists) are copied byte by byte. The source is only read.
+    SAR, DEM and label files that lie elsewhere are resampled; all other files of the scenes and
+    what lies beside the folders (split lists) are copied byte by byte. The source is only read.
 
     Args:
         root: data folder.
         layout: where and how the data set keeps its files.
         target: new data folder, outside ``root``.
-        resampling: of SAR, one of ``RESAMPLINGS``; class codes always take the nearest.
+        resampling: of SAR and DEM, one of ``RESAMPLINGS``; class codes always take the nearest.
 
     Returns:
         The files that were resampled, as written.
@@ -48,10 +48,10 @@ def align(root: Path, layout: Layout, target: Path, resampling: str = "bilinear"
     resampled = []
     for scene in scenes:
         grid = scene.profile()
-        for role, path in _elsewhere(scene, grid):
+        for role, path, sensor in _elsewhere(scene, grid):
             written = target / path.relative_to(root)
             method = "nearest" if role == "label" else resampling
-            _write_aligned(path, written, scene, role, Resampling[method])
+            _write_aligned(path, written, scene, sensor, Resampling[method])
             resampled.append(written)
     for path in _all_files(root, scenes):
         copy = target / path.relative_to(root)
@@ -60,12 +60,12 @@ def align(root: Path, layout: Layout, target: Path, resampling: str = "bilinear"
     return resampled
 
 
-def _elsewhere(scene: Scene, grid: Grid) -> Iterator[tuple[str, Path]]:
-    for role, (path, _) in scene.files().items():
+def _elsewhere(scene: Scene, grid: Grid) -> Iterator[tuple[str, Path, Sensor | None]]:
+    for role, (path, sensor) in scene.files().items():
         with opened(path) as source:
             other = grid_of(source)
         if grid_defect(scene.optical, grid, path, other):
-            yield role, path
+            yield role, path, sensor
 
 
 def _all_files(root: Path, scenes: list[Scene]) -> list[Path]:
@@ -74,11 +74,11 @@ def _all_files(root: Path, scenes: list[Scene]) -> list[Path]:
 
 
 def _write_aligned(
-    path: Path, target: Path, scene: Scene, role: str, resampling: Resampling
+    path: Path, target: Path, scene: Scene, sensor: Sensor | None, resampling: Resampling
 ) -> None:
     grid = scene.profile()
     with opened(path) as source:
-        nodata = _nodata(source, scene.layout, role)
+        nodata = _nodata(source, scene.layout, sensor)
         if source.crs is None or grid.crs is None:
             raise DataError(
                 f"{path} is {grid_of(source)}, and {scene.optical} is {grid}: without a CRS on "
@@ -95,13 +95,13 @@ def _write_aligned(
     write_raster(target, array, nodata=nodata, descriptions=names, **place)
 
 
-def _nodata(source: Any, layout: Layout, role: str) -> float | None:
+def _nodata(source: Any, layout: Layout, sensor: Sensor | None) -> float | None:
     """What to mark uncovered pixels with: the layout's value, the file's, or NaN."""
-    if role == "label":
+    if sensor is None:  # a label
         declared = [source.nodata] if source.nodata in layout.label_nodata else []
         return float([*declared, *layout.label_nodata][0]) if layout.label_nodata else None
-    if layout.sar and layout.sar.nodata is not None:
-        return layout.sar.nodata
+    if sensor.nodata is not None:
+        return sensor.nodata
     if source.nodata is None and np.dtype(source.dtypes[0]).kind == "f":
         return float("nan")
     return None if source.nodata is None else float(source.nodata)

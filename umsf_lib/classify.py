@@ -125,6 +125,8 @@ def sample_features(network: UmsfNet, bench: Bench) -> dict[str, np.ndarray]:
     """
     rng, stride = np.random.default_rng(bench.config.seed), network.stride
     scenes = bench.scenes.indices("test")
+    if len(scenes) > PLOT_TOKENS:
+        scenes = np.sort(rng.choice(scenes, PLOT_TOKENS, replace=False)).tolist()
     names = ("optical", "sar", "fused") if network.sensors == "both" else ("fused",)
 
     @torch.no_grad()

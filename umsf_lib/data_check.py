@@ -13,8 +13,11 @@ from .config import DataError
 from .layouts import Layout, Sensor, layout_names, load_layout
 from .layouts.pairing import pair_files
 from .rasters import Grid, grid_of, opened, strips
-from .scenes import Scene, form_defects, scenes_of, split_scenes
+from .scene_files import form_defects
+from .scenes import Scene, scenes_of, split_scenes
 from .sheets import leakage
+
+LOOKED_AT = 200  # scenes, to guess a layout
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def guess_layout(root: Path) -> tuple[Layout, str]:
     """The one known layout that fits a data folder, and a sentence that says why it does.
 
     A layout fits if its folders hold pairs of files, and at least one scene has its band counts
-    and dtypes.
+    and dtypes. Of a set of many tiles some are looked at, spread over the whole set.
 
     Raises:
         DataError: none fits, or several do; says why.
@@ -100,15 +103,17 @@ def guess_layout(root: Path) -> tuple[Layout, str]:
         except DataError:
             unpaired.append(name)
             continue
-        found = [_misfit(scene) for scene in scenes]
+        found = [_misfit(scene) for scene in scenes[:: len(scenes) // LOOKED_AT + 1]]
         if None in found:
-            fitting[name] = layout, f"{found.count(None)} of {len(found)} scenes"
+            some = " looked at" if len(found) < len(scenes) else ""
+            fitting[name] = layout, f"{found.count(None)} of {len(found)} scenes{some}"
         else:
             misfits.append(f"{name} does not, since {found[0]}")
     if len(fitting) == 1:
         ((layout, count),) = fitting.values()
-        why = f"of {len(layout_names())} layouts only it pairs the files found here, and {count}"
-        return layout, f"{why} have its bands and dtypes ({_bands(layout)})"
+        why = f"{count} have its bands and dtypes ({_bands(layout)})"
+        others = f"the other {len(unpaired)} layouts find no pairs of files there"
+        return layout, "; ".join([why, *misfits, others])
     if fitting:
         listed = ", ".join(f"{name} ({count})" for name, (_, count) in fitting.items())
         raise DataError(f"Several layouts fit {root}: {listed}; choose one with --layout.")
@@ -147,10 +152,10 @@ def report(found: Survey) -> list[str]:
         f"Scenes: {len(scenes)} ({_names([scene.name for scene in scenes])})",
         f"Size: {_tally([f'{grid.width} x {grid.height} px' for grid in grids])}",
         f"CRS: {_tally([_place(grid) for grid in grids])}",
-        _sensor_line("Optical", layout.optical, [s.dtypes.get("optical", "") for s in scenes]),
     ]
-    if layout.sar:
-        lines.append(_sensor_line("SAR", layout.sar, [s.dtypes.get("sar", "") for s in scenes]))
+    for role, title in (("optical", "Optical"), ("sar", "SAR"), ("dem", "DEM")):
+        if sensor := layout.in_file(role):
+            lines.append(_sensor_line(title, sensor, [s.dtypes.get(role, "") for s in scenes]))
     lines += [_valid_line(scenes), *_label_lines(layout, scenes)]
     lines.append(f"Split ({layout.split['rule']}): " + _split_text(found.split))
     if beside := leakage(found.split):
@@ -187,8 +192,8 @@ def _label_lines(layout: Layout, scenes: Sequence[SceneFacts]) -> list[str]:
     lines = [f"Labels: {sum(bool(s.codes) for s in scenes)} scenes, shares of labelled pixels"]
     for land in layout.classes:
         share = sum(codes[code] for code in land.codes) / max(labelled, 1)
-        listed = ", ".join(map(str, land.codes))
-        lines.append(f"  {land.id} {land.name} (code {listed}): {share:.1%}")
+        mark = f"folder {land.folder}" if land.folder else f"code {str(land.codes)[1:-1]}"
+        lines.append(f"  {land.id} {land.name} ({mark.rstrip(',')}): {share:.1%}")
     for code, count in ignored.items():
         lines.append(f"  ignored (code {code}): {count / codes.total():.1%} of all pixels")
     return lines

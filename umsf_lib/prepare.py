@@ -12,13 +12,14 @@ import math
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rasterio.windows import Window
 
-from .config import IGNORE, DataError
+from .config import IGNORE, ConfigError, DataError
 from .layouts import Layout, load_layout
 from .rasters import STRIP_PX
 from .runs import Run, digest, project_root, sha256_of, write_atomically, write_json
@@ -55,7 +56,11 @@ class SceneSet:
 
     def index(self, name: str) -> int:
         """Position of a scene in ``records``."""
-        return [record.name for record in self.records].index(name)
+        return self._positions[name]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {record.name: position for position, record in enumerate(self.records)}
 
     def indices(self, part: str) -> list[int]:
         """Positions of the scenes of ``train``, ``val`` or ``test``."""
@@ -94,9 +99,15 @@ def load_data(run: Run) -> SceneSet:
 
     Raises:
         DataError: see ``prepare``.
+        ConfigError: the settings ask for SAR and the layout has none.
     """
     config = run.config
     layout = load_layout(config.layout)
+    if layout.sar is None and config.model.sensors != "optical":
+        raise ConfigError(
+            f"layout '{layout.name}' has no SAR, but model.sensors is '{config.model.sensors}'; "
+            "add the override model.sensors=optical."
+        )
     root = Path(config.data) if config.data else synthesize(run)
     scenes = prepare(root, layout)
     manifest = sha256_of(scenes.folder / "manifest.json")

@@ -1,4 +1,7 @@
-"""GeoTIFF in and out: where pixels lie, whole files or clear errors, atomic writing."""
+"""Rasters in and out: where pixels lie, whole files or clear errors, atomic writing.
+
+What GDAL opens (GeoTIFF, JPEG, PNG) and NumPy's ``.npy``; written are GeoTIFFs.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +54,50 @@ class Grid:
         return float(np.hypot(gap[0], gap[1]).max())
 
 
+class NumpyRaster:
+    """A ``.npy`` array with what is used here of a rasterio dataset.
+
+    Memory-mapped, in pixel coordinates. ``(h, w)``, or with bands as the shorter of the first and
+    last axes: ``(h, w, C)`` or ``(C, h, w)``.
+    """
+
+    crs, transform, nodata, descriptions = None, Affine.identity(), None, (None,)
+
+    def __init__(self, path: Path) -> None:
+        """Open it.
+
+        Raises:
+            OSError, ValueError: no whole array of numbers, or none that is a raster.
+        """
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+        shape = array.shape
+        if array.ndim == 2:
+            array = array[None]
+        elif array.ndim != 3 or shape[0] == shape[2]:
+            raise ValueError(f"its shape {shape} does not tell bands from rows and columns")
+        elif shape[2] < shape[0]:
+            array = array.transpose(2, 0, 1)
+        self.array = array  # (C, h, w)
+        self.count, self.height, self.width = array.shape
+        self.dtypes = (array.dtype.name,)
+
+    def read(self, band: int | None = None, *, window: Window | None = None) -> NDArray[Any]:
+        """Values ``(C, h, w)``, or ``(h, w)`` of one band (from 1), in the machine's byte order."""
+        part: tuple[slice, ...] = window.toslices() if window else ()
+        values = self.array[(slice(None) if band is None else band - 1, *part)]
+        return np.array(values, values.dtype.newbyteorder("="), order="C")
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A rasterio dataset to read from.
+    """A rasterio dataset, or a ``NumpyRaster``, to read from.
 
     Raises:
         DataError: it cannot be opened, or a read inside the ``with`` block fails.
     """
+    if path.suffix.lower() == ".npy":
+        yield _opened_npy(path)
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates will do
@@ -65,12 +105,27 @@ def opened(path: Path) -> Iterator[Any]:
         with source:
             yield source
     except RasterioError as error:
-        size = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
-        reason = str(error.__cause__ or error).rstrip(".")
-        raise DataError(
-            f"{path} ({size}) cannot be read: it is truncated, damaged or no GeoTIFF ({reason}); "
-            "copy or download it again."
-        ) from error
+        raise _unreadable(path, error.__cause__ or error) from error
+
+
+def _opened_npy(path: Path) -> NumpyRaster:
+    try:
+        return NumpyRaster(path)
+    except (OSError, EOFError, ValueError, SyntaxError, TypeError) as error:
+        if "Python objects" in str(error):
+            raise DataError(
+                f"{path} holds Python objects, and reading those could run any code; save a plain "
+                "array instead (data/README.md, 'Sentinel-2 tiles')."
+            ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, reason: BaseException) -> DataError:
+    size = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
+    return DataError(
+        f"{path} ({size}) cannot be read: it is truncated, damaged or no raster "
+        f"({' '.join(str(reason).split()).rstrip('.')}); copy or download it again."
+    )
 
 
 def grid_of(source: Any) -> Grid:

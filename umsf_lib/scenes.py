@@ -1,10 +1,10 @@
-"""Scenes: co-registered optical, SAR and label files, opened lazily, checked, read by window."""
+"""Scenes: co-registered optical, SAR, DEM and label files, opened lazily, read by window."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,10 +15,11 @@ from rasterio.windows import Window
 from torch import Tensor, log
 
 from .config import IGNORE, DataError
-from .layouts import DTYPES, LandClass, Layout, Sensor, load_layout
-from .layouts.pairing import SPOKEN, Pairing, pair_files
+from .layouts import LandClass, Layout, Sensor, load_layout
+from .layouts.pairing import Pairing, pair_files
 from .layouts.splits import split_names
 from .rasters import Grid, count_values, grid_defect, grid_of, opened, read_window, write_raster
+from .scene_files import checked_grid, class_ids, code_defects, form_defects, read_sensor
 
 __all__ = [
     "Grid",
@@ -33,18 +34,17 @@ __all__ = [
     "write_raster",
 ]
 
-SAID_CODES = 12  # a lossy label has a hundred unknown ones
-
 Values = TypeVar("Values", NDArray[Any], Tensor)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One place: an optical file, its SAR partner, its label where there is one."""
+    """One place: an optical file, its SAR and DEM partners, its label, where there are any."""
 
     name: str
     optical: Path
     sar: Path | None
+    dem: Path | None
     label: Path | None
     layout: Layout
 
@@ -54,15 +54,14 @@ class Scene:
             return grid_of(source)
 
     def files(self) -> dict[str, tuple[Path, Sensor | None]]:
-        """Role -> file and its sensor (None: a label), optical first."""
-        found: dict[str, tuple[Path, Sensor | None]] = {
-            "optical": (self.optical, self.layout.optical)
-        }
-        if self.sar:
-            found["sar"] = (self.sar, self.layout.sar)
-        if self.label:
-            found["label"] = (self.label, None)
-        return found
+        """Role -> file and what it holds (None: a label), optical first."""
+        paths = {"optical": self.optical, "sar": self.sar, "dem": self.dem, "label": self.label}
+        return {role: (p, self.layout.in_file(role)) for role, p in paths.items() if p}
+
+    @property
+    def whole_tile_class(self) -> LandClass | None:
+        """Class of every pixel, where folders are the labels."""
+        return self.layout.class_folders.get(self.optical.parent.name)
 
     def check(self) -> None:
         """Compare the files with the layout and with each other; see ``defects``.
@@ -84,171 +83,75 @@ class Scene:
         for role, (path, sensor) in self.files().items():
             try:
                 found += form_defects(path, sensor, role)
-                grids[role] = _checked_grid(path, sensor)
+                grids[role] = checked_grid(path, sensor)
             except DataError as error:  # unreadable: nothing to compare
                 found.append(str(error))
                 continue
             if role != "optical" and "optical" in grids:
                 found += grid_defect(self.optical, grids["optical"], path, grids[role])
-        if "label" in grids:
+        if self.label and "label" in grids:
             try:
-                found += self._unknown_codes()
+                found += code_defects(self.label_codes(), self.layout, self.label)
             except DataError as error:
                 found.append(str(error))
         return found
 
     def label_codes(self) -> Counter[int]:
-        """Codes of the label file with their pixel counts, read strip by strip.
+        """Codes of the label with their pixel counts, read strip by strip.
 
         Raises:
             DataError: the file cannot be read.
         """
-        return count_values(self.label) if self.label else Counter()
-
-    def _unknown_codes(self) -> list[str]:
-        assert self.label is not None
-        known = {code for c in self.layout.classes for code in c.codes}
-        known |= set(self.layout.label_nodata)
-        unknown = {code: n for code, n in self.label_codes().items() if code not in known}
-        return [_unknown_codes(unknown, self.layout, self.label)] if unknown else []
+        if self.label:
+            return count_values(self.label)
+        land, grid = self.whole_tile_class, self.profile()
+        return Counter({land.code: grid.height * grid.width} if land else {})
 
     def read(self, window: Window | None = None) -> dict[str, NDArray[Any]]:
         """Read a window, or the whole scene.
 
         Returns:
-            ``optical (Co, h, w)`` and ``sar (Cs, h, w)`` as stored (no ``sar`` where the layout
-            has none), ``label (h, w)`` int64 class ids with 255 = ignore (everywhere where there
-            is no label file), ``valid (h, w)`` bool: no band is nodata, NaN or Inf.
+            ``optical (Co, h, w)`` as stored, the DEM's bands last where one is read (in a dtype
+            that holds both); ``sar (Cs, h, w)`` (not where the layout has none); ``label (h, w)``
+            int64 class ids with 255 = ignore (everywhere where there is no label); ``valid
+            (h, w)`` bool: no band is nodata, NaN or Inf.
 
         Raises:
             DataError: unreadable or truncated file, unknown label codes, not one valid pixel in
                 a whole scene.
         """
-        optical, valid = _read_sensor(self.optical, self.layout.optical, window)
-        parts = {"optical": optical, "valid": valid}
-        if self.sar and self.layout.sar:
-            parts["sar"], sar_valid = _read_sensor(self.sar, self.layout.sar, window)
-            valid &= sar_valid
-        parts["label"] = np.full(valid.shape, IGNORE, np.int64)
+        sensors = [(role, p, sensor) for role, (p, sensor) in self.files().items() if sensor]
+        parts, masks = {}, []
+        for role, path, sensor in sensors:
+            parts[role], mask = read_sensor(path, sensor, window)
+            masks.append(mask)
+        if "dem" in parts:
+            parts["optical"] = np.concatenate([parts["optical"], parts.pop("dem")])
+        parts["valid"] = valid = np.logical_and.reduce(masks)
         if self.label:
             codes = read_window(self.label, window)[0][0]
-            parts["label"] = _class_ids(codes, self.layout, self.label)
+            parts["label"] = class_ids(codes, self.layout, self.label)
+        else:
+            land = self.whole_tile_class
+            parts["label"] = np.full(valid.shape, land.id if land else IGNORE, np.int64)
         if window is None and not valid.any():
             raise DataError(self.all_nodata(valid.size))
         return parts
 
     def all_nodata(self, size: int) -> str:
         """The sentence on a scene without one valid pixel of ``size``."""
+        partner = "" if len(self.files()) == 1 else " or in a partner of it"
         return (
             f"Scene {self.name} has 0 valid pixels of {size}: every pixel is nodata in "
-            f"{self.optical} or in its SAR partner; remove the scene or correct 'nodata' in "
+            f"{self.optical}{partner}; remove the scene or correct 'nodata' in "
             f"{self.layout.source}."
         )
-
-
-def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
-    """What a file's header has against the layout: bands, dtype, nodata.
-
-    Args:
-        path: of the file.
-        sensor: its sensor in the layout; None: a label.
-        role: ``optical``, ``sar`` or ``label``.
-
-    Raises:
-        DataError: the file cannot be opened.
-    """
-    with opened(path) as source:
-        bands, dtype, nodata = source.count, source.dtypes[0], source.nodata
-    names, dtypes = (sensor.bands, DTYPES[sensor.scaling]) if sensor else (("class code",), ())
-    file = f"{SPOKEN[role]} file {path}"
-    found = []
-    if bands != len(names) and not (role == "sar" and _is_grey(bands, names)):
-        found.append(
-            f"{file} has {bands} bands, but the layout names {len(names)} "
-            f"({', '.join(names)}); choose another layout or mend its bands."
-        )
-    if sensor and dtype not in dtypes:
-        found.append(
-            f"{file} is {dtype}, but scaling '{sensor.scaling}' of the layout means "
-            f"{' or '.join(dtypes)}; choose another layout or mend its scaling."
-        )
-    if not sensor and np.dtype(dtype).kind not in "iu":
-        found.append(f"{file} is {dtype}, but class codes are integers; convert it.")
-    if sensor and None not in (sensor.nodata, nodata) and nodata != sensor.nodata:
-        found.append(
-            f"{file} declares nodata {nodata:g}, but the layout says "
-            f"{sensor.nodata:g}; make the two agree."
-        )
-    return found
-
-
-def _is_grey(bands: int, names: Sequence[str]) -> bool:
-    """Whether one band was stored as the three equal channels of a grey picture."""
-    return bands == 3 and len(names) == 1
-
-
-def _checked_grid(path: Path, sensor: Sensor | None) -> Grid:
-    with opened(path) as source:
-        grid = grid_of(source)
-        last_row = source.read(window=Window(0, grid.height - 1, grid.width, 1))
-    if sensor and sensor.scaling == "intensity" and (last_row < 0).any():
-        raise DataError(
-            f"SAR file {path} has values down to {np.nanmin(last_row):.4g}, but scaling "
-            "'intensity' of the layout means power, never below 0; if these are decibels, use 'db'."
-        )
-    return grid
-
-
-def _read_sensor(
-    path: Path, sensor: Sensor, window: Window | None
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    values, declared = read_window(path, window)  # (C, h, w)
-    if _is_grey(len(values), sensor.bands):
-        if (values != values[:1]).any():
-            raise DataError(
-                f"SAR file {path} has 3 bands that differ, but the layout names one "
-                f"({sensor.bands[0]}); choose another layout or mend its bands."
-            )
-        values = values[:1]
-    nodata = declared if sensor.nodata is None else sensor.nodata
-    valid = np.ones(values.shape[1:], bool)
-    for band in values:  # band by band: a whole scene's temporary arrays would be large
-        if band.dtype.kind == "f":
-            valid &= np.isfinite(band)
-        if nodata is not None:
-            valid &= band != nodata
-    return values, valid
-
-
-def _class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int64]:
-    """Label codes as class ids; codes that the layout does not know raise."""
-    ids = np.full(codes.shape, -1, np.int64)
-    table = {code: land.id for land in layout.classes for code in land.codes}
-    for code, id_ in (table | dict.fromkeys(layout.label_nodata, IGNORE)).items():
-        ids[codes == code] = id_
-    unknown, counts = np.unique(codes[ids < 0], return_counts=True)
-    if unknown.size:
-        found = dict(zip(unknown.tolist(), counts.tolist(), strict=True))
-        raise DataError(_unknown_codes(found, layout, path))
-    return ids
-
-
-def _unknown_codes(counts: Mapping[int, int], layout: Layout, path: Path) -> str:
-    listed = ", ".join(f"{code} ({counts[code]} px)" for code in sorted(counts)[:SAID_CODES])
-    if len(counts) > SAID_CODES:
-        listed += f" and {len(counts) - SAID_CODES} more"
-    known = [f"{code} {c.name}" for c in layout.classes for code in c.codes] or ["no classes"]
-    return (
-        f"Label file {path} has unknown codes {listed}; layout {layout.source} knows "
-        f"{', '.join(known)} "
-        f"and label_nodata {list(layout.label_nodata)}; add them there or mend the label."
-    )
 
 
 def find_scenes(root: Path, layout: Layout) -> list[Scene]:
     """Pair the files of a data folder by name, sorted.
 
-    A label may lack (such a scene is mapped, not scored); an optical or SAR file without its
+    A label may lack (such a scene is mapped, not scored); an optical, SAR or DEM file without its
     partner and a label without its images may not.
 
     Raises:
@@ -265,8 +168,8 @@ def find_scenes(root: Path, layout: Layout) -> list[Scene]:
 def scenes_of(pairing: Pairing, layout: Layout) -> list[Scene]:
     """The paired files as scenes."""
     return [
-        Scene(name, files["optical"], files.get("sar"), files.get("label"), layout)
-        for name, files in pairing.scenes.items()
+        Scene(n, files["optical"], files.get("sar"), files.get("dem"), files.get("label"), layout)
+        for n, files in pairing.scenes.items()
     ]
 
 

@@ -82,8 +82,8 @@ def leakage(split: Mapping[str, Sequence[str]]) -> Leakage | None:
         None where names give no positions, or nothing but the test scenes was seen in training.
     """
     test = [name for name in split.get("test", ()) if sheet_of(name)]
-    seen = [name for part in ("train", "val") for name in split.get(part, ())]
-    seen = [name for name in seen if name not in test and sheet_of(name)]
+    seen = [name for part in ("train", "val") for name in split.get(part, ()) if sheet_of(name)]
+    seen = [name for name in seen if name not in test]
     if not test or not seen:
         return None
     touching = tuple(name for name in test if neighbours(name, seen))

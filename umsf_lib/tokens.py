@@ -142,8 +142,13 @@ def draw_tokens(
     count: int,
     seed: int,
 ) -> np.ndarray:
-    """``(n, D)`` float64 tokens of valid ground, drawn evenly from the scenes."""
+    """``(n, D)`` float64 tokens of valid ground, drawn evenly from the scenes.
+
+    Of more scenes than tokens, as in a set of small tiles, as many are drawn, too.
+    """
     rng = np.random.default_rng(seed)
+    if len(scenes) > count:
+        scenes = np.sort(rng.choice(scenes, count, replace=False)).tolist()
     drawn = []
     for scene in scenes:
         valid = token_validity(store, scene, stride)

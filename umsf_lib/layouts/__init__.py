@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,15 @@ DTYPES = {
     "amplitude8": ("uint8",),
     "intensity": ("float32", "float64"),
     "db": ("float32", "float64"),
+    "elevation": ("int16", "uint16", "int32", "float32", "float64"),  # m
 }
 PARTS = ("train", "val", "test")
 STANDARDISE = ("scene", "set")
-SCALINGS = {"optical": ("stretched8", "reflectance"), "sar": ("amplitude8", "intensity", "db")}
+SCALINGS = {
+    "optical": ("stretched8", "reflectance"),
+    "sar": ("amplitude8", "intensity", "db"),
+    "dem": ("elevation",),
+}
 SPLIT_RULES = {  # rule -> what it needs, what it may have; see splits.py
     "file": ("files validation_tail", ""),
     "lists": ("train test", "val"),
@@ -56,9 +61,10 @@ class LandClass:
 
     id: int  # 0, 1, ... as the network counts
     name: str
-    code: int  # as stored in the label file
+    code: int  # as stored in the label file, or 1 + id where folders are the labels
     rgb: tuple[int, int, int]
     more_codes: tuple[int, ...] = ()  # others in the label file that mean the same
+    folder: str = ""  # whose tiles are of this class, where there are no label files
 
     @property
     def codes(self) -> tuple[int, ...]:
@@ -71,10 +77,11 @@ class Layout:
     """One data set."""
 
     name: str
-    folders: dict[str, tuple[str, ...]]  # optical, sar, label -> names it may have, with *
+    folders: dict[str, tuple[str, ...]]  # optical, sar, dem, label -> names it may have, with *
     pattern: dict[str, str]  # role -> file name with *; what * stands for names the scene
-    optical: Sensor
+    optical: Sensor  # the last bands are the DEM's, where one is read
     sar: Sensor | None
+    dem: Sensor | None  # elevation in files of its own, appended to the optical bands
     label_nodata: tuple[int, ...]
     classes: tuple[LandClass, ...]
     split: dict[str, Any]
@@ -85,6 +92,17 @@ class Layout:
         sensor = {"optical": self.optical, "sar": self.sar}[role]
         assert sensor is not None
         return sensor
+
+    def in_file(self, role: str) -> Sensor | None:
+        """What one file of ``optical``, ``sar`` or ``dem`` holds; None for a ``label``."""
+        if role == "optical" and self.dem:
+            return replace(self.optical, bands=self.optical.bands[: -len(self.dem.bands)])
+        return {"optical": self.optical, "sar": self.sar, "dem": self.dem}.get(role)
+
+    @property
+    def class_folders(self) -> dict[str, LandClass]:
+        """Folder -> class of every tile in it; empty where there are label files or no labels."""
+        return {land.folder: land for land in self.classes if land.folder}
 
 
 def load_layout(name_or_path: str) -> Layout:
@@ -128,20 +146,29 @@ def _layout_file(name_or_path: str) -> Path:
 
 
 def _layout(tree: Any, path: Path) -> Layout:
-    _check_keys(tree, "the file", "name folders pattern optical split", "sar label_nodata classes")
-    _check_keys(tree["folders"], "folders", "optical", "sar label")
+    optional = "sar dem label_nodata classes"
+    _check_keys(tree, "the file", "name folders pattern optical split", optional)
+    _check_keys(tree["folders"], "folders", "optical", "sar dem label")
     folders = {role: _names(names) for role, names in tree["folders"].items()}
-    if ("sar" in folders) != ("sar" in tree):
-        raise ValueError("sar must be given both under folders and as a sensor, or in neither")
+    for role in ("sar", "dem"):
+        if (role in folders) != (role in tree):
+            raise ValueError(f"{role} must be given both under folders and by itself, or neither")
+    patterns = _patterns(tree["pattern"], folders)
+    optical, dem = _sensor(tree["optical"], "optical"), _dem(tree.get("dem"))
+    if dem:
+        optical = replace(optical, bands=_distinct(optical.bands + dem.bands, "optical and dem"))
+    else:
+        folders.pop("dem", None)
     nodata = tuple(int(code) for code in tree.get("label_nodata", ()))
     return Layout(
         name=str(tree["name"]),
         folders=folders,
-        pattern=_patterns(tree["pattern"], folders),
-        optical=_sensor(tree["optical"], "optical"),
+        pattern=patterns,
+        optical=optical,
+        dem=dem,
         sar=_sensor(tree["sar"], "sar") if "sar" in tree else None,
         label_nodata=nodata,
-        classes=_classes(tree.get("classes", ()), nodata),
+        classes=_classes(tree.get("classes", ()), nodata, "label" in folders),
         split=_split(tree["split"]),
         source=path,
     )
@@ -167,7 +194,7 @@ def _patterns(value: Any, folders: Iterable[str]) -> dict[str, str]:
     patterns = value if isinstance(value, Mapping) else dict.fromkeys(folders, value)
     _check_keys(patterns, "pattern", " ".join(folders))
     for text in patterns.values():
-        if not re.fullmatch(r"[^*?/\[\]]*\*[^?/\[\]]*\.\w+", str(text)):
+        if not re.fullmatch(r"[^*?/\[\]|]*\*[^?/\[\]|]*\.\w+(\|\w+)*", str(text)):
             raise ValueError(f"pattern is {text!r}, not a file name with * as in '*.tif'")
     if len({str(text).count("*") for text in patterns.values()}) > 1:
         raise ValueError(f"the patterns {list(patterns.values())} differ in the number of *")
@@ -179,8 +206,7 @@ def _sensor(tree: Any, role: str) -> Sensor:
     bands, allowed = _names(tree["bands"]), SCALINGS[role]
     if tree["scaling"] not in allowed:
         raise ValueError(f"{role} scaling is {tree['scaling']!r}, not one of {', '.join(allowed)}")
-    if len(set(bands)) < len(bands):
-        raise ValueError(f"{role} bands {', '.join(bands)} name one band twice")
+    _distinct(bands, role)
     shown = _names(tree["rgb"]) if "rgb" in tree else ()
     if (role == "optical" and len(shown) != 3) or not set(shown) <= set(bands):
         raise ValueError(f"{role} rgb is {list(shown)}, not three of the bands {', '.join(bands)}")
@@ -201,19 +227,42 @@ def _sensor(tree: Any, role: str) -> Sensor:
     )
 
 
-def _classes(rows: Iterable[Any], nodata: tuple[int, ...]) -> tuple[LandClass, ...]:
+def _distinct(bands: tuple[str, ...], role: str) -> tuple[str, ...]:
+    if len(set(bands)) < len(bands):
+        raise ValueError(f"{role} bands {', '.join(bands)} name one band twice")
+    return bands
+
+
+def _dem(tree: Any) -> Sensor | None:
+    """Elevation as further optical bands; None where it is not there or not used."""
+    if tree is None:
+        return None
+    _check_keys(tree, "dem", "bands use", "nodata")
+    if not isinstance(tree["use"], bool):
+        raise TypeError(f"dem use is {tree['use']!r}, not true or false")
+    rest = {key: value for key, value in tree.items() if key != "use"}
+    return _sensor(rest | {"scaling": "elevation"}, "dem") if tree["use"] else None
+
+
+def _classes(
+    rows: Iterable[Any], nodata: tuple[int, ...], label_files: bool
+) -> tuple[LandClass, ...]:
+    """The class table: each row has the code of the label files, or none has and each a folder."""
     classes: list[LandClass] = []
     for number, row in enumerate(rows):
-        _check_keys(row, f"class {number}", "id name code rgb")
+        _check_keys(row, f"class {number}", f"id name {'code' if label_files else 'folder'} rgb")
         red, green, blue = (int(v) for v in row["rgb"])
         if row["id"] != number or not all(0 <= v <= 255 for v in (red, green, blue)):
             raise ValueError(f"class {row} must have id {number} and an rgb of 0..255")
-        first, *more = (int(code) for code in _names(row["code"]))
-        rgb = (red, green, blue)
-        classes.append(LandClass(number, str(row["name"]), first, rgb, tuple(more)))
+        first, *more = (int(code) for code in _names(row.get("code", number + 1)))
+        rgb, folder = (red, green, blue), str(row.get("folder", ""))
+        classes.append(LandClass(number, str(row["name"]), first, rgb, tuple(more), folder))
     codes = [code for c in classes for code in c.codes] + list(nodata)
     if len(set(codes)) < len(codes):
         raise ValueError(f"the codes {codes} of classes and label_nodata are not distinct")
+    folders = [c.folder for c in classes]
+    if not label_files and len(set(folders)) < len(folders):
+        raise ValueError(f"the folders {', '.join(folders)} of classes are not distinct")
     return tuple(classes)
 
 

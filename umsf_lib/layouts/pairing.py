@@ -16,7 +16,7 @@ from ..config import DataError
 from . import Layout
 
 SPELLINGS = {"tif": "tiff?", "jpg": "jpe?g"}  # of extensions, in any case
-SPOKEN = {"optical": "optical", "sar": "SAR", "label": "label"}
+SPOKEN = {"optical": "optical", "sar": "SAR", "dem": "DEM", "label": "label"}
 Key = tuple[str, ...]  # what the wildcards of folder and file name stand for
 
 
@@ -31,8 +31,9 @@ class Pairing:
 def pair_files(root: Path, layout: Layout) -> Pairing:
     """Pair the files of a data folder by what their layout's wildcards stand for.
 
-    A label may lack (such a scene is mapped, not scored); an optical or SAR file without its
-    partner and a label without its images are defects, as are two files of one scene and role.
+    A label may lack (such a scene is mapped, not scored); an optical, SAR or DEM file without its
+    partner and a label without its images are defects, as are two files of one scene and role and
+    a folder that is no class where folders are the labels.
 
     Raises:
         DataError: a folder is missing, or nothing matches or pairs.
@@ -41,14 +42,17 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
     files = {role: _files(root, layout, role, defects) for role in layout.folders}
     whole = set.intersection(*(set(files[role]) for role in files if role != "label"))
     if not whole:
-        optical, sar = (_some([p.name for p in files[r].values()]) for r in ("optical", "sar"))
+        there = {r: _some([p.name for p in files[r].values()]) for r in files if r != "label"}
+        others = " and ".join(f"a {SPOKEN[role]}" for role in there if role != "optical")
+        listed = "; ".join(f"{SPOKEN[role]}: {names}" for role, names in there.items())
         raise DataError(
-            f"No optical file under {root} has a SAR file of the same name (optical: {optical}; "
-            f"SAR: {sar}); rename the files so that pairs match."
+            f"No optical file under {root} has {others} file of the same name ({listed}); rename "
+            "the files so that pairs match."
         )
-    for role, other in (("optical", "sar"), ("sar", "optical"), ("label", "optical")):
-        if role in files and other in files:
-            defects += _alone(files[role], files[other], other)
+    for role in files.keys() - {"optical"}:
+        defects += _alone(files[role], files["optical"], "optical")
+        if role != "label":
+            defects += _alone(files["optical"], files[role], role)
     scenes: dict[str, dict[str, Path]] = {}
     for key in sorted(whole):
         found = {role: files[role][key] for role in files if key in files[role]}
@@ -61,19 +65,27 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
 
 def _files(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[Key, Path]:
     names, regex = layout.folders[role], _regex(layout.pattern[role])
-    folders = next((found for name in names if (found := list(_folders(root, name)))), [])
+    classes = layout.class_folders
+    candidates = (list(_folders(root, name)) for name in names)
+    folders = next(
+        (c for c in candidates if c and (not classes or any(f.name in classes for _, f in c))), []
+    )
     if not folders and role == "label" and root.is_dir():
         return {}
     if not folders:
         raise DataError(
-            f"Data folder {root} has no {role} folder ({' or '.join(names)}/, layout "
-            f"'{layout.name}'): {_contents(root)}; check the data path and the layout."
+            f"Data folder {root} has no {role} folder ({' or '.join(names)}/"
+            f"{' called ' + ', '.join(classes) if classes else ''}, layout '{layout.name}'): "
+            f"{_contents(root)}; check the data path and the layout."
         )
     files: dict[Key, Path] = {}
     for where, folder in folders:
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or not (match := regex.fullmatch(path.name)):
-                continue
+        matches = [(path, regex.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+        found = [(path, m) for path, m in matches if m and not path.name.startswith(".")]
+        if classes and folder.name not in classes and found:
+            defects.append(_no_class(folder, len(found), layout))
+            continue
+        for path, match in found:
             key = (*where, *match.groups())
             if key in files:
                 defects.append(_two_of(_joined(match), files[key], path))
@@ -105,7 +117,7 @@ def _folders(root: Path, name: str) -> Iterator[tuple[Key, Path]]:
 
 def _regex(pattern: str) -> re.Pattern[str]:
     stem, _, extension = pattern.rpartition(".")
-    ending = SPELLINGS.get(extension.lower(), re.escape(extension))
+    ending = "|".join(SPELLINGS.get(e, re.escape(e)) for e in extension.lower().split("|"))
     return re.compile(rf"{'(.*)'.join(map(re.escape, stem.split('*')))}\.(?i:{ending})")
 
 
@@ -123,10 +135,18 @@ def _two_of(name: str, first: Path, second: Path) -> str:
     return f"Two files are called {name}: {first} and {second}; rename or move one of them away."
 
 
+def _no_class(folder: Path, count: int, layout: Layout) -> str:
+    return (
+        f"Folder {folder} holds {count} files, but it is none of the classes "
+        f"{', '.join(layout.class_folders)} of {layout.source}; add it there or move it away."
+    )
+
+
 def _alone(files: Mapping[Key, Path], partners: Mapping[Key, Path], role: str) -> list[str]:
+    other = " or set 'use: false' under dem in the layout" if role == "dem" else ""
     return [
         f"{files[key]} has no {SPOKEN[role]} partner of the same name; add the missing file or "
-        "move this one away."
+        f"move this one away{other}."
         for key in files.keys() - partners.keys()
     ]
 

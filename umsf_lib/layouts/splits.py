@@ -24,7 +24,8 @@ def split_names(
     per part. Listed scenes that are not there are passed over (any subset works); scenes that are
     not listed are in no part. ``folders``: the folder that holds the optical file is the part.
     ``names``: scenes whose names match the patterns of ``val`` and ``test``; all others train.
-    Where no list is there or a part of ``names`` would be empty: 60/20/20 in order of names.
+    Where no list is there (in each folder) or a part of ``names`` would be empty: 60/20/20 in
+    order of names.
     Without validation scenes the tail of the training ones validates.
     ``transductive`` and ``unlabelled``: all train and all are mapped, none validates.
 
@@ -48,8 +49,9 @@ def split_names(
     else:
         listed = _listed(root, rule, names, files or {})
         if listed is None:
-            return _split_in_order(list(names))
-        parts = {part: [n for n in members if n in names] for part, members in listed.items()}
+            return _split_each_folder(files or {}, names)
+        there = set(names)  # there may be 100 000
+        parts = {part: [n for n in members if n in there] for part, members in listed.items()}
     if not parts["val"]:  # none are named, or a subset has none of them
         parts |= _hold_out(parts["train"])
     if not parts["train"]:
@@ -91,6 +93,17 @@ def _split_in_order(names: list[str]) -> dict[str, list[str]]:
     val = held if len(names) > 2 else 0
     train = len(names) - val - test
     return {"train": names[:train], "val": names[train : train + val], "test": names[train + val :]}
+
+
+def _split_each_folder(
+    files: Mapping[str, Sequence[Path]], names: Sequence[str]
+) -> dict[str, list[str]]:
+    """In order of names, folder by folder: a folder may be a class."""
+    folders: dict[Path, list[str]] = {}
+    for name in names:
+        folders.setdefault(files[name][0].parent if name in files else Path(), []).append(name)
+    splits = [_split_in_order(members) for members in folders.values()]
+    return {part: sorted(name for split in splits for name in split[part]) for part in PARTS}
 
 
 def _by_patterns(rule: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
