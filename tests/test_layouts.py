@@ -346,7 +346,7 @@ def test_elevation_is_one_more_optical_band(tmp_path: Path) -> None:
     text = "\n".join(report(found))
     assert "Optical: 13 x int16" in text and "DEM: 1 x int16 (elevation), elevation" in text
     scenes = prepare(root, layout, tmp_path / "prepared")
-    for index, number in ((scenes.index(f"_1{n + 1}".strip("_")), n) for n in range(3)):
+    for index, number in ((scenes.index(f"1{n + 1}"), n) for n in range(3)):
         plane = scenes.plane("optical", index)
         np.testing.assert_array_equal(plane[:13], bands(load_layout("hunan"), "optical", number))
         np.testing.assert_array_equal(plane[13], bands(layout, "dem", number)[0])

@@ -15,6 +15,7 @@ from .layouts import DTYPES, Layout, Sensor
 from .layouts.pairing import SPOKEN
 from .rasters import Grid, grid_of, opened, read_window
 
+LARGEST = 1e30  # in any unit; beyond are fill values such as -3.4e38, and overflows
 SAID_CODES = 12  # a lossy label has a hundred unknown ones
 
 
@@ -69,19 +70,29 @@ def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
     with opened(path) as source:
         grid = grid_of(source)
         last_row = source.read(window=Window(0, grid.height - 1, grid.width, 1))
-    # Where noise was subtracted a few powers are negative; of decibels most are.
-    if sensor and sensor.scaling == "intensity" and 2 * (last_row < 0).sum() > last_row.size:
-        raise DataError(
-            f"SAR file {path} has values down to {np.nanmin(last_row):.4g}, but scaling "
-            "'intensity' of the layout means power, never below 0; if these are decibels, use 'db'."
-        )
+    if sensor and sensor.scaling == "intensity":
+        known = last_row[_has_data(last_row, sensor, source.nodata)]
+        # Where noise was subtracted a few powers are negative; of decibels most are.
+        if 2 * (known < 0).sum() > known.size:
+            raise DataError(
+                f"SAR file {path} has values down to {known.min():.4g}, but scaling 'intensity' of "
+                "the layout means power, never below 0; if these are decibels, use 'db'."
+            )
     return grid
+
+
+def _has_data(values: NDArray[Any], sensor: Sensor, declared: float | None) -> NDArray[np.bool_]:
+    nodata = declared if sensor.nodata is None else sensor.nodata
+    if values.dtype.kind != "f":
+        return np.ones(values.shape, bool) if nodata is None else values != nodata
+    known = np.abs(values) < LARGEST  # nor is NaN
+    return known if nodata is None else known & (values != nodata)
 
 
 def read_sensor(
     path: Path, sensor: Sensor, window: Window | None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Values ``(C, h, w)`` as stored, and where no band is nodata, NaN or infinite ``(h, w)``.
+    """Values ``(C, h, w)`` as stored, and ``(h, w)`` where no band is nodata, NaN or infinite.
 
     Raises:
         DataError: the file cannot be read, or a grey picture's three channels differ.
@@ -96,13 +107,9 @@ def read_sensor(
                 f"({sensor.bands[0]}); choose another layout or mend its bands."
             )
         values = values[:1]
-    nodata = declared if sensor.nodata is None else sensor.nodata
     valid = np.ones(values.shape[1:], bool)
     for band in values:  # band by band: a whole scene's temporary arrays would be large
-        if band.dtype.kind == "f":
-            valid &= np.isfinite(band)
-        if nodata is not None:
-            valid &= band != nodata
+        valid &= _has_data(band, sensor, declared)
     return values, valid
 
 
