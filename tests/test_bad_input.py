@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import math
 import shutil
 from pathlib import Path
@@ -112,6 +113,33 @@ def test_a_silent_flip_changes_the_recorded_sha256(tmp_path: Path) -> None:
     assert sha256_of(good / "manifest.json") != sha256_of(bad / "manifest.json")
 
 
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+@pytest.mark.parametrize("file", ["GF2/1.jpg", "GF3/1.jpg", "label/1.png"])
+def test_cut_pictures_are_named(tmp_path: Path, file: str, share: float) -> None:
+    layout = write_fake(tmp_path / "data", "ddhr-sk", "1")
+    path = tmp_path / "data" / file
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(DataError) as caught:
+        prepare(tmp_path / "data", layout, tmp_path / "prepared")
+    said = str(caught.value)
+    assert f"{path} ({path.stat().st_size} bytes)" in said and said.endswith("again.")
+    assert left_behind(tmp_path / "prepared") == []
+    assert len(survey(tmp_path / "data", layout).defects) == 1
+
+
+@pytest.mark.parametrize(("name", "file"), [("ddhr-sk", "GF2/1.jpg"), ("naip", "train/1.npy")])
+def test_silent_flips_of_pictures_and_arrays_change_the_sha256(
+    tmp_path: Path, name: str, file: str
+) -> None:
+    layout, recorded = write_fake(tmp_path / "data", name, "1"), []
+    for _ in range(2):
+        scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
+        recorded.append(json.loads((scenes.folder / "manifest.json").read_text())["files"])
+        flip(tmp_path / "data" / file, 0.5)
+    assert recorded[0]["optical.npy"] != recorded[1]["optical.npy"]
+    assert recorded[0]["valid.npy"] == recorded[1]["valid.npy"]
+
+
 # -- odd values ------------------------------------------------------------------------------
 
 
@@ -171,6 +199,15 @@ def test_codes_beside_the_known_ones_are_refused(tmp_path: Path, code: int) -> N
     with pytest.raises(DataError, match=rf"lbl.NH49E001013\.tif has unknown codes {code} \(7 px\)"):
         prepare(tmp_path / "data", WHU, tmp_path / "prepared")
     assert left_behind(tmp_path / "prepared") == []
+
+
+def test_a_scene_without_a_label_is_prepared_beside_those_with_one(tmp_path: Path) -> None:
+    write_fake(tmp_path / "data", "whu-opt-sar", SET[0])
+    write_fake(tmp_path / "data", "whu-opt-sar", SET[1], label=None)
+    scenes = prepare(tmp_path / "data", WHU, tmp_path / "prepared")
+    unlabelled = [(scenes.plane("label", index) == IGNORE).all() for index in range(2)]
+    assert unlabelled == [False, True] and scenes.plane("valid", 1).all()
+    assert "Labels: 1 scenes" in "\n".join(report(survey(tmp_path / "data", WHU)))
 
 
 def test_a_label_of_background_alone_is_read_but_scores_nothing(tmp_path: Path) -> None:
