@@ -14,7 +14,7 @@ from rasterio import Affine
 from umsf_lib.align import align
 from umsf_lib.config import IGNORE, ConfigError, DataError
 from umsf_lib.data_check import guess_layout, report, survey
-from umsf_lib.layouts import Layout, load_layout
+from umsf_lib.layouts import Layout, layout_names, load_layout
 from umsf_lib.mapping import legend_of
 from umsf_lib.prepare import prepare, training_statistics
 from umsf_lib.rasters import read_window
@@ -286,9 +286,9 @@ def test_the_example_of_an_own_layout_works_as_documented(tmp_path: Path) -> Non
 
 
 def test_every_layout_has_a_data_sheet() -> None:
-    text = README.read_text(encoding="utf-8")
-    for name in SETS:
-        assert f"`{name}`" in text
+    for text in (README.read_text(encoding="utf-8"), (README.parents[1] / "README.md").read_text()):
+        for name in layout_names():
+            assert f"`{name}`" in text
 
 
 def test_labels_that_went_through_jpeg_are_refused(tmp_path: Path) -> None:

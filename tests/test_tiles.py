@@ -290,3 +290,30 @@ def test_a_layout_is_guessed_from_some_of_many_tiles(tmp_path: Path, monkeypatch
     monkeypatch.setattr("umsf_lib.data_check.LOOKED_AT", 4)
     layout, why = guess_layout(tmp_path)
     assert layout.name == "naip" and why.startswith("3 of 3 scenes looked at have its bands")
+
+
+def test_the_documented_conversion_of_sentinel_2_tiles_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SauMoCo's form: per resolution, bands 02 03 04 08, 05 06 07 8A 11 12, 01 09 10."""
+    readme = Path(__file__).parents[1] / "data" / "README.md"
+    code = readme.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    numbers = {10: (2, 3, 4, 8), 20: (5, 6, 7, 8.5, 11, 12), 60: (1, 9, 10)}  # 8.5: B8A
+    rng = np.random.default_rng(0)
+    tile = {}
+    for m, these in numbers.items():
+        noise = rng.integers(0, 50, (2640 // m, 2640 // m, len(these)))
+        tile[f"bands_{m}"] = (noise + 100 * np.array(these)).astype(np.uint16)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "downloaded").mkdir()
+    np.save("downloaded/7.npy", np.array(tile), allow_pickle=True)
+    exec(code, {})
+    layout = load_layout("sentinel2-tiles")
+    (scene,) = find_scenes(tmp_path / "sentinel2", layout)
+    scene.check()
+    optical = scene.read()["optical"]
+    assert optical.shape == (13, 264, 264)
+    assert [int(band.min()) // 50 / 2 for band in optical] == sorted(sum(numbers.values(), ()))
+    np.testing.assert_array_equal(optical[1], tile["bands_10"][:, :, 0])
+    np.testing.assert_array_equal(optical[0, 3:264:6, 5:264:6], tile["bands_60"][:, :, 0])
+    np.testing.assert_array_equal(optical[8, 1::2, ::2], tile["bands_20"][:, :, 3])
