@@ -46,7 +46,7 @@ def write_tiles(root: Path, name: str, count: int = 3) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("name", TILES)
 def test_tiles_go_through_the_same_door(tmp_path: Path, name: str) -> None:
-    written = write_tiles(tmp_path / "data", name)
+    written = write_tiles(tmp_path / "data", name, count=1 if name == "eurosat" else 3)
     layout, why = guess_layout(tmp_path / "data")
     assert layout.name == name and f"{len(written)} of {len(written)} scenes" in why
     found = survey(tmp_path / "data", layout)
@@ -188,18 +188,18 @@ def test_a_folder_that_is_no_class_is_named(tmp_path: Path) -> None:
 
 
 def test_each_class_is_split_unless_lists_say_otherwise(tmp_path: Path) -> None:
-    write_tiles(tmp_path, "eurosat", count=5)
+    write_tiles(tmp_path, "eurosat", count=3)
     layout = load_layout("eurosat")
     scenes = find_scenes(tmp_path, layout)
     parts = split_scenes(tmp_path, layout, scenes)
-    assert parts["val"] == [f"{land}_4" for land in EUROSAT]
-    assert parts["test"] == [f"{land}_5" for land in EUROSAT] and len(parts["train"]) == 30
-    for part, number in (("train", 1), ("val", 2), ("test", 3)):  # they name pictures, not TIFFs
+    for part, number in (("train", 1), ("val", 2), ("test", 3)):
+        assert parts[part] == [f"{land}_{number}" for land in EUROSAT]
+    for part, number in (("train", 3), ("val", 1), ("test", 2)):  # they name pictures, not TIFFs
         lines = [f"{land}_{number}.jpg" for land in EUROSAT]
         (tmp_path / f"eurosat-{part}.txt").write_text("\n".join(lines))
     parts = split_scenes(tmp_path, layout, scenes)
-    assert parts["val"] == [f"{land}_2" for land in EUROSAT]
-    assert sum(map(len, parts.values())) == 30
+    for part, number in (("train", 3), ("val", 1), ("test", 2)):
+        assert parts[part] == [f"{land}_{number}" for land in EUROSAT]
 
 
 @pytest.mark.parametrize(
