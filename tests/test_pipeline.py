@@ -20,11 +20,11 @@ from umsf_lib.classify import (
     starting_network,
     teacher_of,
 )
-from umsf_lib.config import IGNORE, ConfigError, MissingStageError, load_config
+from umsf_lib.config import IGNORE, CheckpointError, ConfigError, MissingStageError, load_config
 from umsf_lib.mapping import legend_of, write_maps
 from umsf_lib.metrics import accuracy, confusion
 from umsf_lib.pipeline import first_results, run_everything
-from umsf_lib.prepare import SceneSet, load_data, valid_labels
+from umsf_lib.prepare import SceneSet, load_data, normalisation_of, valid_labels
 from umsf_lib.pretrain import load_pretrained
 from umsf_lib.report import fitted_matching
 from umsf_lib.runs import Run, write_json
@@ -95,6 +95,19 @@ def test_clustering_needs_pretraining(project: Path) -> None:
     with pytest.raises(MissingStageError, match="03_momentum_contrast_pretraining"):
         cluster(run, Bench.of_run(run, scenes))
     assert not list(run.path("checkpoints").glob("*.pt"))
+
+
+def test_a_clustered_network_of_another_normalisation_is_refused(
+    tiny_run: Run, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_clustered(tiny_run, bench)
+    other = normalisation_of(tiny_run)
+    other["sar"]["scaling"] = "intensity"
+    monkeypatch.setattr("umsf_lib.classify.normalisation_of", lambda run: other)
+    with pytest.raises(
+        CheckpointError, match=r"normalisation\.sar\.scaling 'amplitude8' -> 'inten"
+    ):
+        load_clustered(tiny_run, bench)
 
 
 def test_maps_lie_on_the_grid_of_their_scene(tiny_run: Run, bench: Bench) -> None:

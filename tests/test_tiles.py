@@ -208,6 +208,7 @@ def test_each_class_is_split_unless_lists_say_otherwise(tmp_path: Path) -> None:
         ("folder: Forest", "folder: River", "are not distinct"),
         ("folder: Forest", "code: 2", "'code' is not a parameter of class 1"),
         (", folder: Forest", "", "class 1 lacks folder"),
+        ("pattern: ", "  label: lbl\npattern: ", "'folder' is not a parameter of class 0"),
     ],
 )
 def test_a_broken_class_table_says_what_is_wrong(

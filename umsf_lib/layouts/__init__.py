@@ -247,10 +247,11 @@ def _dem(tree: Any) -> Sensor | None:
 def _classes(
     rows: Iterable[Any], nodata: tuple[int, ...], label_files: bool
 ) -> tuple[LandClass, ...]:
-    """The class table: each row has the code of the label files, or none has and each a folder."""
-    classes: list[LandClass] = []
+    """The class table: each row has the code of the label files, or each its folder."""
+    rows, classes = list(rows), list[LandClass]()
+    mark = "folder" if rows and "folder" in rows[0] and not label_files else "code"
     for number, row in enumerate(rows):
-        _check_keys(row, f"class {number}", f"id name {'code' if label_files else 'folder'} rgb")
+        _check_keys(row, f"class {number}", f"id name {mark} rgb")
         red, green, blue = (int(v) for v in row["rgb"])
         if row["id"] != number or not all(0 <= v <= 255 for v in (red, green, blue)):
             raise ValueError(f"class {row} must have id {number} and an rgb of 0..255")
@@ -261,7 +262,7 @@ def _classes(
     if len(set(codes)) < len(codes):
         raise ValueError(f"the codes {codes} of classes and label_nodata are not distinct")
     folders = [c.folder for c in classes]
-    if not label_files and len(set(folders)) < len(folders):
+    if mark == "folder" and len(set(folders)) < len(folders):
         raise ValueError(f"the folders {', '.join(folders)} of classes are not distinct")
     return tuple(classes)
 
