@@ -95,7 +95,7 @@ def test_land_has_the_measured_shares() -> None:
     counts = sum(np.bincount(landscape(512, 512, s).label.ravel(), minlength=7) for s in range(8))
     shares = counts / counts.sum()
     for land, wanted in SHARES.items():
-        tolerance = 0.5 if land in (CITY, VILLAGE, ROAD, OTHERS) else 0.3  # few sites per scene
+        tolerance = 0.5 if land in (CITY, VILLAGE, OTHERS) else 0.3  # few sites per scene
         assert shares[land] == pytest.approx(wanted, rel=tolerance), land
 
 

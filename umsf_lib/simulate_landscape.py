@@ -293,7 +293,7 @@ def _settle(
     """Build settlements, then roads between them; returns building heights and narrow tracks."""
     sites = _choose_sites(label, share, rng)
     inside, owner = _outlines(label.shape, sites, rng)
-    main, tracks = _roads(label.shape, sites, share[ROAD], rng)
+    main, tracks = _roads(inside, sites, share[ROAD], rng)
     label[main] = ROAD
     label[inside] = sites.kind[owner[inside]]
     row_direction[inside] = sites.street[owner[inside]]
@@ -341,24 +341,24 @@ def _outlines(
 
 
 def _roads(
-    shape: Shape, sites: _Sites, share: float, rng: np.random.Generator
+    settled: Mask, sites: _Sites, share: float, rng: np.random.Generator
 ) -> tuple[Mask, Mask]:
-    """Join settlements and scene borders by a spanning tree: roads where busy, else tracks."""
+    """Join settlements and scene borders by a spanning tree: roads where busy, else tracks.
+
+    Roads are built until `share` of the scene is road outside the settlements, which hide theirs.
+    """
     exits = rng.uniform(0, 1, (4, 2))
     exits[[0, 1, 2, 3], [0, 0, 1, 1]] = [0, 1, 0, 1]
-    nodes = np.vstack([sites.centre, exits * np.array(shape)])
+    nodes = np.vstack([sites.centre, exits * np.array(settled.shape)])
     tree = minimum_spanning_tree(cdist(nodes, nodes)).tocoo()
     busy = np.append(sites.radius, np.full(len(exits), 40.0))
-    main, tracks, left_px = (
-        np.zeros(shape, bool),
-        np.zeros(shape, bool),
-        share * shape[0] * shape[1],
-    )
+    main, tracks = np.zeros_like(settled), np.zeros_like(settled)
+    seen_px = 0
     for edge in np.argsort(-(busy[tree.row] + busy[tree.col])):
         path = _bent_path(nodes[tree.row[edge]], nodes[tree.col[edge]], rng)
-        if left_px > 0:
+        if seen_px < share * settled.size:
             stamp(main, path, np.full(len(path), 1.0))
-            left_px -= 3 * len(path)
+            seen_px = np.count_nonzero(main & ~settled)
         else:
             stamp(tracks, path, np.full(len(path), 0.5))
     return main, tracks
