@@ -20,7 +20,6 @@ from umsf_lib.simulate_landscape import (
     FARMLAND,
     FOREST,
     OTHERS,
-    ROAD,
     SHARES,
     VILLAGE,
     WATER,
