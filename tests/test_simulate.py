@@ -15,19 +15,17 @@ from sklearn.ensemble import RandomForestClassifier
 from umsf_lib.config import ConfigError, DataError, load_config
 from umsf_lib.layouts import load_layout
 from umsf_lib.prepare import prepare, valid_labels
-from umsf_lib.simulate_landscape import (
+from umsf_lib.simulate_landscape import SHARES, landscape, vary
+from umsf_lib.simulate_relief import (
     CITY,
     FARMLAND,
     FOREST,
     OTHERS,
-    SHARES,
     VILLAGE,
     WATER,
     drainage,
-    landscape,
     smooth_noise,
     stamp,
-    vary,
 )
 from umsf_lib.simulate_sensors import (
     gamma_speckle,
