@@ -15,20 +15,17 @@ from sklearn.ensemble import RandomForestClassifier
 from umsf_lib.config import ConfigError, DataError, load_config
 from umsf_lib.layouts import load_layout
 from umsf_lib.prepare import prepare, valid_labels
-from umsf_lib.simulate_landscape import (
+from umsf_lib.simulate_landscape import SHARES, landscape, vary
+from umsf_lib.simulate_relief import (
     CITY,
     FARMLAND,
     FOREST,
     OTHERS,
-    ROAD,
-    SHARES,
     VILLAGE,
     WATER,
     drainage,
-    landscape,
     smooth_noise,
     stamp,
-    vary,
 )
 from umsf_lib.simulate_sensors import (
     gamma_speckle,
@@ -95,7 +92,7 @@ def test_land_has_the_measured_shares() -> None:
     counts = sum(np.bincount(landscape(512, 512, s).label.ravel(), minlength=7) for s in range(8))
     shares = counts / counts.sum()
     for land, wanted in SHARES.items():
-        tolerance = 0.5 if land in (CITY, VILLAGE, ROAD, OTHERS) else 0.3  # few sites per scene
+        tolerance = 0.5 if land in (CITY, VILLAGE, OTHERS) else 0.3  # few sites per scene
         assert shares[land] == pytest.approx(wanted, rel=tolerance), land
 
 

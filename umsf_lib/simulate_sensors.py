@@ -25,17 +25,8 @@ from .config import DataError
 from .layouts import load_layout
 from .rasters import write_raster
 from .sheets import sheet_of
-from .simulate_landscape import (
-    FARMLAND,
-    ORCHARD,
-    PIXEL_M,
-    FloatMap,
-    Landscape,
-    fractal,
-    landscape,
-    smooth_noise,
-    vary,
-)
+from .simulate_landscape import ORCHARD, Landscape, landscape, vary
+from .simulate_relief import FARMLAND, PIXEL_M, WATER, FloatMap, fractal, smooth_noise
 
 # Rows: farmland, city, village, water, forest, road, others, orchard.
 # Columns: blue, green, red, near infrared; spread of brightness, of greenness; fine texture (DN).
@@ -207,7 +198,7 @@ def _slope_db(land: Landscape, look: int) -> FloatMap:
     slope = np.arctan(look * np.gradient(land.elevation, np.float32(PIXEL_M), axis=1))
     seen = np.sin(INCIDENCE) / np.maximum(np.sin(INCIDENCE - slope), 0.15)
     level = 10 * np.log10(seen)
-    return np.where(land.cover == 3, 0, np.maximum(level, -8)).astype(np.float32)
+    return np.where(land.cover == WATER, 0, np.maximum(level, -8)).astype(np.float32)
 
 
 def _wall_factor(land: Landscape, look: int) -> FloatMap:

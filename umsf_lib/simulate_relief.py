@@ -1,0 +1,151 @@
+"""Synthetic land before people: relief, the rivers and lakes in it, forest on the slopes.
+
+Water runs off the relief (rivers) and fills its hollows (lakes). A pixel is 5 m.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+FloatMap = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Shape = tuple[int, int]
+
+FARMLAND, CITY, VILLAGE, WATER, FOREST, ROAD, OTHERS = range(7)  # label classes, WHU order
+
+PIXEL_M = 5.0
+CELL_PX = 8  # drainage is solved on cells of this size
+
+
+def smooth_noise(shape: Shape, scale_px: float, rng: np.random.Generator) -> FloatMap:
+    """Unit-variance Gaussian noise (H, W) float32 with features of about `scale_px`.
+
+    Random values on a coarse grid, interpolated with cubic B-splines: its cost does not grow
+    with the scale, as that of a Gaussian filter would.
+    """
+    rows, cols = (_spline(n, scale_px) for n in shape)
+    grid = rng.standard_normal((rows.shape[1], cols.shape[1]), dtype=np.float32)
+    across = np.ascontiguousarray((cols @ grid.T).T)  # (coarse rows, W)
+    smooth: FloatMap = np.asarray(rows @ across, np.float32) / np.float32(0.479)
+    return smooth  # divided by the root of the mean squared weight
+
+
+def _spline(length: int, scale_px: float) -> csr_array:
+    position = np.arange(length) / scale_px
+    first, t = position.astype(int), position % 1
+    basis = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
+    weights = (np.stack(basis, 1) / 6).astype(np.float32)  # (length, 4)
+    columns = first[:, None] + np.arange(4)
+    size = (length, int(first[-1]) + 4)
+    return csr_array((weights.ravel(), columns.ravel(), np.arange(0, 4 * length + 1, 4)), size)
+
+
+def fractal(
+    shape: Shape, scale_px: float, rng: np.random.Generator, *, octaves: int, decay: float = 0.5
+) -> FloatMap:
+    """Unit-variance sum (H, W) of noises, each of half the scale and `decay` times the size."""
+    total = np.zeros(shape, np.float32)
+    for k in range(octaves):
+        total += np.float32(decay**k) * smooth_noise(shape, scale_px / 2**k, rng)
+    return total / np.float32(np.sqrt(sum(decay ** (2 * k) for k in range(octaves))))
+
+
+def stamp(mask: Mask, points: NDArray[np.float64], radius_px: NDArray[np.float64]) -> None:
+    """Set the discs around `points` (n, 2) row, column in `mask`; radii are rounded to 1/2 px."""
+    halves = np.maximum(np.round(2 * radius_px), 1)
+    for half in np.unique(halves):
+        reach = int(half // 2)
+        centre = np.round(points[halves == half]).astype(int)
+        for dr, dc in np.ndindex(2 * reach + 1, 2 * reach + 1):
+            if (dr - reach) ** 2 + (dc - reach) ** 2 > half**2 / 4:
+                continue
+            r, c = centre[:, 0] + dr - reach, centre[:, 1] + dc - reach
+            inside = (r >= 0) & (r < mask.shape[0]) & (c >= 0) & (c < mask.shape[1])
+            mask[r[inside], c[inside]] = True
+
+
+def relief(shape: Shape, rng: np.random.Generator) -> FloatMap:
+    """Elevation (H, W) in metres: plains below, mountains above."""
+    hills = fractal(shape, 190, rng, octaves=4, decay=0.4) + smooth_noise(shape, 700, rng)
+    return 90 * np.logaddexp(0, 1.8 * hills).astype(np.float32)
+
+
+def drainage(elevation: FloatMap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where water goes: for each cell (flat index) its receiver, and how many cells drain through.
+
+    Priority-flood: flood inwards from the border, lowest cell first; each cell drains to the one
+    from which it was flooded, so hollows overflow and no water is lost (Barnes et al. 2014).
+    """
+    h, w = elevation.shape
+    level = elevation.ravel().tolist()
+    receiver = np.full((h, w), -1)
+    border = np.ones((h, w), bool)
+    border[1:-1, 1:-1] = False
+    receiver[border] = np.flatnonzero(border)
+    # Steps off the grid land on border cells, which have a receiver, or on this padding.
+    reached = receiver.ravel().tolist() + [0] * (w + 2)
+    heap = [(level[i], i) for i in np.flatnonzero(border).tolist()]
+    heapq.heapify(heap)
+    order, steps = [], (-w - 1, -w, -w + 1, -1, 1, w - 1, w, w + 1)
+    while heap:
+        height, here = heapq.heappop(heap)
+        order.append(here)
+        for near in (here + step for step in steps):
+            if reached[near] < 0:
+                reached[near] = here
+                heapq.heappush(heap, (max(height, level[near]), near))
+    area = [1] * (h * w)
+    for here in reversed(order):
+        if reached[here] != here:
+            area[reached[here]] += area[here]
+    return np.array(reached[: h * w]), np.array(area)
+
+
+def _rivers(elevation: FloatMap, share: float, rng: np.random.Generator) -> Mask:
+    """Draw the largest streams until they fill `share` of the scene."""
+    coarse = elevation[CELL_PX // 2 :: CELL_PX, CELL_PX // 2 :: CELL_PX]
+    receiver, area = drainage(coarse)
+    place = np.stack(np.unravel_index(np.arange(coarse.size), coarse.shape), 1) * CELL_PX + 4.0
+    place += rng.uniform(-4, 4, place.shape)
+    for _ in range(4):
+        place = (place + place[receiver]) / 2  # takes the stair steps of the grid out
+    width = np.clip(0.35 * np.sqrt(area), 3, 22)
+    largest = np.argsort(-area, kind="stable")
+    ground = np.cumsum(width[largest]) * CELL_PX
+    chosen = largest[: int(np.searchsorted(ground, share * elevation.size))]
+    water = np.zeros(elevation.shape, bool)
+    steps = np.linspace(0, 1, 2 * CELL_PX)[:, None, None]
+    points = place[chosen] + steps * (place[receiver[chosen]] - place[chosen])
+    stamp(water, points.reshape(-1, 2), np.tile(width[chosen] / 2, len(steps)))
+    return water
+
+
+def natural_cover(
+    elevation: FloatMap, share: dict[int, float], ragged: float, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Farmland everywhere, then forest on the high and steep ground, then rivers and lakes.
+
+    Args:
+        elevation: (H, W) metres.
+        share: wanted share of the scene per class.
+        ragged: weight of the fine outline of forests and lakes.
+        rng: numpy generator.
+
+    Returns:
+        class ids (H, W) uint8.
+    """
+    label = np.full(elevation.shape, FARMLAND, np.uint8)
+    fine = fractal(elevation.shape, 48, rng, octaves=4, decay=0.9)
+    south, east = np.gradient(elevation, PIXEL_M)
+    height = np.log1p(elevation / 60)
+    wooded = height / height.std() + 4 * np.hypot(south, east) + ragged * fine
+    label[wooded > np.quantile(wooded[::4, ::4], 1 - 1.12 * share[FOREST])] = FOREST
+    river = _rivers(elevation, share[WATER] * rng.uniform(0.2, 0.6), rng)
+    hollow = smooth_noise(elevation.shape, 70, rng) - height / height.std() + ragged * fine / 2
+    lakes = share[WATER] - river.mean()
+    label[river | (hollow > np.quantile(hollow[::4, ::4], 1 - max(lakes, 0.002)))] = WATER
+    return label
