@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+from rasterio.windows import Window
 
 from umsf_lib import prepare as module
 from umsf_lib.config import IGNORE, DataError, load_config
@@ -25,7 +27,7 @@ from umsf_lib.prepare import (
     valid_labels,
 )
 from umsf_lib.runs import Run, sha256_of
-from umsf_lib.scenes import load_layout
+from umsf_lib.scenes import Scene, load_layout
 
 from .fakes import SET, bands, truth, write_fake, write_set
 
@@ -177,6 +179,39 @@ def test_a_half_written_folder_is_made_again(tmp_path: Path) -> None:
         sha256_of(prepare(tmp_path / "data", layout, tmp_path / "prepared").folder / "optical.npy")
         == whole
     )
+
+
+@pytest.mark.parametrize("role", ["optical", "sar", "label", "valid"])
+def test_a_flipped_bit_or_a_lost_array_is_said_and_mended_by_deleting(tmp_path, role) -> None:
+    layout = write_set(tmp_path / "data")
+    folder = prepare(tmp_path / "data", layout, tmp_path / "prepared").folder
+    array, whole = folder / f"{role}.npy", sha256_of(folder / f"{role}.npy")
+    flipped = bytearray(array.read_bytes())
+    flipped[-1] ^= 1
+    array.write_bytes(flipped)
+    for said in (sha256_of(array), "missing"):
+        with pytest.raises(DataError, match=f"{role}.npy has changed.*{said}.*{whole}.*delete"):
+            prepare(tmp_path / "data", layout, tmp_path / "prepared")
+        array.unlink(missing_ok=True)
+    shutil.rmtree(folder)
+    assert prepare(tmp_path / "data", layout, tmp_path / "prepared").folder == folder
+    assert sha256_of(array) == whole
+
+
+def test_scenes_are_read_in_strips_only(tmp_path: Path, monkeypatch) -> None:
+    layout = write_set(tmp_path / "data")
+    monkeypatch.setattr(module, "STRIP_PX", 7)
+    sizes, read = [], Scene.read
+
+    def watched(scene: Scene, window: Window) -> dict[str, np.ndarray]:
+        sizes.append((window.height, window.width))
+        return read(scene, window)
+
+    monkeypatch.setattr(Scene, "read", watched)
+    scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
+    assert max(sizes) == (7, scenes.records[0].width)
+    pixels = sum(height * width for height, width in sizes if (height, width) != (1, 1))
+    assert pixels == sum(r.height * r.width for r in scenes.records)  # each once
 
 
 def dark(role: str) -> dict[str, Any]:

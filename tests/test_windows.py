@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from umsf_lib import windows as module
 from umsf_lib.config import ConfigError, DataError, load_config
 from umsf_lib.prepare import SceneSet, prepare, training_statistics
 from umsf_lib.scenes import load_layout
@@ -85,6 +86,40 @@ def test_over_the_far_edges_the_edge_is_repeated(whu: SceneSet, whu_store: Pixel
             np.testing.assert_allclose(batch[key][0].numpy(), expected, atol=2e-4)
 
 
+def some_places(scenes: SceneSet, count: int) -> tuple[torch.Tensor, ...]:
+    """Scene, row and col of windows, many of which reach over an edge."""
+    generator = torch.Generator().manual_seed(0)
+    scene = torch.arange(count) % len(scenes.records)
+    sides = torch.tensor([(r.height, r.width) for r in scenes.records])[scene]
+    row, col = (torch.rand(count, 2, generator=generator) * sides).long().T
+    return scene, row, col
+
+
+@pytest.mark.parametrize("name", ["whu", "terramesh"])
+@pytest.mark.parametrize("size", [(9, 14), (60, 70)])  # larger than some scenes
+def test_windows_of_a_gpu_are_those_of_the_memory_maps(name, size, request, monkeypatch) -> None:
+    scenes, mapped = (request.getfixturevalue(n) for n in (name, f"{name}_store"))
+    monkeypatch.setattr(module, "_fits", lambda flats, device: True)
+    resident = PixelStore(scenes, training_statistics(scenes), CPU)
+    assert resident.resident and not mapped.resident
+    where = some_places(scenes, 30)
+    one, other = resident.windows(*where, size), mapped.windows(*where, size)
+    assert one["valid"].shape == (30, 1, *size) and one.keys() == other.keys()
+    for key, values in one.items():
+        torch.testing.assert_close(values, other[key], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_neither_pieces_nor_threads_change_a_window(whu, whu_store, monkeypatch, threads) -> None:
+    where = some_places(whu, 7)
+    whole = whu_store.windows(*where, (19, 16))
+    monkeypatch.setattr(module, "PIECE_PX", 5 * 16)  # 4 pieces of 5 rows, the last of 4
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    pieces = whu_store.windows(*where, (19, 16))
+    for key, values in whole.items():
+        assert torch.equal(values, pieces[key])
+
+
 @pytest.mark.parametrize("sensors", ["both", "optical", "sar"])
 def test_a_store_holds_the_sensors_that_the_network_sees(whu: SceneSet, sensors: str) -> None:
     config = load_config("tiny", overrides=f"model.sensors={sensors}")
@@ -93,15 +128,17 @@ def test_a_store_holds_the_sensors_that_the_network_sees(whu: SceneSet, sensors:
     assert set(store.roles) == roles and set(store.scene(0)) == roles | {"valid"}
 
 
-def test_16_bit_values_above_32767_keep_their_value(tmp_path: Path) -> None:
+def test_16_bit_values_above_32767_keep_their_value(tmp_path: Path, monkeypatch) -> None:
     layout = load_layout("terramesh")
     optical = bands(layout, "optical").astype(np.uint16) * 15
     assert optical.max() > 40000
     write_fake(tmp_path / "data", "terramesh", optical=optical)
     scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
-    store = PixelStore(scenes, training_statistics(scenes), CPU)
-    back = store.unscaled(store.scene(0)["optical"], "optical", 0)[0]
-    np.testing.assert_allclose(back.numpy(), optical, rtol=1e-4, atol=0.1)
+    for resident in (False, True):
+        monkeypatch.setattr(module, "_fits", lambda flats, device, answer=resident: answer)
+        store = PixelStore(scenes, training_statistics(scenes), CPU)
+        back = store.unscaled(store.scene(0)["optical"], "optical", 0)[0]
+        np.testing.assert_allclose(back.numpy(), optical, rtol=1e-4, atol=0.1)
 
 
 # Tiling

@@ -149,13 +149,15 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
 
     Raises:
         DataError: from finding, checking or reading a scene, or too little space on the disk;
-            then nothing is left behind.
+            then nothing is left behind. Or an array has changed since it was prepared.
     """
     scenes = find_scenes(root, layout)
     split = split_scenes(root, layout, scenes)
     key = digest([layout.source.read_text(), [_stamp(s) for s in scenes]])
     folder = (target or project_root() / "data" / "prepared") / key
-    if not (folder / "manifest.json").is_file():
+    if (folder / "manifest.json").is_file():
+        _check_prepared(folder)
+    else:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
         try:
@@ -171,6 +173,18 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
     manifest = json.loads((folder / "manifest.json").read_text())
     records = tuple(SceneRecord(**record) for record in manifest["scenes"])
     return SceneSet(folder, layout, records, split, {s.name: s for s in scenes})
+
+
+def _check_prepared(folder: Path) -> None:
+    """Compare the arrays with the sha256 they were written with: a flipped bit says nothing."""
+    manifest = folder / "manifest.json"
+    for file, wanted in json.loads(manifest.read_text())["files"].items():
+        path = folder / file
+        if (found := sha256_of(path) if path.is_file() else "none, it is missing") != wanted:
+            raise DataError(
+                f"{path} has changed since it was prepared: its sha256 is {found}, but {manifest} "
+                f"says {wanted}; delete {folder}, and it is made again from the scenes."
+            )
 
 
 def _stamp(scene: Scene) -> list[Any]:
@@ -233,8 +247,10 @@ def _copy_scene(
         maps["label"][here] = part["label"].astype(np.uint8).reshape(-1)
         for role in maps.keys() & {"optical", "sar"}:
             maps[role][:, here] = part[role].reshape(len(part[role]), -1)
-            x = physical(part[role][:, valid], role, layout)
-            sums[role] = sums.get(role, 0) + np.stack([np.ones_like(x), x, x * x]).sum(axis=2)
+            # Band by band: large temporary arrays are slow.
+            values = (physical(band[valid], role, layout) for band in part[role])
+            moments = [(x.size, x.sum(), np.einsum("n,n->", x, x)) for x in values]
+            sums[role] = sums.get(role, 0) + np.array(moments).T  # (3, C)
     if not all(s[0].all() for s in sums.values()):
         raise DataError(scene.all_nodata(height * width))
     return sums
@@ -330,7 +346,7 @@ def class_shares(scenes: SceneSet) -> dict[str, np.ndarray]:
     """
     shares = {}
     for part in scenes.split:
-        labels = [valid_labels(scenes, scene).ravel() for scene in scenes.indices(part)]
+        labels = (valid_labels(scenes, scene).ravel() for scene in scenes.indices(part))
         counts = sum(np.bincount(ids, minlength=IGNORE + 1) for ids in labels)
         known = np.atleast_1d(counts)[: len(scenes.layout.classes)]
         if known.sum() > 0:

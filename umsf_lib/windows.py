@@ -1,12 +1,16 @@
 """Windows gathered from the flat arrays, and the tiling that decides which.
 
-A batch of windows is one index operation, whether the array is a memory map or a tensor on the
-GPU; no patch is ever written to disk.
+No patch is ever written to disk. Where all pixels fit on the GPU, a batch is a few tensor
+operations there; else windows are cut from the memory maps one by one, which suits the caches of
+a processor.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,12 +20,13 @@ from .config import Config, ConfigError, DataError
 from .prepare import SceneSet, standardisation, training_statistics
 from .scenes import to_log_intensity
 
+PIECE_PX = 256 * 256  # of a window, standardised at a time: what fits a processor's caches
+
 
 class PixelStore:
-    """The flat arrays as tensors, with standardisation: windows are gathered from here.
+    """The flat arrays with their standardisation: windows are gathered from here.
 
-    On the GPU when they fit in half of its free memory, else memory-mapped on the CPU and copied
-    batch by batch.
+    On the GPU when they fit in half of its free memory, else as memory maps.
     """
 
     def __init__(
@@ -32,17 +37,19 @@ class PixelStore:
     ) -> None:
         self.device, self.layout, self.records = device, scenes.layout, scenes.records
         self.roles = tuple(statistics)
-        flats = {role: torch.from_numpy(_torch_dtype(scenes.flat(role))) for role in self.roles}
-        flats["valid"] = torch.from_numpy(scenes.flat("valid"))
-        home = device if _fits(flats, device) else torch.device("cpu")
-        self.flats = {role: flat.to(home) for role, flat in flats.items()}
+        flats = {role: np.asarray(scenes.flat(role)) for role in (*self.roles, "valid")}
+        self.flats = {role: flat.reshape(-1, flat.shape[-1]) for role, flat in flats.items()}
+        self.resident: dict[str, Tensor] = {}  # the same on the GPU, where they fit
+        if _fits(self.flats, device):
+            self.resident = {role: _tensor(flat).to(device) for role, flat in self.flats.items()}
         self.places = torch.tensor(
             [(r.offset, r.height, r.width) for r in scenes.records]
         )  # (S, 3)
-        self.mean, self.std = {}, {}  # sensor -> (S, C)
-        for role, (mean, std) in standardisation(scenes, statistics).items():
-            self.mean[role] = torch.from_numpy(mean).to(device)
-            self.std[role] = torch.from_numpy(std).to(device)
+        self.moments = standardisation(scenes, statistics)  # sensor -> mean, std, each (S, C)
+        self.mean, self.std = (
+            {role: torch.from_numpy(pair[which]).to(device) for role, pair in self.moments.items()}
+            for which in (0, 1)
+        )
 
     def windows(self, scene: Tensor, row: Tensor, col: Tensor, size: int | tuple[int, int]) -> dict:
         """Gather standardised windows.
@@ -51,7 +58,7 @@ class PixelStore:
             scene: ``(B,)`` int64 scene indices.
             row: ``(B,)`` int64 top rows, px.
             col: ``(B,)`` int64 left columns, px.
-            size: side, or (height, width), px.
+            size: side, or (height, width), px. Over a scene's far edges they are repeated.
 
         Returns:
             ``optical (B, Co, h, w)`` and/or ``sar (B, Cs, h, w)`` float32 standardised, 0 where
@@ -59,35 +66,82 @@ class PixelStore:
         """
         shape = (size, size) if isinstance(size, int) else size
         at = torch.stack([scene, row, col]).cpu()  # (3, B); the draws are made on the CPU
-        valid = self._patches("valid", at, shape).transpose(0, 1)
-        batch: dict[str, Tensor] = {"valid": valid}
+        return self._gather(at, shape) if self.resident else self._read(at, shape)
+
+    def _read(self, at: Tensor, shape: tuple[int, int]) -> dict[str, Tensor]:
+        """Windows from the memory maps, by all threads, in pieces of some rows."""
+        # NumPy asks for huge pages: without, fresh memory takes longer than what is written there.
+        batch = {
+            role: np.empty(
+                (at.shape[1], len(flat), *shape), bool if role == "valid" else np.float32
+            )
+            for role, flat in self.flats.items()
+        }
+        rows = max(1, PIECE_PX // shape[1])
+        pieces = [
+            ({role: array[i, :, top : top + rows] for role, array in batch.items()}, s, r + top, c)
+            for i, (s, r, c) in enumerate(at.T.tolist())
+            for top in range(0, shape[0], rows)
+        ]
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(self._fill, (pieces[start::threads] for start in range(threads))))
+        return {role: torch.from_numpy(array).to(self.device) for role, array in batch.items()}
+
+    def _fill(self, pieces: Iterable[tuple[dict[str, np.ndarray], int, int, int]]) -> None:
+        """Fill pieces ``(C, h, w)`` of windows, each from its scene, row and column."""
+        for piece, scene, row, col in pieces:
+            cut = {role: self._cut(role, scene, row, col, x.shape[1:]) for role, x in piece.items()}
+            valid = piece["valid"]
+            valid[:] = cut["valid"]
+            for role, (mean, std) in self.moments.items():
+                x = piece[role]
+                with np.errstate(all="ignore"):  # invalid pixels may hold anything
+                    x[:] = self._physical(cut[role], role)
+                    x -= mean[scene][:, None, None]
+                    x /= std[scene][:, None, None]
+                if not valid.all():
+                    np.copyto(x, 0, where=~valid)
+
+    def _physical(self, values: np.ndarray, role: str) -> np.ndarray:
+        """Optical values as they are, SAR as ln intensity."""
+        if role == "optical" or self.layout.sar is None:
+            return values
+        if values.dtype == np.uint8:
+            return _log_table(self.layout.sar.scaling).take(values, mode="clip")
+        return to_log_intensity(values.astype(np.float32), self.layout.sar.scaling)
+
+    def _cut(self, role: str, scene: int, row: int, col: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Source values ``(C, h, w)`` of one place; a scene's far edges are repeated."""
+        record = self.records[scene]
+        sides = record.height, record.width
+        plane = self.flats[role][:, record.offset :][:, : math.prod(sides)].reshape(-1, *sides)
+        found = plane[:, row : row + shape[0], col : col + shape[1]]
+        if found.shape[1:] == shape:
+            return np.ascontiguousarray(found)
+        rows, cols = (
+            np.arange(start, start + n).clip(max=side - 1)
+            for start, n, side in zip((row, col), shape, sides, strict=True)
+        )
+        return plane[:, rows[:, None], cols]
+
+    def _gather(self, at: Tensor, shape: tuple[int, int]) -> dict[str, Tensor]:
+        """Windows on the GPU: a few operations for the whole batch, and the host waits for none."""
+        places = torch.cat([at, self.places[at[0]].T]).to(self.device, non_blocking=True)  # (6, B)
+        scene, row, col, offset, height, width = places[:, :, None, None]  # (B, 1, 1) each
+        lines = [torch.arange(n, device=self.device) for n in shape]
+        rows = torch.minimum(row + lines[0][:, None], height - 1)  # (B, h, 1)
+        cols = torch.minimum(col + lines[1], width - 1)  # (B, 1, w)
+        pixels = offset + rows * width + cols  # (B, h, w)
+        # (C, pixels) -> (C, B, h, w) -> (B, C, h, w)
+        cut = {role: flat[:, pixels].transpose(0, 1) for role, flat in self.resident.items()}
         for role in self.roles:
-            x = self._patches(role, at, shape).transpose(0, 1).float()  # (B, C, h, w)
+            x = cut[role].float()
             if role == "sar" and self.layout.sar is not None:
                 x = to_log_intensity(x, self.layout.sar.scaling)
-            where = scene.to(self.device)
-            mean, std = (t[role][where][:, :, None, None] for t in (self.mean, self.std))
-            batch[role] = x.sub_(mean).div_(std).masked_fill_(~valid, 0)  # in place: memory is slow
-        return batch
-
-    def _patches(self, role: str, at: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Source values ``(C, B, h, w)`` on the device, cut out at ``at`` (scene, row, col).
-
-        Seen with the strides of a window, a flat array is one window after another, and cutting
-        is choosing among them. Scenes of another width have other strides.
-        """
-        flat = self.flats[role].view(-1, self.flats[role].shape[-1])  # (C, pixels)
-        scene, row, col = at
-        offset, *sides = self.places[scene].T  # (B,), [(B,), (B,)]
-        # A tile may reach a few pixels over the far edges: cut further in, then repeat the edge.
-        inner = [min(n, int(side.min())) for n, side in zip(shape, sides, strict=True)]
-        reach = zip((row, col), inner, sides, strict=True)
-        over = [(start + n - side).clamp(min=0) for start, n, side in reach]
-        first = offset + (row - over[0]) * sides[1] + col - over[1]  # (B,) pixels
-        cut = _cut(flat, first, sides[1], inner).to(self.device)
-        if inner == list(shape) and not any(o.any() for o in over):
-            return cut
-        return _slide(cut, over, shape)
+            mean, std = (t[role][scene[:, 0, 0], :, None, None] for t in (self.mean, self.std))
+            cut[role] = x.sub_(mean).div_(std).masked_fill_(~cut["valid"], 0)
+        return cut
 
     def scene(self, index: int) -> dict[str, Tensor]:
         """One whole scene as a batch of one."""
@@ -100,29 +154,10 @@ class PixelStore:
         return x * self.std[role][index][:, None, None] + self.mean[role][index][:, None, None]
 
 
-def _cut(flat: Tensor, first: Tensor, scene_width: Tensor, shape: list[int]) -> Tensor:
-    """Windows ``(C, B, h, w)`` of ``flat (C, pixels)`` whose top-left pixels are ``first (B,)``."""
-    (channels, total), (height, width) = flat.shape, shape
-    parts, order = [], []
-    for step in scene_width.unique().tolist():
-        group = (scene_width == step).nonzero()[:, 0]
-        places = total - (height - 1) * step - width + 1
-        size, strides = (channels, places, height, width), (flat.stride(0), 1, step, 1)
-        parts.append(flat.as_strided(size, strides)[:, first[group].to(flat.device)])
-        order.append(group)
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts, dim=1)[:, torch.cat(order).argsort().to(flat.device)]
-
-
-def _slide(cut: Tensor, over: list[Tensor], shape: tuple[int, int]) -> Tensor:
-    """Move each of ``cut (C, B, h, w)`` up and left by ``over``; the last row and column repeat."""
-    index = [
-        (torch.arange(n) + o[:, None]).clamp(max=side - 1).to(cut.device)  # (B, n)
-        for n, o, side in zip(shape, over, cut.shape[2:], strict=True)
-    ]
-    every = torch.arange(cut.shape[1], device=cut.device)[:, None, None]
-    return cut[:, every, index[0][:, :, None], index[1][:, None, :]]
+@functools.cache
+def _log_table(scaling: str) -> np.ndarray:
+    """Ln intensity of each 8-bit value ``(256,)``, so that no logarithm is taken per pixel."""
+    return to_log_intensity(np.arange(256, dtype=np.float32), scaling)
 
 
 def open_store(scenes: SceneSet, config: Config, device: torch.device) -> PixelStore:
@@ -133,16 +168,16 @@ def open_store(scenes: SceneSet, config: Config, device: torch.device) -> PixelS
     return PixelStore(scenes, statistics, device)
 
 
-def _torch_dtype(array: np.ndarray) -> np.ndarray:
+def _tensor(array: np.ndarray) -> Tensor:
     # torch computes little with uint16: widen it once.
-    return array.astype(np.int32) if array.dtype == np.uint16 else array
+    return torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else array)
 
 
-def _fits(flats: dict[str, Tensor], device: torch.device) -> bool:
+def _fits(flats: dict[str, np.ndarray], device: torch.device) -> bool:
+    """Whether the arrays go on the device; the CPU has them in its memory maps."""
     if device.type != "cuda":
-        return True
-    need = sum(flat.numel() * flat.element_size() for flat in flats.values())
-    return need < torch.cuda.mem_get_info(device)[0] / 2
+        return False
+    return sum(flat.nbytes for flat in flats.values()) < torch.cuda.mem_get_info(device)[0] / 2
 
 
 def tile_starts(length: int, size: int, overlap: int) -> list[int]:
