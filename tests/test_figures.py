@@ -25,11 +25,11 @@ from rasterio.crs import CRS
 
 from umsf_lib import figures
 from umsf_lib.config import IGNORE, DataError, load_config
+from umsf_lib.contrast import Batch
 from umsf_lib.figures.imagery import IGNORE_RGB, RIGHT_RGB, WRONG_RGB, error_image
 from umsf_lib.figures.panels import add_scale_bar, new_panels, round_length
 from umsf_lib.figures.results import _short
 from umsf_lib.layouts import LandClass, load_layout
-from umsf_lib.pretrain import Batch
 from umsf_lib.rasters import Grid
 from umsf_lib.umsf_net import UmsfNet
 from umsf_lib.views import View, sample_tokens

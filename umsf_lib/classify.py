@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bench import Bench
+from .checkpoints import load_checkpoint, packed
 from .inference import Classifier, scene_map
 from .pretrain import load_pretrained, new_network, write_rows
 from .runs import Run, write_arrays, write_atomically
 from .self_training import posteriors_of, self_train
-from .training import Row, load_checkpoint
+from .training import Row
 from .umsf_net import UmsfNet
 from .windows import training_tiles
 
@@ -63,7 +64,7 @@ def _cluster(
     tiles = training_tiles(bench.scenes, config.views.window_px, config.views.overlap_px)
     network, rows = self_train(network, store, tiles, lessons, config, progress=progress)
     content = {"settings": inputs, "module": network.state_dict()}
-    write_atomically(run.path(NETWORK), lambda temporary: torch.save(content, temporary))
+    write_atomically(run.path(NETWORK), lambda temporary: temporary.write_bytes(packed(content)))
     write_rows(run.path("self_training.csv"), rows)
     write_arrays(run.path("features.npz"), **sample_features(network, bench))
     return [NETWORK, "self_training.csv", "features.npz"]

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 IGNORE = 255  # train label of pixels that are never scored
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -161,6 +159,7 @@ class Config:
     data: str = ""  # folder of scenes; empty: synthetic scenes
     layout: str = "whu-opt-sar"
     seed: int = 0
+    device: str = "auto"  # auto: a CUDA GPU when there is one | cpu | cuda
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     despeckle: DespeckleConfig = field(default_factory=DespeckleConfig)
@@ -186,6 +185,7 @@ PARAMETERS: dict[str, type] = {
 }
 
 CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
     "synthetic.difficulty": ("easy", "realistic"),
     "model.sensors": ("both", "optical", "sar"),
     "model.backbone": ("small", "resnet18", "resnet50"),
@@ -228,11 +228,13 @@ def load_config(
         data: folder of scenes; empty for synthetic ones.
         layout: name or YAML path of the layout; empty means ``whu-opt-sar``.
         seed: of scenes, initial weights and every draw.
-        overrides: ``section.key=value`` pairs separated by spaces.
+        overrides: ``section.key=value`` pairs, and ``device=value``, separated by spaces.
 
     Raises:
         ConfigError: unknown profile, section, key, wrong type, choice or range.
     """
+    import yaml  # not above: the networks are built from these dataclasses without any file
+
     path = PROFILES / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
@@ -245,12 +247,15 @@ def load_config(
 
 
 def _apply_override(tree: dict[str, Any], pair: str) -> None:
+    import yaml
+
     name, equals, text = pair.partition("=")
     section, dot, key = name.partition(".")
-    if not (equals and dot):
+    if not equals or not (dot or name == "device"):
         raise ConfigError(f"override '{pair}' has not the form section.key=value.")
     try:
-        tree.setdefault(section, {})[key] = yaml.safe_load(text)
+        target = tree.setdefault(section, {}) if dot else tree
+        target[key or name] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override '{pair}': '{text}' is no value; write it as YAML.") from error
 

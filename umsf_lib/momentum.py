@@ -1,7 +1,9 @@
 """Momentum contrast: slowly moving key networks and queues of their past keys.
 
-Order within a step (He et al. 2020, MoCo): queries -> `momentum_update` -> keys without gradient ->
-loss -> `backward()` -> optimiser -> `enqueue`. The queue changes last: backward reads it.
+Order within a step: queries -> keys without gradient -> loss -> `backward()` -> optimiser ->
+`enqueue` -> `momentum_update`. The queue changes after `backward()`, which reads it. MoCo (He et
+al. 2020) updates the key network just before the next keys, which gives the same ones; here all
+that a step changes comes last, so that a step that fails has changed nothing.
 """
 
 import copy
@@ -38,8 +40,8 @@ def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """
     # One kernel for all parameters; torch.optim.swa_utils averages by the same call.
     torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
-    for target, source in zip(key.buffers(), query.buffers(), strict=True):
-        target.copy_(source)
+    if buffers := list(key.buffers()):
+        torch._foreach_copy_(buffers, list(query.buffers()))
 
 
 class Queue(nn.Module):
