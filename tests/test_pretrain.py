@@ -89,11 +89,12 @@ def test_dense_positives_lie_on_the_same_ground(whu: SceneSet, whu_store: PixelS
 
 def test_a_key_depends_on_its_own_window_only(learner: Any) -> None:
     moco, source, _ = learner
-    moco.train()
+    assert moco.query.training and not any(m.training for m in moco.key.modules())
     batch = source.draw(3, torch.Generator().manual_seed(1))
     optical, sar = batch.second.images["optical"], batch.second.images["sar"]
     together = moco.key.features(optical, sar)["fused"]
     assert torch.allclose(moco.key.features(optical[:1], sar[:1])["fused"], together[:1], atol=1e-5)
+    moco.eval().train()
     assert moco.query.training and not any(m.training for m in moco.key.modules())
 
 

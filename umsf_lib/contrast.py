@@ -64,7 +64,7 @@ class MomentumContrast(nn.Module):
         super().__init__()
         self.config = config
         self.query = query
-        self.key = key_network(query)
+        self.key = key_network(query).eval()  # see ``train``
         names = query.projectors.keys()
         dim = query.projection_dim
         self._queues = nn.ModuleDict({n: Queue(config.queue_size, dim, generator) for n in names})

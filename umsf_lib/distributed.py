@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .config import ConfigError, UmsfError
 
-TIMEOUT = timedelta(minutes=10)  # the first process may have data to prepare
+TIMEOUT = timedelta(hours=1)  # the first process may have data to prepare
+_alone = False
 
 
 class ProcessLostError(UmsfError):
@@ -51,8 +52,9 @@ def processes() -> Iterator[None]:
 
 
 def world_size() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Number of processes that work together."""
+    joined = dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if joined and not _alone else 1
 
 
 def rank() -> int:
@@ -62,11 +64,20 @@ def rank() -> int:
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """What the first process makes in the body is there when the others enter it."""
-    if rank() > 0:
-        any_process(False)
-    yield
-    if rank() == 0:
+    """What the first process makes in the body is there when the others enter it, one by one.
+
+    In the body each of them works alone.
+    """
+    global _alone
+    turn = rank()
+    for _ in range(turn):
+        any_process(False)  # waits for those before
+    here, _alone = world_size(), True
+    try:
+        yield
+    finally:
+        _alone = False
+    for _ in range(turn, here):
         any_process(False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -199,7 +200,9 @@ def shared(learner: MomentumContrast) -> nn.Module:
         return learner
     learner.query = nn.SyncBatchNorm.convert_sync_batchnorm(learner.query)
     # Queues and statistics are equal in all processes by construction: nothing to broadcast.
-    return DistributedDataParallel(learner, broadcast_buffers=False, gradient_as_bucket_view=True)
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    return DistributedDataParallel(learner, gradient_as_bucket_view=True, **options)
 
 
 def _check_batch_norm(config: Config, device: torch.device) -> None:
