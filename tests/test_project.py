@@ -22,9 +22,9 @@ LIBRARY = ROOT / "umsf_lib"
 # one entry, whose files may import each other.
 ORDER = """
 config runs rasters layouts scenes sheets align data_check simulate_landscape simulate_sensors
-realism prepare windows views losses momentum metrics distributed checkpoints training encoders
-fusion umsf_net contrast despeckle pretrain inference tokens cluster bench self_training classify
-baselines figures map_files mapping report browser pipeline tutorial __main__
+realism prepare windows neighbours views losses momentum metrics distributed checkpoints training
+encoders fusion umsf_net contrast despeckle pretrain inference tokens cluster bench self_training
+classify baselines figures map_files mapping report browser pipeline tutorial __main__
 """.split()  # noqa: SIM905  (a list to read, top to bottom)
 
 

@@ -64,6 +64,7 @@ class ViewConfig:
     blur: float = 0.5  # probability of an optical blur
     speckle_looks: int = 8  # extra speckle on the SAR view: Gamma of this many looks; 0: none
     sar_gain: float = 0.1
+    sensor_drop: float = 0.0  # probability that a view lacks one of two sensors
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class ModelConfig:
 class PretrainConfig:
     """Momentum-contrast pretraining."""
 
+    objective: str = "moco"  # moco | mocov3 | decur
     epochs: int = 10
     steps_per_epoch: int = 0  # 0: every tile of every training scene once
     batch: int = 16
@@ -109,9 +111,12 @@ class PretrainConfig:
     tau: float = 0.07
     queue_size: int = 2048
     ema: float = 0.99
-    intra: float = 1.0
-    cross: float = 1.0
-    fused: float = 1.0
+    # Weights of a window's positives: another view of it, the other sensor, a neighbour (SauMoCo).
+    positives: tuple[float, float, float] = (1.0, 1.0, 0.0)
+    fused: float = 1.0  # weight of the fused tokens' contrast
+    neighbour_m: float = 200.0  # ground distance of the farthest neighbour
+    homogeneity: float = 0.0  # keep neighbours this alike, in standard deviations; 0: all
+    pixel_m: float = 10.0  # of scenes that neither CRS nor sheet name place on the ground
     tokens: int = 16  # dense positives per window
     pooled: float = 0.5  # share of the pooled contrast; the rest is dense
     amp: bool = True
@@ -192,18 +197,20 @@ CHOICES = {
     "model.weights": ("none", "imagenet"),
     "model.norm": ("group", "batch"),
     "model.fusion": ("concat", "add", "attention"),
+    "pretrain.objective": ("moco", "mocov3", "decur"),
     "cluster.teacher": ("mixture", "kmeans", "merged"),
     "cluster.initial": ("pretrained", "random"),
 }
 
 _ZERO_ALLOWED = {
-    "views": "overlap_px gain offset blur speckle_looks sar_gain",
-    "pretrain": "steps_per_epoch momentum weight_decay warmup_epochs ema intra cross fused pooled",
+    "views": "overlap_px gain offset blur speckle_looks sar_gain sensor_drop",
+    "pretrain": "steps_per_epoch momentum weight_decay warmup_epochs ema positives fused pooled "
+    "neighbour_m homogeneity",
     "cluster": "num_clusters clustering consistency balance ema smoothing_px",
     "map": "overlap_px",
 }
 _AT_MOST_ONE = {
-    "views": "scale_min blur",
+    "views": "scale_min blur sensor_drop",
     "pretrain": "momentum ema pooled",
     "cluster": "ema",
 }
@@ -277,7 +284,12 @@ def _build(cls: Any, values: Mapping[str, Any], source: str, prefix: str) -> Any
 
 def _checked(value: Any, kind: Any, name: str, source: str) -> Any:
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(_checked(v, typing.get_args(kind)[0], name, source) for v in value)
+        kinds = typing.get_args(kind)
+        if kinds[-1] is not ... and len(value) != len(kinds):
+            raise ConfigError(
+                f"{name} in {source} must be {len(kinds)} numbers, but it is {list(value)}."
+            )
+        return tuple(_checked(v, kinds[0], name, source) for v in value)
     if kind is float:
         value = _as_float(value)
     if type(value) is not kind:

@@ -90,7 +90,8 @@ class MomentumContrast(nn.Module):
 
     def weights(self) -> dict[str, float]:
         """Weight of each contrast in the loss; the two of a kind share theirs."""
-        kinds = ((INTRA, self.config.intra), (CROSS, self.config.cross), (FUSED, self.config.fused))
+        view, modality, neighbour = self.config.positives
+        kinds = ((INTRA, view + neighbour), (CROSS, modality), (FUSED, self.config.fused))
         weights: dict[str, float] = {}
         for kind, weight in kinds:
             active = [name for name in kind if name in self.contrasts]
