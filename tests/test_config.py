@@ -137,7 +137,7 @@ def test_the_names_with_ranges_exist() -> None:
     config = load_config("quick")
     for name in ZERO_ALLOWED | AT_MOST_ONE:
         section, key = name.split(".")
-        assert isinstance(getattr(getattr(config, section), key), int | float), name
+        assert isinstance(getattr(getattr(config, section), key), int | float | tuple), name
 
 
 def test_an_unknown_profile_lists_the_known_ones() -> None:

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from umsf_lib.config import PretrainConfig
-from umsf_lib.neighbours import Neighbours, alike, draw_in_disc, lay_out, variogram
+from umsf_lib.neighbours import Neighbours, alike, draw_in_disc, lay_out
 from umsf_lib.prepare import SceneSet, prepare
 from umsf_lib.scenes import load_layout
 from umsf_lib.sheets import sheet_of
@@ -203,20 +203,3 @@ def test_half_valid_windows_only(tmp_path: Path) -> None:
     scenes = make_set(tmp_path, 80, grids, **{WEST: image})
     _, _, col = draw(neighbours_of(scenes, 400), 0, 36, 4, 2000)
     assert int(col.max()) in (16, 17)  # 4 of 8 columns; the table is 2 px coarse
-
-
-def test_variogram_equals_a_loop_and_knows_noise() -> None:
-    maps = torch.randn(2, 9, 11, generator=torch.Generator().manual_seed(0))
-    valid = torch.rand(9, 11, generator=torch.Generator().manual_seed(1)) > 0.3
-    for lag in (1, 4):
-        halves = []
-        for r in range(9):
-            for c in range(11):
-                for r2, c2 in ((r + lag, c), (r, c + lag)):
-                    if r2 < 9 and c2 < 11 and valid[r, c] and valid[r2, c2]:
-                        step = maps[:, r, c] - maps[:, r2, c2]
-                        halves.append(float((step**2).mean()) / 2)
-        assert variogram(maps, [lag], valid)[0] == pytest.approx(np.mean(halves), rel=1e-5)
-    noise = torch.randn(1, 300, 300, generator=torch.Generator().manual_seed(2))
-    assert variogram(noise, [1, 7]) == pytest.approx([1, 1], rel=0.02)
-    assert math.isnan(variogram(maps, [3], torch.zeros(9, 11, dtype=torch.bool))[0])

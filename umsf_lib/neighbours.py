@@ -212,16 +212,16 @@ class Looks:
         valid = torch.from_numpy(np.array(scenes.plane("valid", scene)[thin])).double()[None]
         bands = []
         for role, (mean, std) in scales.items():
-            x = physical(np.array(scenes.plane(role, scene)[thin]), role, scenes.layout)
-            bands.append((x - mean[scene][:, None, None]) / std[scene][:, None, None])
-        x = torch.from_numpy(np.concatenate(bands)).masked_fill(valid == 0, 0)
+            values = physical(np.array(scenes.plane(role, scene)[thin]), role, scenes.layout)
+            bands.append((values - mean[scene][:, None, None]) / std[scene][:, None, None])
+        x = torch.from_numpy(np.concatenate(bands)).masked_fill(valid == 0, 0)  # (C, h, w)
         n = min(SAMPLES, *x.shape[1:])
         share, first, second = (
             F.avg_pool2d(values, n, stride=2) for values in (valid, x, x.square())
         )
-        mean = first / share.clamp(min=1e-9)
-        within = (second / share.clamp(min=1e-9) - mean.square()).clamp(min=0)
-        return torch.cat([share, within.mean(0, keepdim=True), mean])
+        means = first / share.clamp(min=1e-9)
+        within = (second / share.clamp(min=1e-9) - means.square()).clamp(min=0)
+        return torch.cat([share, within.mean(0, keepdim=True), means])
 
     def at(self, scene: Tensor, corner: Tensor) -> Tensor:
         """Entries ``(..., 2 + C)`` nearest to windows of ``scene (...)`` at ``corner (..., 2)``."""
@@ -257,30 +257,3 @@ def alike(a: Tensor, b: Tensor, homogeneity: float) -> Tensor:
     between = (a[..., 2:] - b[..., 2:]).square().mean(-1)
     within = (a[..., 1] + b[..., 1]) / 2
     return between <= homogeneity**2 * within
-
-
-def variogram(maps: Tensor, lags_px: list[int], valid: Tensor | None = None) -> list[float]:
-    """Half the mean squared difference of values that lie a lag apart along rows and columns.
-
-    ``gamma(h) = 1/2 E |z(x + h) - z(x)|^2``, averaged over the bands (Matheron 1963). Divided by
-    the variance it rises from near 0 to about 1 where places no longer know of each other.
-
-    Args:
-        maps: ``(C, h, w)``.
-        lags_px: smaller than both sides.
-        valid: ``(h, w)`` bool, the pixels that count.
-
-    Returns:
-        One value per lag; NaN where no pair is valid.
-    """
-    use = torch.ones_like(maps[0], dtype=torch.bool) if valid is None else valid
-    found = []
-    for lag in lags_px:
-        total, pairs = 0.0, 0
-        for dim in (1, 2):
-            n = maps.shape[dim] - lag
-            both = use.narrow(dim - 1, 0, n) & use.narrow(dim - 1, lag, n)
-            step = (maps.narrow(dim, lag, n) - maps.narrow(dim, 0, n)).square().mean(0)
-            total, pairs = total + float(step[both].double().sum()), pairs + int(both.sum())
-        found.append(total / 2 / pairs if pairs else math.nan)
-    return found

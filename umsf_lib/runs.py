@@ -47,6 +47,7 @@ MAKERS = {
     "cluster": "04_fusion_and_clustering",
     "evaluate": "05_evaluation",
     "maps": "06_tsne_and_maps",
+    "probe": "10_spatial_contrast",
 }
 
 
