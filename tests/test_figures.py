@@ -96,7 +96,9 @@ def batch(sensors: tuple[str, ...] = ("optical", "sar")) -> Batch:
     seen = torch.ones(2, 9, dtype=torch.bool)
     seen[1, 3:] = False
     views = View(images, torch.zeros(2, 2, 3)), View(images, torch.zeros(2, 2, 3))
-    return Batch(*views, torch.zeros(2), torch.zeros(2, 2), here, -here, here, seen)
+    return Batch(
+        *views, torch.zeros(2), torch.zeros(2, 2), torch.zeros(2, 2), here, -here, here, seen
+    )
 
 
 RECORDS = [

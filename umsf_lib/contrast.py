@@ -7,6 +7,7 @@ knows of files, and nothing waits for the device.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from .config import PretrainConfig
 from .distributed import gather_rows, world_size
 from .losses import info_nce
-from .momentum import Queue, key_network, momentum_update
+from .momentum import Places, Queue, key_network, momentum_update
 from .umsf_net import UmsfNet
 from .views import View, sample_tokens, to_device
 
@@ -35,16 +36,19 @@ Keys = dict[str, tuple[Tensor, Tensor]]  # projector -> unit rows of tokens (M, 
 class Batch:
     """Two views of a batch of windows and the ground positions both see.
 
-    ``scene (B,)``; ``centre (B, 2)`` row, col of the window centres in scene px; ``here`` and
-    ``there (B, n, 2)`` view coordinates; ``ground (B, n, 2)`` row, col in scene px;
-    ``seen (B, n)``; all on the CPU. Where several processes share the batch, these tell of all its
-    windows, and the views are those of ``rows``.
+    ``scene (B,)``, or the plane of scenes that lie side by side (``neighbours.Ground``), where all
+    rows and columns are counted, in px; ``centre (B, 2)`` of the windows that the first view shows
+    and ``second_centre (B, 2)`` of those of the second, the same or neighbours; ``here`` and
+    ``there (B, n, 2)`` view coordinates; ``ground (B, n, 2)`` row, col; ``seen (B, n)``; all on the
+    CPU. Where several processes share the batch, these tell of all its windows, and the views are
+    those of ``rows``.
     """
 
     first: View
     second: View
     scene: Tensor
     centre: Tensor
+    second_centre: Tensor
     here: Tensor
     there: Tensor
     ground: Tensor
@@ -53,11 +57,41 @@ class Batch:
 
     def own(self) -> Batch:
         """The windows of this process only."""
-        names = ("scene", "centre", "here", "there", "ground", "seen")
+        names = ("scene", "centre", "second_centre", "here", "there", "ground", "seen")
         return replace(self, **{name: getattr(self, name)[self.rows] for name in names})
 
 
-class MomentumContrast(nn.Module):
+def contrasts_of(network: UmsfNet) -> dict[str, tuple[str, str]]:
+    """Contrast -> (query projector, key projector), those for which the network has both."""
+    every = INTRA | CROSS | FUSED
+    return {name: pair for name, pair in every.items() if set(pair) <= set(network.projectors)}
+
+
+def weighted(parts: Mapping[str, Tensor], config: PretrainConfig) -> Tensor:
+    """The loss: its parts with the weight of their kind, which the parts of a kind share."""
+    view, modality, neighbour = config.positives
+    kinds = ((INTRA, view + neighbour), (CROSS, modality), (FUSED, config.fused))
+    terms = []
+    for kind, weight in kinds:
+        active = [parts[name] for name in kind if name in parts]
+        terms += [weight / len(active) * part for part in active]
+    return torch.stack(terms).sum()
+
+
+class Learner(nn.Module):
+    """An objective: the network that learns, ``forward`` as below, and what follows a step."""
+
+    query: UmsfNet
+    contrasts: dict[str, tuple[str, str]]
+
+    def enqueue(self, batch: Batch, keys: Keys) -> None:
+        """After the optimiser step: keep what later steps compare with; here nothing."""
+
+    def update_keys(self) -> None:
+        """Then: let the key network follow; here there is none."""
+
+
+class MomentumContrast(Learner):
     """Query network, EMA key network, and one queue per key projector (He et al. 2020, MoCo)."""
 
     def __init__(self, query: UmsfNet, config: PretrainConfig, generator: torch.Generator) -> None:
@@ -68,9 +102,7 @@ class MomentumContrast(nn.Module):
         names = query.projectors.keys()
         dim = query.projection_dim
         self._queues = nn.ModuleDict({n: Queue(config.queue_size, dim, generator) for n in names})
-        self.contrasts = {
-            name: pair for name, pair in (INTRA | CROSS | FUSED).items() if set(pair) <= set(names)
-        }
+        self.contrasts = contrasts_of(query)
 
     def train(self, mode: bool = True) -> MomentumContrast:
         """As usual, but the key network stays in eval mode.
@@ -88,16 +120,6 @@ class MomentumContrast(nn.Module):
         """Queue per key projector."""
         return cast("dict[str, Queue]", dict(self._queues.items()))
 
-    def weights(self) -> dict[str, float]:
-        """Weight of each contrast in the loss; the two of a kind share theirs."""
-        view, modality, neighbour = self.config.positives
-        kinds = ((INTRA, view + neighbour), (CROSS, modality), (FUSED, self.config.fused))
-        weights: dict[str, float] = {}
-        for kind, weight in kinds:
-            active = [name for name in kind if name in self.contrasts]
-            weights |= {name: weight / len(active) for name in active}
-        return weights
-
     def forward(self, batch: Batch, radius_px: float) -> tuple[Tensor, dict[str, Any]]:
         """Loss of one batch, and what ``enqueue`` and the log need.
 
@@ -108,7 +130,8 @@ class MomentumContrast(nn.Module):
         Returns:
             Scalar loss, whose mean over the processes is that of the whole batch; dict with the
             ``parts`` of the loss, ``query`` and ``key`` embeddings, the ``mask`` of the tokens'
-            negatives, and ``enqueue``: the keys of all processes.
+            negatives, the ``negatives`` of the fused tokens, and ``enqueue``: the keys of all
+            processes.
         """
         own = batch.own()
         query = self.embed(self.query, own.first, own.here, own.seen)
@@ -126,31 +149,24 @@ class MomentumContrast(nn.Module):
                 for q, k, mask in zip(query[mine], key[other], masks, strict=True)
             )
             parts[name] = shares[0] * dense_loss + shares[1] * pooled_loss
-        loss = torch.stack([w * parts[name] for name, w in self.weights().items()]).sum()
         extra = {"parts": parts, "query": query, "key": key, "mask": masks[0]}
-        return loss, extra | {"enqueue": gathered(key, batch)}
+        extra |= {"negatives": self.queues["fused"].entries, "enqueue": gathered(key, batch)}
+        return weighted(parts, self.config), extra
 
     def _masks(self, own: Batch, radius_px: float) -> list[Tensor]:
+        """Negatives that show neither the query's ground nor that of its positive."""
         fused = self.queues["fused"]
         device = fused.entries.device
         masks = []
-        for place in places(own):
-            scene, row, col = (to_device(x, device) for x in place)
-            masks.append(fused.own_ground_mask(scene, row, col, radius_px))
+        for query, key in zip(places(own), key_places(own), strict=True):
+            mask = fused.own_ground_mask(*on_device(query, device), radius_px)
+            masks.append(mask & fused.own_ground_mask(*on_device(key, device), radius_px))
         return masks
 
     @staticmethod
     def embed(network: UmsfNet, view: View, points: Tensor, seen: Tensor) -> Keys:
         """Projector -> unit embeddings of the matched tokens ``(M, D)`` and pooled ``(B, D)``."""
-        features = network.features(view.images.get("optical"), view.images.get("sar"))
-        device = features["fused"].device
-        points = to_device(points, device)
-        chosen = to_device(seen.flatten().nonzero()[:, 0], device)
-        result = {}
-        for name, projected in network.project(features).items():  # (B, D, H, W)
-            tokens = sample_tokens(projected, points).flatten(0, 1)[chosen]  # (M, D)
-            result[name] = (F.normalize(tokens.float(), dim=1), pooled_embedding(projected))
-        return result
+        return unit(embeddings(network, view, points, seen))
 
     @torch.no_grad()
     def enqueue(self, batch: Batch, keys: Keys) -> None:
@@ -160,7 +176,7 @@ class MomentumContrast(nn.Module):
             batch: that they are of.
             keys: ``enqueue`` of ``forward``.
         """
-        where = [torch.cat(pair) for pair in zip(*places(batch), strict=True)]
+        where = [torch.cat(pair) for pair in zip(*key_places(batch), strict=True)]
         for name, queue in self.queues.items():
             device = queue.entries.device
             queue.enqueue(torch.cat(keys[name]), *(to_device(x, device) for x in where))
@@ -171,16 +187,59 @@ class MomentumContrast(nn.Module):
         momentum_update(self.key, self.query, self.config.ema)
 
 
-def pooled_embedding(projected: Tensor) -> Tensor:
-    """Unit embedding ``(B, D)`` of a whole window from its projected tokens."""
-    return F.normalize(projected.float().mean(dim=(2, 3)), dim=1)
+def embeddings(
+    network: UmsfNet,
+    view: View,
+    points: Tensor,
+    seen: Tensor,
+    predictors: nn.ModuleDict | None = None,
+) -> Keys:
+    """Projector -> embeddings of the matched tokens ``(M, D)`` and pooled ``(B, D)``, float32.
+
+    Args:
+        network: that makes token maps and projects them.
+        view: of B windows.
+        points: ``(B, n, 2)`` where to read tokens, in view coordinates.
+        seen: ``(B, n)`` which of them to read.
+        predictors: a further head on each projector's map, by its name.
+    """
+    features = network.features(view.images.get("optical"), view.images.get("sar"))
+    device = features["fused"].device
+    points = to_device(points, device)
+    chosen = to_device(seen.flatten().nonzero()[:, 0], device)
+    result = {}
+    for name, projected in network.project(features).items():  # (B, D, H, W)
+        maps = predictors[name](projected) if predictors else projected
+        tokens = sample_tokens(maps, points).flatten(0, 1)[chosen]  # (M, D)
+        result[name] = tokens.float(), maps.float().mean(dim=(2, 3))
+    return result
 
 
-def places(batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """(scene, row, col) of the tokens seen by both views, and of the windows; on the CPU."""
+def unit(rows: Keys) -> Keys:
+    """The same embeddings with unit rows."""
+    return {
+        name: (F.normalize(tokens, dim=1), F.normalize(pooled, dim=1))
+        for name, (tokens, pooled) in rows.items()
+    }
+
+
+def places(batch: Batch) -> tuple[Places, Places]:
+    """(scene, row, col) of the tokens seen by both views, and of the first windows; on the CPU."""
     scene = batch.scene[:, None].expand_as(batch.seen)[batch.seen]
     row, col = batch.ground[batch.seen].T
-    return (scene, row, col), (batch.scene, *batch.centre.T)
+    return (scene, row, col), (batch.scene, batch.centre[:, 0], batch.centre[:, 1])
+
+
+def key_places(batch: Batch) -> tuple[Places, Places]:
+    """As ``places``, with the windows that the second view shows; tokens are of the same ground."""
+    row, col = batch.second_centre.T
+    return places(batch)[0], (batch.scene, row, col)
+
+
+def on_device(place: Places, device: torch.device) -> Places:
+    """The same places where they are needed."""
+    scene, row, col = (to_device(x, device) for x in place)
+    return scene, row, col
 
 
 def gathered(keys: Keys, batch: Batch) -> Keys:

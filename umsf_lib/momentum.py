@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
+Places = tuple[Tensor, Tensor, Tensor]  # scene, row, col of footprint centres, (M,) each
 
 
 def key_network(query: Network) -> Network:
@@ -42,6 +43,15 @@ def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
     if buffers := list(key.buffers()):
         torch._foreach_copy_(buffers, list(query.buffers()))
+
+
+def own_ground(a: Places, b: Places, radius_px: float) -> Tensor:
+    """``(M, N)`` bool: both lie in one scene, less than ``radius_px`` apart in both directions."""
+    (scene, row, col), (others, rows, cols) = a, b
+    own = scene[:, None] == others  # (M, N)
+    own &= (row[:, None] - rows).abs_() < radius_px
+    own &= (col[:, None] - cols).abs_() < radius_px
+    return own
 
 
 class Queue(nn.Module):
@@ -112,7 +122,5 @@ class Queue(nn.Module):
         Returns:
             `(M, Q)` bool, True = keep as negative: the `mask` of `info_nce`.
         """
-        own = scene[:, None] == self.scene  # (M, Q)
-        own &= (row[:, None] - self.row).abs_() < radius_px
-        own &= (col[:, None] - self.col).abs_() < radius_px
-        return own.logical_not_()
+        entries = self.scene, self.row, self.col
+        return own_ground((scene, row, col), entries, radius_px).logical_not_()

@@ -25,7 +25,7 @@ CANDIDATES = 32  # places drawn per neighbour; the first that serves is taken
 SAMPLES = 8  # pixels looked at along each side of a window to tell whether two are alike
 SAME_STEP = 1e-3  # relative difference of pixel sizes that still count as one grid
 
-Places = tuple[Tensor, Tensor, Tensor]  # scene, row, col of windows: (B,) int64, CPU
+Corners = tuple[Tensor, Tensor, Tensor]  # scene, row, col of windows' first pixels, (B,) int64
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Ground:
     plane: Tensor
     origin: Tensor
     pixel_m: Tensor
+
+    def corner(self, scene: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        """``(B, 2)`` float32 row, col on the plane of places ``(B,)`` in scenes."""
+        return (self.origin[scene] + torch.stack([row, col], dim=1)).float()
 
     @classmethod
     def apart(cls, count: int, pixel_m: float = 1.0) -> Ground:
@@ -122,7 +126,7 @@ class Neighbours:
     def _reach_px(self) -> int:
         return math.ceil(self.config.neighbour_m / float(self.ground.pixel_m.min()))
 
-    def draw(self, windows: Places, generator: torch.Generator) -> Places:
+    def draw(self, windows: Corners, generator: torch.Generator) -> Corners:
         """A window near each of ``windows``: uniform in the disc, as far as there is ground.
 
         A place serves if the whole window lies in one scene and at least half of it is valid;

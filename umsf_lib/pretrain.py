@@ -16,10 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .checkpoints import Checkpoints, load_checkpoint
 from .config import Config, ConfigError
-from .contrast import Batch, MomentumContrast
+from .contrast import Batch, Learner
 from .despeckle import load_despeckler
 from .distributed import any_process, own_rows, rank, world_size
 from .losses import embedding_statistics
+from .neighbours import Corners, Ground, Neighbours
+from .objectives import OBJECTIVES
 from .prepare import SceneSet, training_statistics
 from .runs import Run, seed_everything, write_atomically
 from .training import Row, train, trainable
@@ -38,31 +40,58 @@ class WindowSource:
         views = config.views
         self.store, self.config = store, config
         self.tiles = training_tiles(scenes, views.window_px, views.overlap_px)
+        self.ground, self.neighbours = Ground.apart(len(scenes.records)), None
+        if config.pretrain.positives[2] > 0:
+            self.neighbours = Neighbours(scenes, store.roles, views.window_px, config.pretrain)
+            self.ground = self.neighbours.ground
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """Draw ``count`` windows, two views of each, and their matched positions.
 
-        With several processes, each draws where all of them lie, but the pixels of its own only.
+        The second view of some shows a neighbour (``pretrain.positives``). With several processes,
+        each draws where all windows lie, but the pixels of its own only.
         """
         views, store = self.config.views, self.store
         size, jitter = views.window_px, (views.window_px - views.overlap_px) // 2
-        scene, row, col = draw_windows(self.tiles, count, size, jitter, store.places, generator)
+        anchors = draw_windows(self.tiles, count, size, jitter, store.places, generator)
+        others = self._partners(anchors, generator)
         rows, noise = own_rows(count), self._noise(generator)
-        windows = store.windows(scene[rows], row[rows], col[rows], size)
-        log_std = None
-        if "sar" in store.roles:
-            log_std = store.std["sar"][to_device(scene[rows], store.device)]
-        shown = []
-        for _ in range(2):
+        pixels = self._pixels(anchors, rows)
+        drawn = (pixels, pixels if others is anchors else self._pixels(others, rows))
+        shown, thetas = [], []
+        for windows, log_std in drawn:
             theta = draw_geometry(count, views.scale_min, generator)
-            shown.append((show_view(windows, theta[rows], log_std, views, noise), View({}, theta)))
-        (first, _), (second, _) = shown
-        matches = draw_matches(shown[0][1], shown[1][1], self.config.pretrain.tokens, generator)
-        here, there, ground, seen = matches
-        corner = torch.stack([row, col], dim=1).float()  # (B, 2)
+            shown.append(show_view(windows, theta[rows], log_std, views, noise))
+            thetas.append(theta)
+        corner, other = (self.ground.corner(*place) for place in (anchors, others))  # (B, 2)
+        shift = (other - corner).flip(1) / size * 2  # row, col in px -> (x, y)
+        tokens = self.config.pretrain.tokens
+        here, there, ground, seen = draw_matches(
+            View({}, thetas[0]), View({}, thetas[1]), tokens, generator, shift
+        )
         ground = corner[:, None] + (ground.flip(2) + 1) / 2 * size  # (x, y) -> row, col in px
-        centre = corner + size / 2
-        return Batch(first, second, scene, centre, here, there, ground, seen, rows)
+        centres = corner + size / 2, other + size / 2
+        plane = self.ground.plane[anchors[0]]
+        first, second = shown
+        return Batch(first, second, plane, *centres, here, there, ground, seen, rows)
+
+    def _partners(self, anchors: Corners, generator: torch.Generator) -> Corners:
+        """What the second views show: the same windows, or with its share of draws a neighbour."""
+        if self.neighbours is None:
+            return anchors
+        near = self.neighbours.draw(anchors, generator)
+        view, _, neighbour = self.config.pretrain.positives
+        moved = torch.rand(len(near[0]), generator=generator) < neighbour / (view + neighbour)
+        scene, row, col = (torch.where(moved, b, a) for a, b in zip(anchors, near, strict=True))
+        return scene, row, col
+
+    def _pixels(self, places: Corners, rows: slice) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Windows of this process, and the std of their ln intensity where there is SAR."""
+        scene, row, col = (x[rows] for x in places)
+        store = self.store
+        windows = store.windows(scene, row, col, self.config.views.window_px)
+        log_std = store.std["sar"][to_device(scene, store.device)] if "sar" in store.roles else None
+        return windows, log_std
 
     def _noise(self, generator: torch.Generator) -> Source:
         """Source of the photometric draws: on a GPU they are made there, seeded for this batch."""
@@ -133,7 +162,7 @@ def _pretrain(
     learner, source = build_learner(run, scenes, generator)
     _say_if_capped(config, len(source.tiles))
     optimizer = torch.optim.SGD(
-        trainable(learner.query.parameters()),
+        trainable(learner.parameters()),
         lr=settings.lr * settings.batch / BASE_BATCH,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
@@ -146,7 +175,7 @@ def _pretrain(
         batch = source.draw(settings.batch, generator)
         loss, extra = step_of(batch, config.views.window_px / 2)
         stash.update(batch=batch, keys=extra["enqueue"])
-        return loss, extra["parts"] | _monitor(learner, extra, step)
+        return loss, extra["parts"] | _monitor(extra, step)
 
     def after_step(step: int) -> None:
         learner.enqueue(stash["batch"], stash["keys"])
@@ -176,22 +205,28 @@ def _pretrain(
 
 def build_learner(
     run: Run, scenes: SceneSet, generator: torch.Generator
-) -> tuple[MomentumContrast, WindowSource]:
+) -> tuple[Learner, WindowSource]:
     """Networks with the run's despeckler, queues, and the source of windows, on the device.
 
     Raises:
-        ConfigError: batch norm of a batch of one window, or over several CPU processes.
+        ConfigError: batch norm of a batch of one window, or over several CPU processes; another
+            objective than ``moco`` in several processes.
     """
     config = run.config
     _check_batch_norm(config, run.device)
+    if world_size() > 1 and config.pretrain.objective != "moco":
+        raise ConfigError(
+            f"pretrain.objective is {config.pretrain.objective}, which compares windows within one "
+            f"process, but there are {world_size()}; use one process, or pretrain.objective=moco."
+        )
     store = open_store(scenes, config, run.device)
     source = WindowSource(scenes, store, config)
     settings = replace(config.pretrain, queue_size=queue_size(config, len(source.tiles)))
     network = new_network(run, scenes)
-    return MomentumContrast(network, settings, generator).to(run.device), source
+    return OBJECTIVES[settings.objective](network, settings, generator).to(run.device), source
 
 
-def shared(learner: MomentumContrast) -> nn.Module:
+def shared(learner: Learner) -> nn.Module:
     """The learner itself, or with several processes one whose gradients are averaged over them.
 
     There batch norm takes the statistics of the whole batch (SyncBatchNorm), as one process would.
@@ -264,12 +299,12 @@ def load_pretrained(run: Run, scenes: SceneSet) -> UmsfNet:
     return network
 
 
-def _monitor(learner: MomentumContrast, extra: dict[str, Any], step: int) -> dict[str, float]:
+def _monitor(extra: dict[str, Any], step: int) -> dict[str, float]:
     """Collapse monitor of the fused tokens; read only when a row is logged (it waits)."""
     if (step + 1) % LOG_EVERY:
         return {}
     q, k = extra["query"]["fused"][0], extra["key"]["fused"][0]
-    return embedding_statistics(q, k, learner.queues["fused"].entries, extra["mask"])
+    return embedding_statistics(q, k, extra["negatives"], extra["mask"])
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:

@@ -185,25 +185,51 @@ def show_view(
         images["optical"] = photometric_optical(images["optical"], config, source)
     if "sar" in images and log_std is not None:
         images["sar"] = photometric_sar(images["sar"], log_std, config, source)
+    if config.sensor_drop and len(images) == 2:
+        images = drop_sensor(images, config.sensor_drop, source)
     return View(images, theta)
 
 
+def drop_sensor(images: dict[str, Tensor], probability: float, source: Source) -> dict[str, Tensor]:
+    """Blank one of two sensors, either with the same chance, so that one alone must do, too.
+
+    Blank is 0, the mean of standardised values (Wang et al. 2022, DINO-MM, with probability .5).
+    """
+    first = images["optical"]
+    u = draw_uniform((len(first), 2), source, first.device)
+    lost = {"optical": u[:, 0] < probability * (u[:, 1] < 0.5)}
+    lost["sar"] = (u[:, 0] < probability) & ~lost["optical"]
+    return {role: x.masked_fill(lost[role][:, None, None, None], 0) for role, x in images.items()}
+
+
 def draw_matches(
-    first: View, second: View, count: int, generator: torch.Generator
+    first: View,
+    second: View,
+    count: int,
+    generator: torch.Generator,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw ground positions that both views see.
 
     Positions are drawn in the first view and carried to the second; those outside of it are
     marked, not moved. All of it happens on the CPU, where the geometry is.
 
+    Args:
+        first: view of windows.
+        second: view of the same windows, or of others.
+        count: n, positions per window.
+        generator: of the draws.
+        shift: ``(B, 2)`` x, y from the first window to the second, in halves of a window; None
+            where they are the same.
+
     Returns:
-        in the first view ``(B, n, 2)``, in the second ``(B, n, 2)``, on the ground of the window
-        ``(B, n, 2)``, all (x, y) in [-1, 1]; and ``(B, n)`` bool: seen by both.
+        in the first view ``(B, n, 2)``, in the second ``(B, n, 2)``, on the ground of the first
+        window ``(B, n, 2)``, all (x, y) in [-1, 1]; and ``(B, n)`` bool: seen by both.
     """
     shape = (len(first.theta), count, 2)
     here = 2 * draw_uniform(shape, generator, first.theta.device) - 1
     ground = apply_affine(first.theta, here)
-    there = invert_affine(second.theta, ground)
+    there = invert_affine(second.theta, ground if shift is None else ground - shift[:, None])
     return here, there, ground, (there.abs() < 1).all(dim=2)
 
 
