@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
@@ -16,7 +17,20 @@ import umsf_lib.probe
 from umsf_lib.bench import Bench
 from umsf_lib.config import IGNORE, load_config
 from umsf_lib.prepare import SceneSet, load_data, valid_labels
-from umsf_lib.probe import PROTOCOLS, SPLITS, Patches, judge, patches_of, probe, splits, variogram
+from umsf_lib.probe import (
+    PROTOCOLS,
+    SPLITS,
+    Patches,
+    accuracy_table,
+    judge,
+    leak,
+    mean_variogram,
+    patches_of,
+    probe,
+    same_class,
+    splits,
+    variogram,
+)
 from umsf_lib.report import COLUMNS, load_records
 from umsf_lib.runs import Run
 from umsf_lib.windows import PixelStore
@@ -125,3 +139,52 @@ def test_variogram_equals_a_loop_and_knows_noise() -> None:
     noise = torch.randn(1, 300, 300, generator=torch.Generator().manual_seed(2))
     assert variogram(noise, [1, 7]) == pytest.approx([1, 1], rel=0.02)
     assert math.isnan(variogram(maps, [3], torch.zeros(9, 11, dtype=torch.bool))[0])
+
+
+def test_mean_variogram_is_relative_to_the_variance_of_valid_ground(
+    whu: SceneSet, whu_store: PixelStore
+) -> None:
+    bench, which = Bench(whu, whu_store, load_config("tiny")), whu.indices("train")
+
+    def optical(scene: int) -> Tensor:
+        return whu_store.scene(scene)["optical"][0]
+
+    expected = []
+    for scene in which:
+        valid = torch.from_numpy(np.array(whu.plane("valid", scene)))
+        spread = optical(scene)[:, valid].var(dim=1).mean().item()
+        expected.append(variogram(optical(scene), [1, 5], valid)[1] / spread)
+    found = mean_variogram(optical, bench, which, [1, 5], 1)
+    assert found[1] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert found == pytest.approx([1, 1], abs=0.1)  # these scenes are noise
+
+
+def test_same_class_compares_majorities(whu: SceneSet) -> None:
+    scene = whu.indices("train")[0]
+    labels = valid_labels(whu, scene)
+    rng = np.random.default_rng(1)
+    corners = rng.integers(0, 24, (2, 40, 2))
+    right, pairs = 0, 0
+    for a, b in zip(*corners, strict=True):
+        blocks = [labels[r : r + 16, c : c + 16] for r, c in (a, b)]
+        if min((block != IGNORE).sum() for block in blocks) >= 128:
+            best = [np.bincount(block[block != IGNORE]).argmax() for block in blocks]
+            right, pairs = right + (best[0] == best[1]), pairs + 1
+    first, second = ((torch.full((40,), scene), *torch.from_numpy(c).T) for c in corners)
+    assert pairs > 10
+    assert same_class(whu, first, second, 16) == pytest.approx(right / pairs)
+
+
+def test_table_and_leak_of_records() -> None:
+    rows = [
+        {"method": m, "protocol": p, "metric": metric, "value": value}
+        for m in ("b", "a")
+        for p, value in (("patch-random", 0.9), ("patch-by-scene", 0.7), ("dense", 0.1))
+        for metric in ("rf_acc", "rf_acc_std", "knn_acc", "knn_acc_std")
+    ]
+    table = accuracy_table(pd.DataFrame(rows))
+    assert list(table.index.get_level_values("method").unique()) == ["b", "a"]
+    assert leak(table).to_numpy().tolist() == [[pytest.approx(0.2)] * 2] * 2
+    only = pd.DataFrame([row for row in rows if row["protocol"] == "patch-random"])
+    assert leak(accuracy_table(only)).empty
+    assert leak(accuracy_table(pd.DataFrame(rows[:0], columns=list(rows[0])))).empty

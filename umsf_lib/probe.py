@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
@@ -23,17 +24,18 @@ from torch import Tensor
 
 from .bench import Bench
 from .config import IGNORE
-from .prepare import valid_labels
+from .neighbours import Corners
+from .prepare import SceneSet, valid_labels
 from .report import COLUMNS, block_means, identity, majority_label
 from .runs import Run, write_json
-from .tokens import TokenMap
+from .tokens import TokenMap, token_validity
 
 SPLITS = 20
 HELD_OUT = 0.2
-PROTOCOLS = {"patch-random": "random patches", "patch-by-scene": "whole scenes"}
+PROTOCOLS = {"patch-random": "random patches held out", "patch-by-scene": "scenes held out"}
 # name of the metric -> classifier with a seed
 JUDGES: dict[str, Callable[[int], ClassifierMixin]] = {
-    "rf_acc": lambda seed: RandomForestClassifier(100, random_state=seed),
+    "rf_acc": lambda seed: RandomForestClassifier(50, random_state=seed),
     "knn_acc": lambda seed: KNeighborsClassifier(5),
 }
 
@@ -158,3 +160,63 @@ def variogram(maps: Tensor, lags_px: list[int], valid: Tensor | None = None) -> 
             total, pairs = total + float(step[both].double().sum()), pairs + int(both.sum())
         found.append(total / 2 / pairs if pairs else math.nan)
     return found
+
+
+def same_class(scenes: SceneSet, windows: Corners, others: Corners, size: int) -> float:
+    """Share of pairs of windows with the same most frequent class: how true a positive is.
+
+    Pairs with a window that is not half labelled do not count; NaN where none is left.
+    """
+    labels = np.array([window_labels(scenes, corners, size) for corners in (windows, others)])
+    known = (labels != IGNORE).all(axis=0)
+    return float((labels[0] == labels[1])[known].mean()) if known.any() else math.nan
+
+
+def window_labels(scenes: SceneSet, corners: Corners, size: int) -> list[int]:
+    """Most frequent class of each window, ``IGNORE`` where not half of it is labelled."""
+    planes = {scene: valid_labels(scenes, scene) for scene in set(corners[0].tolist())}
+    found = []
+    for scene, row, col in torch.stack(corners, dim=1).tolist():
+        block = planes[scene][row : row + size, col : col + size]
+        found.append(int(majority_label(block, size, len(scenes.layout.classes)).item()))
+    return found
+
+
+def accuracy_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies of frozen features: a row per method and kind of split, a column per number."""
+    chosen = records[records.protocol.isin(PROTOCOLS)]
+    chosen = chosen.assign(protocol=chosen.protocol.map(PROTOCOLS))
+    return chosen.pivot_table("value", ["method", "protocol"], "metric", sort=False)
+
+
+def leak(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy with random patches held out minus that with scenes held out: a row per method.
+
+    Args:
+        table: from ``accuracy_table``; no row where it has one kind of split only.
+    """
+    if table.empty or set(table.index.get_level_values("protocol")) != set(PROTOCOLS.values()):
+        return pd.DataFrame(columns=list(JUDGES))
+    kinds = (pd.DataFrame(table.xs(kind, level="protocol")) for kind in PROTOCOLS.values())
+    of_patches, of_scenes = kinds
+    return of_patches[list(JUDGES)] - of_scenes[list(JUDGES)]
+
+
+def mean_variogram(
+    maps_of: TokenMap, bench: Bench, scenes: Sequence[int], lags: list[int], stride: int
+) -> list[float]:
+    """Variogram of valid ground, divided by the variance, averaged over scenes.
+
+    Args:
+        maps_of: scene -> ``(C, h, w)``.
+        bench: whose scenes these are.
+        scenes: at least one.
+        lags: in tokens.
+        stride: px per token; 1 where the maps are pixels.
+    """
+    curves = []
+    for scene in scenes:
+        maps, valid = maps_of(scene), token_validity(bench.store, scene, stride)
+        variance = float(maps[:, valid].var(dim=1).mean())
+        curves.append([value / variance for value in variogram(maps, lags, valid)])
+    return [float(np.nanmean(values)) for values in zip(*curves, strict=True)]
