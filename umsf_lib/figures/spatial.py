@@ -69,7 +69,8 @@ def neighbours_figure(
     figure, axes = new_panels(1, 2, 10, 5.2, width_ratios=[1.15, 1])
     grid: GridSpec = axes[0, 0].get_gridspec()
     axes[0, 1].remove()
-    show_picture(axes[0, 0], picture, "anchor (square) and where neighbours are", pixel_m)
+    show_picture(axes[0, 0], picture, "anchors, their discs, middles of neighbours", pixel_m)
+    axes[0, 0].autoscale(False)  # discs are cut where the scene ends
     strips = grid[0, 1].subgridspec(len(anchors), shown + 1)
     for row, (anchor, near) in enumerate(zip(anchors, neighbours, strict=True)):
         color = COLORS[row % len(COLORS)]
@@ -93,7 +94,6 @@ def _draw_disc(
     ax.add_patch(box)
     ax.add_patch(disc)
     ax.plot(near[:, 1], near[:, 0], "o", ms=3.5, color=color, mec="white", mew=0.4)
-    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
 
 
 @styled
