@@ -65,6 +65,7 @@ def test_patches_have_the_mean_token_and_the_commonest_label(
                 assert found.label[number] == np.bincount(known).argmax()
                 assert found.features[number].tolist() == [top + 7.5, left + 7.5]
                 assert found.scene[number] == scene
+                assert found.corner[number].tolist() == [top, left]
                 number += 1
     assert number == len(found.label) > 10
 
@@ -75,7 +76,8 @@ def blobs(scenes: int, each: int) -> Patches:
     scene = np.repeat(np.arange(scenes), each)
     own = rng.normal(size=(scenes, 8))[scene]
     label = rng.integers(0, 2, scenes)[scene]  # all patches of a scene are of one class
-    return Patches(own + 0.01 * rng.normal(size=own.shape), label, scene)
+    corner = np.zeros((len(scene), 2))
+    return Patches(own + 0.01 * rng.normal(size=own.shape), label, scene, corner)
 
 
 def test_splits_hold_out_a_fifth_of_patches_or_of_scenes() -> None:

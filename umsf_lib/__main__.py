@@ -20,7 +20,7 @@ from .prepare import load_data
 from .pretrain import pretrain
 from .runs import Run
 from .training import print_progress
-from .tutorial import print_tutorial, write_gallery
+from .tutorial import FURTHER, NOTEBOOKS, print_tutorial, run_notebook, write_gallery
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     command("tutorial", _tutorial, "run all notebooks headless")
+    one = command("notebook", _notebook, "run one notebook headless")
+    one.add_argument("name", choices=NOTEBOOKS + FURTHER, metavar="NAME", help="as in notebooks/")
     command("synthesize", _synthesize, "make (or check) and prepare the scenes of a run")
     about = "momentum-contrast pretraining, resumed if interrupted; torchrun starts several of it"
     command("pretrain", _pretrain, about)
@@ -96,11 +98,17 @@ def _config(options: argparse.Namespace) -> Config:
     )
 
 
-def _tutorial(options: argparse.Namespace) -> None:
+def _parameters(options: argparse.Namespace) -> dict[str, Any]:
     given = ("profile", "data", "layout", "run", "seed", "overrides")
-    parameters = {name: getattr(options, name) for name in given}
-    parameters["data"] = _config(options).data
-    print_tutorial(parameters)
+    return {name: getattr(options, name) for name in given} | {"data": _config(options).data}
+
+
+def _tutorial(options: argparse.Namespace) -> None:
+    print_tutorial(_parameters(options))
+
+
+def _notebook(options: argparse.Namespace) -> None:
+    print(run_notebook(options.name, _parameters(options)))
 
 
 def _synthesize(options: argparse.Namespace) -> None:

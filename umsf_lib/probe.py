@@ -42,11 +42,15 @@ JUDGES: dict[str, Callable[[int], ClassifierMixin]] = {
 
 @dataclass(frozen=True)
 class Patches:
-    """Labelled patches: ``features (n, D)``, class ``label (n,)``, ``scene (n,)``."""
+    """Labelled patches.
+
+    ``features (n, D)``, class ``label (n,)``, ``scene (n,)``, ``corner (n, 2)`` row, col in it, px.
+    """
 
     features: np.ndarray
     label: np.ndarray
     scene: np.ndarray
+    corner: np.ndarray
 
 
 def patches_of(token_map: TokenMap, bench: Bench, scenes: Sequence[int], stride: int) -> Patches:
@@ -55,17 +59,17 @@ def patches_of(token_map: TokenMap, bench: Bench, scenes: Sequence[int], stride:
     Patches of which less than half is labelled are left out.
     """
     size, classes = bench.config.map.patch_px, len(bench.scenes.layout.classes)
-    features, labels, places = [], [], []
+    rows: list[tuple[np.ndarray, ...]] = []
     for scene in scenes:
         label = majority_label(valid_labels(bench.scenes, scene), size, classes)  # (rows, cols)
         pooled = (
             block_means(token_map(scene), size // stride).cpu().numpy()
         )  # (D, >= rows, >= cols)
         known = label != IGNORE
-        features.append(pooled[:, : label.shape[0], : label.shape[1]][:, known].T)
-        labels.append(label[known])
-        places.append(np.full(known.sum(), scene))
-    return Patches(*(np.concatenate(parts) for parts in (features, labels, places)))
+        features = pooled[:, : label.shape[0], : label.shape[1]][:, known].T
+        corner = np.argwhere(known) * size
+        rows.append((features, label[known], np.full(len(features), scene), corner))
+    return Patches(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
 
 
 def splits(patches: Patches, protocol: str, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.patches import Ellipse, Rectangle
+from matplotlib.ticker import NullLocator
 
 from .imagery import Array
 from .panels import COLORS, new_panels, note_figure, show_picture, spoken, styled
@@ -39,6 +40,8 @@ def variogram_figure(
     if radius_m:
         ax.axvline(radius_m, color="0.2", ls=":", lw=1.4, label=f"R = {radius_m:g} m")
     ax.set_xscale("log")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticks(distance_m, [f"{distance:.0f}" for distance in distance_m])
     ax.set_ylim(bottom=0)
     ax.set(xlabel="distance (m)", ylabel=label, title="near things are more alike")
     figure.legend(loc="outside right center")
