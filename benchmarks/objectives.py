@@ -42,6 +42,7 @@ VARIANTS = {
     "decur": "pretrain.objective=decur",
     "moco, sensor drop": "views.sensor_drop=0.5",
     "moco, neighbours": "pretrain.positives=[1,1,1]",
+    "moco, alike neighbours": "pretrain.positives=[1,1,1] pretrain.homogeneity=0.5",
 }
 ROUNDS, STEPS = 6, 3  # of timing
 

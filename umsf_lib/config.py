@@ -114,7 +114,7 @@ class PretrainConfig:
     # Weights of a window's positives: another view of it, the other sensor, a neighbour (SauMoCo).
     positives: tuple[float, float, float] = (1.0, 1.0, 0.0)
     fused: float = 1.0  # weight of the fused tokens' contrast
-    neighbour_m: float = 200.0  # ground distance of the farthest neighbour
+    neighbour_m: float = 400.0  # ground distance of the farthest neighbour
     homogeneity: float = 0.0  # keep neighbours this alike, in standard deviations; 0: all
     pixel_m: float = 10.0  # of scenes that neither CRS nor sheet name place on the ground
     tokens: int = 16  # dense positives per window

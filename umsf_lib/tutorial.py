@@ -101,7 +101,8 @@ def print_tutorial(parameters: Mapping[str, Any]) -> None:
 def write_gallery(folder: Path) -> list[Path]:
     """Copy executed notebooks of a run to ``gallery/``, imagery as JPEG, without widget state.
 
-    Those of ``FURTHER`` only where the run has them. Beside them ``map.jpg``, the README's picture: the last figure of notebook 06.
+    Those of ``FURTHER`` only where the run has them. Beside them ``map.jpg``, the README's
+    picture: the last figure of notebook 06.
 
     Raises:
         ConfigError: a copy would be larger than a code host shows.
