@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from operator import attrgetter
 
 import pytest
 import yaml
@@ -65,11 +66,10 @@ def test_every_default_passes_its_own_checks() -> None:
 
 def test_every_choice_names_a_field_and_is_accepted() -> None:
     for name, allowed in CHOICES.items():
-        section, key = name.split(".")
-        assert getattr(getattr(Config("x"), section), key) in allowed
+        value_of = attrgetter(name)
+        assert value_of(Config("x")) in allowed
         for value in allowed:
-            config = load_config("tiny", overrides=f"{name}={value}")
-            assert getattr(getattr(config, section), key) == value
+            assert value_of(load_config("tiny", overrides=f"{name}={value}")) == value
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,7 @@ def test_every_choice_names_a_field_and_is_accepted() -> None:
         ("pretrain.lr=2E-4", "pretrain", "lr", 0.0002),
         ("model.despeckle=false", "model", "despeckle", False),
         ("model.sensors=sar", "model", "sensors", "sar"),
+        ("pretrain.positives=[1,0,0.5]", "pretrain", "positives", (1.0, 0.0, 0.5)),
         ("cluster.sigmas_px=[1,2.5]", "cluster", "sigmas_px", (1.0, 2.5)),
         ("  cluster.steps=3   cluster.steps=4 ", "cluster", "steps", 4),
     ],
@@ -108,6 +109,10 @@ def test_overrides(overrides: str, section: str, key: str, value: object) -> Non
         ("cluster.balance=-0.1", ["cluster.balance", "-0.1", "not negative"]),
         ("pretrain.batch=0", ["pretrain.batch", "0", "larger"]),
         ("pretrain.tau=0", ["pretrain.tau", "0", "larger"]),
+        ("pretrain.positives=[1,1]", ["pretrain.positives", "must be 3 numbers", "[1, 1]"]),
+        ("pretrain.positives=[1,1,-1]", ["pretrain.positives", "-1", "not negative"]),
+        ("pretrain.objective=simclr", ["'simclr'", "moco, mocov3, decur"]),
+        ("views.sensor_drop=2", ["views.sensor_drop", "2", "at most 1"]),
         ("cluster.sigmas_px=[0]", ["cluster.sigmas_px", "0", "larger"]),
         ("pretrain.ema=1.5", ["pretrain.ema", "1.5", "at most 1"]),
         ("views.scale_min=2", ["views.scale_min", "2", "at most 1"]),
@@ -132,7 +137,7 @@ def test_the_names_with_ranges_exist() -> None:
     config = load_config("quick")
     for name in ZERO_ALLOWED | AT_MOST_ONE:
         section, key = name.split(".")
-        assert isinstance(getattr(getattr(config, section), key), int | float), name
+        assert isinstance(getattr(getattr(config, section), key), int | float | tuple), name
 
 
 def test_an_unknown_profile_lists_the_known_ones() -> None:

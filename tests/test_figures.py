@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,11 +26,11 @@ from rasterio.crs import CRS
 
 from umsf_lib import figures
 from umsf_lib.config import IGNORE, DataError, load_config
+from umsf_lib.contrast import Batch
 from umsf_lib.figures.imagery import IGNORE_RGB, RIGHT_RGB, WRONG_RGB, error_image
 from umsf_lib.figures.panels import add_scale_bar, new_panels, round_length
 from umsf_lib.figures.results import _short
 from umsf_lib.layouts import LandClass, load_layout
-from umsf_lib.pretrain import Batch
 from umsf_lib.rasters import Grid
 from umsf_lib.umsf_net import UmsfNet
 from umsf_lib.views import View, sample_tokens
@@ -96,7 +97,9 @@ def batch(sensors: tuple[str, ...] = ("optical", "sar")) -> Batch:
     seen = torch.ones(2, 9, dtype=torch.bool)
     seen[1, 3:] = False
     views = View(images, torch.zeros(2, 2, 3)), View(images, torch.zeros(2, 2, 3))
-    return Batch(*views, torch.zeros(2), torch.zeros(2, 2), here, -here, here, seen)
+    return Batch(
+        *views, torch.zeros(2), torch.zeros(2, 2), torch.zeros(2, 2), here, -here, here, seen
+    )
 
 
 RECORDS = [
@@ -112,7 +115,24 @@ SCORES = pd.DataFrame(
 BOUNDS = {"a": (108.0, 31.0, 108.25, 31.2), "b": (108.25, 31.0, 108.5, 31.2), "c": (9, 50, 9.1, 51)}
 SPLIT = {"a": "train", "b": "train", "c": "test"}
 
+CURVES = {"optical": [0.1, 0.5, 0.9, 1.0], "sar": [0.6, 0.7, math.nan, 1.1]}
+ACCURACY = pd.DataFrame(
+    {"rf_acc": [0.9, 0.6, 0.99, 0.7], "rf_acc_std": 0.05, "knn_acc": 0.5, "knn_acc_std": 0.1},
+    index=pd.MultiIndex.from_product(
+        [["local statistics", "neighbours"], ["random patches held out", "scenes held out"]],
+        names=["method", "protocol"],
+    ),
+)
+JUDGES = {"rf_acc": "random forest", "knn_acc": "5 nearest neighbours"}
+ANCHORS = np.array([[4, 6], [20, 40]])
+NEAR = ANCHORS[:, None] + np.array([[0, 0], [3, -2], [-4, 5]])  # (2, 3, 2)
+
 CASES: dict[str, Callable[[], Figure]] = {
+    "variogram": lambda: figures.variogram_figure(CURVES, [5, 10, 40, 80], radius_m=30),
+    "neighbours": lambda: figures.neighbours_figure(
+        RGB, ANCHORS, NEAR.astype(float), 8, radius_px=(10, 12), pixel_m=10
+    ),
+    "probe": lambda: figures.probe_figure(ACCURACY, JUDGES),
     "scene": lambda: figures.scene_figure(
         RGB, LOG, LABEL, classes=CLASSES, title="NH49E001013", pixel_m=4.3
     ),
@@ -542,6 +562,43 @@ def test_map_figure_colours_errors_and_legend() -> None:
     assert confidence.get_clim() == (0, 1)
 
 
+def test_variogram_curves_and_radius() -> None:
+    ax = panel(
+        figures.variogram_figure(CURVES, [5, 10, 40, 80], radius_m=30), "near things are more alike"
+    )
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == ["optical", "SAR", "R = 30 m"]
+    assert lines["optical"].get_xydata().tolist() == [[5, 0.1], [10, 0.5], [40, 0.9], [80, 1.0]]
+    assert list(lines["R = 30 m"].get_xdata()) == [30, 30] and ax.get_ylim()[0] == 0
+
+
+def test_neighbours_lie_where_they_were_drawn_and_show_their_windows() -> None:
+    elsewhere = NEAR.astype(float)
+    elsewhere[1, 2] = np.nan  # in the next scene
+    figure = figures.neighbours_figure(RGB, ANCHORS, elsewhere, 8, radius_px=(10, 12))
+    ground = figure.axes[0]
+    box, disc = ground.patches[:2]
+    assert box.get_bbox().bounds == (6, 4, 8, 8)  # left, top
+    assert disc.center == (10, 8) and (disc.width, disc.height) == (24, 20)
+    assert ground.lines[0].get_xydata().tolist() == [[10, 8], [8, 11], [15, 4]]  # column, row
+    assert ground.get_xlim() == (0, W) and ground.get_ylim() == (H, 0)
+    crops = [ax.get_images()[0].get_array() for ax in figure.axes[1:]]
+    assert len(crops) == 4 + 3  # the last anchor's third neighbour is not here
+    assert np.array_equal(crops[0], RGB[4:12, 6:14])
+    assert np.array_equal(crops[2], RGB[7:15, 4:12])
+
+
+def test_probe_bars_per_method_and_split() -> None:
+    figure = figures.probe_figure(ACCURACY, JUDGES)
+    ax = panel(figure, "random forest")
+    widths = [
+        [bar.get_width() for bar in bars] for bars in ax.containers if hasattr(bars, "patches")
+    ]
+    assert widths == [[0.9, 0.99], [0.6, 0.7]]
+    assert legend_names(figure) == ["random patches held out", "scenes held out"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["local statistics", "neighbours"]
+
+
 def test_scores_bars_intervals_and_constant_line() -> None:
     acc, nmi = CASES["scores"]().axes
     assert [bar.get_width() for bar in acc.patches] == [0.4, 0.99]
@@ -560,6 +617,7 @@ def test_without_labels_a_sentence_stands_for_the_figure() -> None:
         figures.spectra_figure({"optical": {"red": RGB[:, :, 0]}}, nothing, ()),
         figures.scores_figure(SCORES[:0], constant={"acc": np.nan}),
         figures.per_class_f1_figure({}, ()),
+        figures.probe_figure(ACCURACY[:0], JUDGES),
         figures.confusion_figure(np.zeros((0, 0), int), (), np.zeros(0, int)),
         figures.network_attention_figure(network, {}, (0, 1, 2)),
     ]

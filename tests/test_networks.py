@@ -11,9 +11,7 @@ from torchvision.models import resnet50
 from umsf_lib import encoders
 from umsf_lib.config import ConfigError, DespeckleConfig, load_config
 from umsf_lib.despeckle import (
-    Despeckle,
     add_speckle,
-    box_mean,
     boxcar,
     enl,
     fit_despeckler,
@@ -21,7 +19,7 @@ from umsf_lib.despeckle import (
     patchwork,
     ratio_statistics,
 )
-from umsf_lib.encoders import encoder, inflated, torchvision_resnet
+from umsf_lib.encoders import Despeckle, box_mean, encoder, inflated, torchvision_resnet
 from umsf_lib.fusion import AddFusion, AttentionFusion, ConcatFusion
 from umsf_lib.layouts import load_layout
 from umsf_lib.umsf_net import PROJECTORS, UmsfNet, clustering_head

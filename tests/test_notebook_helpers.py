@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from umsf_lib.config import IGNORE, MissingStageError, load_config
-from umsf_lib.despeckle import Despeckle, boxcar, despeckled, filtered, lee
+from umsf_lib.despeckle import boxcar, despeckled, filtered, lee
+from umsf_lib.encoders import Despeckle
 from umsf_lib.prepare import SceneSet, class_shares, labels_at, valid_labels
 from umsf_lib.runs import Run, write_json
 

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,27 +20,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from umsf_lib.config import CheckpointError, Config, MissingStageError, ViewConfig, load_config
+from umsf_lib.__main__ import main
+from umsf_lib.checkpoints import Checkpoints, Stopped
+from umsf_lib.config import (
+    CheckpointError,
+    Config,
+    ConfigError,
+    DataError,
+    MissingStageError,
+    ViewConfig,
+    load_config,
+)
+from umsf_lib.contrast import MomentumContrast, places
 from umsf_lib.despeckle import train_despeckler
 from umsf_lib.layouts import load_layout
 from umsf_lib.prepare import SceneSet, load_data, normalisation
 from umsf_lib.pretrain import (
-    MomentumContrast,
     WindowSource,
     build_learner,
     load_pretrained,
     new_network,
-    places,
     pretrain,
+    pretraining_inputs,
     queue_size,
     steps_per_epoch,
 )
-from umsf_lib.runs import Run
-from umsf_lib.training import Checkpoints
+from umsf_lib.runs import Run, _locked
 from umsf_lib.views import sample_tokens
 from umsf_lib.windows import PixelStore
 
 from .fakes import bands, write_fake
+from .test_training import same
 
 PLAIN = ViewConfig(window_px=32, overlap_px=16, gain=0, offset=0, blur=0, speckle_looks=0)
 
@@ -77,11 +93,12 @@ def test_dense_positives_lie_on_the_same_ground(whu: SceneSet, whu_store: PixelS
 
 def test_a_key_depends_on_its_own_window_only(learner: Any) -> None:
     moco, source, _ = learner
-    moco.train()
+    assert moco.query.training and not any(m.training for m in moco.key.modules())
     batch = source.draw(3, torch.Generator().manual_seed(1))
     optical, sar = batch.second.images["optical"], batch.second.images["sar"]
     together = moco.key.features(optical, sar)["fused"]
     assert torch.allclose(moco.key.features(optical[:1], sar[:1])["fused"], together[:1], atol=1e-5)
+    moco.eval().train()
     assert moco.query.training and not any(m.training for m in moco.key.modules())
 
 
@@ -91,7 +108,7 @@ def test_the_loss_equals_a_slow_loop(learner: Any) -> None:
     for _ in range(2):  # the second loss sees queues with keys of real ground
         batch = source.draw(4, generator)
         loss, extra = moco(batch, 16.0)
-        moco.enqueue(batch, extra["key"])
+        moco.enqueue(batch, extra["enqueue"])
     batch = source.draw(4, generator)
     loss, extra = moco(batch, 16.0)
     pairs = {
@@ -136,7 +153,7 @@ def test_gradients_reach_the_query_alone(learner: Any) -> None:
     assert lacking == []
     assert all(p.grad is None and not p.requires_grad for p in moco.key.parameters())
     before = {name: queue.entries.clone() for name, queue in moco.queues.items()}
-    moco.enqueue(batch, extra["key"])
+    moco.enqueue(batch, extra["enqueue"])
     count = int(batch.seen.sum()) + len(batch.scene)
     for name, queue in moco.queues.items():
         changed = (queue.entries != before[name]).any(1)
@@ -157,43 +174,165 @@ def test_keys_are_unit_vectors_of_the_key_network(learner: Any) -> None:
     assert not extra["key"]["cross_sar"][0].requires_grad
 
 
-def interrupt_in_call(number: int) -> Any:
-    """`update_keys` as it is, but Ctrl-C comes in the n-th call."""
-    original, calls = MomentumContrast.update_keys, []
+def ready(name: str, overrides: str = "") -> tuple[Run, SceneSet]:
+    """A run of which only pretraining is left."""
+    run = Run.open(load_config("tiny", overrides=overrides), name)
+    scenes = load_data(run)
+    train_despeckler(run, scenes)
+    return run, scenes
 
-    def update_keys(moco: MomentumContrast) -> None:
+
+def result(run: Run) -> dict[str, Any]:
+    """All that the last checkpoint holds, and the log."""
+    newest = Checkpoints(run.path("checkpoints")).paths()[-1]
+    log = run.path("pretrain.csv").read_bytes()
+    return torch.load(newest, weights_only=True) | {"log": log}
+
+
+def interrupt_in_call(number: int) -> Any:
+    """`enqueue` as it is, but the process ends in the n-th call: after the optimiser's turn."""
+    original, calls = MomentumContrast.enqueue, []
+
+    def enqueue(moco: MomentumContrast, *arguments: Any) -> None:
         calls.append(1)
         if len(calls) == number:
             raise KeyboardInterrupt
-        original(moco)
+        original(moco, *arguments)
 
-    return update_keys
+    return enqueue
 
 
-def test_an_interrupted_pretraining_ends_as_an_unbroken_one(
+def test_pretraining_resumed_from_every_boundary_ends_as_an_unbroken_one(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends = []
-    for name in ("unbroken", "broken"):
-        run = Run.open(load_config("tiny"), name)
-        scenes = load_data(run)
-        train_despeckler(run, scenes)
-        if name == "broken":
-            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(MomentumContrast, "update_keys", interrupt_in_call(7))
-                pretrain(run, scenes)
-            assert not run.is_done("pretrain")
-            assert [p.name[:11] for p in run.path("checkpoints").glob("step-*")] == ["step-000004"]
+    overrides = "pretrain.checkpoint_every=1"
+    run, scenes = ready("unbroken", overrides)
+    assert pretrain(run, scenes) and not pretrain(run, scenes)
+    broken, scenes = ready("broken", overrides)
+    for done in range(8):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(MomentumContrast, "enqueue", interrupt_in_call(1 if done == 0 else 2))
+            pretrain(broken, scenes)
+        assert not broken.is_done("pretrain")
+        assert len(Checkpoints(broken.path("checkpoints")).paths()) == min(done, 2)
+    assert pretrain(broken, scenes)
+    state = result(run)
+    assert same(result(broken), state)
+    assert state["step"] == 8 and any("pointer" in name for name in state["module"])
+    assert pd.read_csv(run.path("pretrain.csv")).step.tolist() == [8]
+
+
+CHILD = """
+import sys
+from umsf_lib.config import load_config
+from umsf_lib.prepare import load_data
+from umsf_lib.pretrain import pretrain
+from umsf_lib.runs import Run
+run = Run.open(load_config("tiny", overrides=sys.argv[1]), "killed")
+pretrain(run, load_data(run))
+"""
+
+
+def test_a_killed_process_goes_on_to_the_same_end(project: Path) -> None:
+    overrides = "pretrain.epochs=6 pretrain.checkpoint_every=3"
+    ready("killed", overrides)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, overrides])
+    run, scenes = ready("unbroken", overrides)
+    pretrain(run, scenes)  # meanwhile
+    killed = Run.open(run.config, "killed")
+    checkpoints, goal = Checkpoints(killed.path("checkpoints")), random.randrange(3, 19)
+    while not any(int(path.name[5:11]) >= goal for path in checkpoints.paths()):
+        assert child.poll() is None
+        time.sleep(random.random() / 50)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL and not killed.is_done("pretrain")
+    assert pretrain(killed, scenes)
+    assert same(result(killed), result(run))
+
+
+# Bad input: one sentence each
+
+
+def test_two_processes_in_one_run_folder(project: Path) -> None:
+    run, scenes = ready("mine")
+    with _locked(run.path(".lock"), "other"), pytest.raises(DataError) as caught:
+        pretrain(run, scenes)
+    for part in (str(run.folder), "another process", "'pretrain'", "another run name"):
+        assert part in str(caught.value)
+
+
+def test_a_checkpoint_of_another_profile(project: Path) -> None:
+    run, scenes = ready("mine")
+    checkpoints = run.path("checkpoints")
+    old = pretraining_inputs(run) | load_config("quick").section("model", "pretrain")
+    path = Checkpoints(checkpoints, old).save(5, {})
+    with pytest.raises(CheckpointError) as caught:
+        pretrain(run, scenes)
+    for part in (str(path), "model.channels 64 -> 16", "pretrain.batch 12 -> 4", "another run"):
+        assert part in str(caught.value)
+    assert "seed" not in str(caught.value)
+
+
+def test_a_long_queue_is_capped_and_said(project: Path) -> None:
+    run, scenes = ready("mine", "pretrain.queue_size=1000 pretrain.epochs=1")
+    said = "pretrain.queue_size is 1000, but 32 training windows give 160 keys.*capped at.* 80"
+    with pytest.warns(UserWarning, match=said):
+        pretrain(run, scenes)
+
+
+def test_a_batch_of_one(project: Path) -> None:
+    run, scenes = ready("one", "pretrain.batch=1")
+    with pytest.raises(ConfigError, match="pretrain.batch is 1, but batch norm.*model.norm=group"):
+        pretrain(run, scenes)
+    run, scenes = ready("group", "pretrain.batch=1 model.norm=group pretrain.epochs=3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert pretrain(run, scenes)
-        assert not pretrain(run, scenes)
-        state = Checkpoints(run.path("checkpoints"), {}).paths()[-1]
-        ends.append(torch.load(state, weights_only=True))
-        log = pd.read_csv(run.path("pretrain.csv"))
-        assert log.step.tolist() == [8]
-    first, second = (end["module"] for end in ends)
-    assert first.keys() == second.keys()
-    assert [k for k in first if not torch.equal(first[k], second[k])] == []
-    assert any("pointer" in key for key in first)  # queues are part of the state
+    log = pd.read_csv(run.path("pretrain.csv"))
+    assert log.step.tolist() == [10, 12] and log.loss.notna().all()
+
+
+def test_no_valid_window(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, scenes = ready("mine")
+    plane = SceneSet.plane
+    monkeypatch.setattr(SceneSet, "plane", lambda s, role, i: plane(s, role, i) & (role != "valid"))
+    with pytest.raises(DataError, match="no training window of 32 px .* is half valid"):
+        pretrain(run, scenes)
+
+
+def test_a_gpu_that_is_not_there(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device is cuda, but torch .* sees no CUDA GPU; check"):
+        Run.open(load_config("tiny", overrides="device=cuda"), "mine")
+    assert not (project / "runs").exists()
+    run = Run.open(load_config("tiny", overrides="device=cpu"), "mine")
+    assert run.device.type == "cpu"
+    assert Run.open(load_config("tiny"), "mine").folder == run.folder  # it may go on elsewhere
+
+
+def test_full_memory_names_the_batch(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, scenes = ready("mine")
+
+    def full(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(ConfigError) as caught:
+        patch.setattr(MomentumContrast, "embed", full)
+        pretrain(run, scenes)
+    (path,) = Checkpoints(run.path("checkpoints")).paths()
+    assert "override pretrain.batch=2" in str(caught.value) and str(path) in str(caught.value)
+    assert pretrain(run, scenes)  # from there
+
+
+def test_the_command_ends_with_the_signals_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def stop(*_: Any) -> None:
+        raise Stopped("stopped by SIGTERM after step 3 of 8", signal.SIGTERM)
+
+    monkeypatch.setattr("umsf_lib.__main__.Run.open", stop)
+    assert main(["pretrain", "--profile", "tiny"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "umsf: stopped by SIGTERM after step 3 of 8\n"
 
 
 def test_load_pretrained_gives_the_trained_query(tiny_run: Run, whu: SceneSet) -> None:

@@ -16,6 +16,7 @@ from umsf_lib.inference import scene_map
 from umsf_lib.losses import clustering_loss
 from umsf_lib.momentum import key_network
 from umsf_lib.prepare import SceneSet
+from umsf_lib.pretrain import build_network
 from umsf_lib.self_training import (
     Lessons,
     own_posteriors,
@@ -25,7 +26,7 @@ from umsf_lib.self_training import (
     smooth,
     texture_kept,
 )
-from umsf_lib.umsf_net import UmsfNet, build_network
+from umsf_lib.umsf_net import UmsfNet
 from umsf_lib.views import make_view
 from umsf_lib.windows import PixelStore, training_tiles
 

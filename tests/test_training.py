@@ -3,45 +3,60 @@
 from __future__ import annotations
 
 import math
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from umsf_lib.checkpoints import (
+    Checkpoints,
+    Stopped,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+)
 from umsf_lib.config import CheckpointError, ConfigError
 from umsf_lib.runs import sha256_of
-from umsf_lib.training import (
-    Checkpoints,
-    Row,
-    cosine_with_warmup,
-    load_checkpoint,
-    print_progress,
-    train,
-    trainable,
-)
+from umsf_lib.training import Row, cosine_with_warmup, print_progress, train, trainable
 
 STEPS, EVERY = 20, 4
 
 
 class Learner(nn.Module):
-    """Tiny, but with all that a checkpoint must carry: dropout, an EMA copy, a queue."""
+    """Tiny, but with all that a checkpoint must carry: dropout, batch norm, an EMA copy, a queue.
+
+    Its loss draws from every source of random numbers there is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+        self.layers = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2)
+        )
         self.average = nn.Linear(8, 2).requires_grad_(False)
         self.register_buffer("queue", torch.zeros(6, 2))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
 
-def losses(learner: Learner, generator: torch.Generator, stop: int | None = None) -> Any:
+def killed() -> None:
+    """What the loop knows nothing of, as of a process that is killed."""
+    raise KeyboardInterrupt
+
+
+def losses(learner: Learner, generator: torch.Generator, stop: int | None, end: Any) -> Any:
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        if step == stop:
-            raise KeyboardInterrupt
-        x = torch.randn(3, 4, generator=generator)
+        x = torch.randn(3, 4, generator=generator) + random.random() + np.random.rand()
         y = learner.layers(x)
+        if step == stop:
+            end()  # in the middle of a step: statistics and random states have moved on
         teacher = learner.average(learner.layers[0](x).detach())
         loss = (y - teacher).square().mean() + (y - learner.queue.mean(0)).abs().mean()
         return loss, {"spread": y.std(), "step_again": float(step)}
@@ -49,14 +64,17 @@ def losses(learner: Learner, generator: torch.Generator, stop: int | None = None
     return loss_of
 
 
-def run(folder: Path | None, *, stop: int | None = None, **change: Any) -> tuple[Learner, Any, Any]:
+def run(
+    folder: Path | None, *, stop: int | None = None, end: Callable[[], Any] = killed, **change: Any
+) -> tuple[Learner, Any, Any]:
     """Train from the newest checkpoint, if any, as a newly started process would."""
-    torch.manual_seed(0)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
     learner, generator = Learner(), torch.Generator().manual_seed(1)
     optimizer = torch.optim.SGD(trainable(learner.parameters()), lr=0.1, momentum=0.9)
 
     def after_step(step: int) -> None:
-        last = learner.layers[2]
+        last = learner.layers[-1]
         for old, new in zip(learner.average.parameters(), last.parameters(), strict=True):
             old.lerp_(new.detach(), 0.1)
         learner.queue[learner.pointer % 6] = last.bias.detach()
@@ -65,13 +83,13 @@ def run(folder: Path | None, *, stop: int | None = None, **change: Any) -> tuple
     settings: dict[str, Any] = {"steps": STEPS, "warmup": 3, "log_every": 3}
     rows = train(
         learner,
-        losses(learner, generator, stop),
+        losses(learner, generator, stop, end),
         optimizer,
         generator=generator,
+        batch=("some.batch", 3),
         after_step=after_step,
         checkpoints=Checkpoints(folder, {"lr": 0.1}) if folder else None,
-        checkpoint_every=EVERY,
-        **settings | change,
+        **{"checkpoint_every": EVERY} | settings | change,
     )
     return learner, optimizer, rows
 
@@ -102,13 +120,33 @@ def test_checkpoints_do_not_change_the_training(tmp_path: Path, unbroken) -> Non
     assert_same(run(tmp_path), unbroken)
 
 
-@pytest.mark.parametrize("stops", [[1], [7], [8], [19], [6, 7, 13]])
-def test_a_resumed_training_ends_where_an_unbroken_one_does(tmp_path, unbroken, stops) -> None:
+# The last is stopped in every step in turn, and so resumes from every boundary.
+@pytest.mark.parametrize(
+    ("stops", "every"), [([1], 4), ([7], 4), ([8], 4), ([6, 7, 13], 2), (list(range(STEPS)), 1)]
+)
+def test_a_resumed_training_ends_where_an_unbroken_one_does(
+    tmp_path: Path, unbroken, stops, every
+) -> None:
     for stop in stops:
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, stop=stop)
-        torch.rand(stop)  # whatever else was drawn in the meantime
-    assert_same(run(tmp_path), unbroken)
+            run(tmp_path, stop=stop, checkpoint_every=every)
+    assert_same(run(tmp_path, checkpoint_every=every), unbroken)
+
+
+def test_every_source_of_random_numbers_goes_on(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(3)
+    random.gauss(0, 1), np.random.randn()  # each keeps the second of a pair for the next call
+
+    def draws() -> list[float]:
+        own = [torch.rand((), generator=generator).item(), torch.rand(()).item()]
+        return own + [random.gauss(0, 1), random.random(), np.random.randn(), np.random.rand()]
+
+    Checkpoints(tmp_path).save(1, {"random": random_state(generator)})
+    expected = draws()
+    state = Checkpoints(tmp_path).load_latest()
+    assert state is not None and draws() != expected
+    restore_random_state(state["random"], generator)
+    assert draws() == expected
 
 
 def test_a_finished_training_is_only_read_back(tmp_path: Path, unbroken) -> None:
@@ -136,9 +174,11 @@ def test_with_a_flipped_bit_the_older_checkpoint_is_used(tmp_path, unbroken, pos
         run(tmp_path, stop=14)
     checkpoints = Checkpoints(tmp_path, {"lr": 0.1})
     flip(checkpoints.paths()[-1], position)
-    state = checkpoints.load_latest()
+    with pytest.warns(UserWarning, match="step-000012-.* is damaged.*goes on from the one before"):
+        state = checkpoints.load_latest()
     assert state is not None and state["step"] == 8
-    assert_same(run(tmp_path), unbroken)
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert_same(run(tmp_path), unbroken)
 
 
 def test_half_written_and_foreign_files_are_passed_over(tmp_path: Path, unbroken) -> None:
@@ -148,7 +188,8 @@ def test_half_written_and_foreign_files_are_passed_over(tmp_path: Path, unbroken
     content = newest.read_bytes()
     newest.write_bytes(content[: len(content) // 2])
     (tmp_path / ".tmp-abc.pt").write_bytes(b"half")
-    assert_same(run(tmp_path), unbroken)
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert_same(run(tmp_path), unbroken)
 
 
 def test_without_a_whole_checkpoint_training_begins_anew(tmp_path: Path, unbroken) -> None:
@@ -157,7 +198,8 @@ def test_without_a_whole_checkpoint_training_begins_anew(tmp_path: Path, unbroke
         run(tmp_path, stop=9)
     for path in Checkpoints(tmp_path).paths():
         flip(path, 0.5)
-    assert_same(run(tmp_path), unbroken)
+    with pytest.warns(UserWarning, match="step-000004-.* is damaged"):
+        assert_same(run(tmp_path), unbroken)
 
 
 def test_the_newest_is_the_one_with_the_highest_step(tmp_path: Path) -> None:
@@ -202,9 +244,12 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
             load_checkpoint(path, {})
 
 
+# What ends a training early
+
+
 def constant(learner: Learner, value: float) -> Any:
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        return learner.layers[2].bias.sum() * 0 + (value if step >= 5 else 1.0), {}
+        return learner.layers[-1].bias.sum() * 0 + (value if step >= 5 else 1.0), {}
 
     return loss_of
 
@@ -213,29 +258,137 @@ def constant(learner: Learner, value: float) -> Any:
 def test_a_loss_that_is_no_number_stops_the_training_and_is_not_saved(tmp_path, value) -> None:
     learner = Learner()
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
-    with pytest.raises(ConfigError, match=f"loss is {value} at step 8; lower the learning rate"):
+    with pytest.raises(ConfigError) as caught:
         train(
             learner,
             constant(learner, value),
             optimizer,
             steps=20,
             generator=torch.Generator(),
+            batch=("some.batch", 3),
             checkpoints=Checkpoints(tmp_path),
             checkpoint_every=4,
         )
-    state = Checkpoints(tmp_path).load_latest()
-    assert state is not None and state["step"] == 4
+    (kept,) = Checkpoints(tmp_path).paths()
+    assert kept.name.startswith("step-000004")
+    said = str(caught.value)
+    for part in (f"loss is {value} at step 6;", f"last good checkpoint: {kept}", "learning rate"):
+        assert part in said
 
 
-def test_a_full_gpu_says_which_number_to_halve() -> None:
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
+    def spoil() -> None:
+        learner.queue[0] = math.nan
+
     learner = Learner()
-
-    def loss_of(step: int) -> Any:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
-    with pytest.raises(ConfigError, match="halve the batch.*pretrain.batch or cluster.batch"):
-        train(learner, loss_of, optimizer, steps=1, generator=torch.Generator())
+    with pytest.raises(ConfigError, match="not finite after step 4; there is no checkpoint"):
+        train(
+            learner,
+            constant(learner, 1.0),
+            optimizer,
+            steps=20,
+            generator=torch.Generator(),
+            batch=("some.batch", 3),
+            after_step=lambda step: spoil() if step == 3 else None,
+            checkpoints=Checkpoints(tmp_path),
+            checkpoint_every=4,
+        )
+
+
+def gpu_full() -> None:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+def cpu_full() -> None:
+    torch.empty(10**16)
+
+
+@pytest.mark.parametrize("full", [gpu_full, cpu_full])
+def test_full_memory_says_what_would_fit_and_loses_no_step(tmp_path, unbroken, full) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(tmp_path, stop=6, end=full)
+    newest = Checkpoints(tmp_path).paths()[-1]
+    assert newest.name.startswith("step-000006")
+    said = str(caught.value)
+    for part in (
+        "memory is full with some.batch 3; about half should fit: override some.batch=1",
+        "in step 7",
+        f"checkpoint after step 6: {newest}",
+    ):
+        assert part in said
+    assert_same(run(tmp_path), unbroken)  # the half step has left no trace
+
+
+def test_full_memory_after_the_weights_have_moved_goes_back_further(tmp_path, unbroken) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError) as caught:
+        original, calls = torch.optim.SGD.step, []
+
+        def step(optimizer: Any) -> None:
+            original(optimizer)
+            calls.append(1)
+            if len(calls) == 7:
+                gpu_full()
+
+        patch.setattr(torch.optim.SGD, "step", step)
+        run(tmp_path)
+    (kept,) = Checkpoints(tmp_path).paths()
+    assert "step-000004" in kept.name and f"last good checkpoint: {kept}" in str(caught.value)
+    assert_same(run(tmp_path), unbroken)
+
+
+def test_a_full_memory_without_checkpoints_or_with_one_window() -> None:
+    learner = Learner()
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
+    with pytest.raises(ConfigError, match="some.batch 1; choose smaller windows.*no checkpoint"):
+        train(
+            learner,
+            lambda step: gpu_full(),
+            optimizer,
+            steps=1,
+            generator=torch.Generator(),
+            batch=("some.batch", 1),
+        )
+
+
+def test_an_error_in_the_step_itself_passes_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        run(tmp_path, stop=6, end=lambda: torch.ones(2).view(3))
+    assert [path.name[:11] for path in Checkpoints(tmp_path).paths()] == ["step-000004"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_training_after_its_step(tmp_path, unbroken, number) -> None:
+    usual = signal.getsignal(number)
+    with pytest.raises(Stopped) as caught:
+        run(tmp_path, stop=6, end=lambda: os.kill(os.getpid(), number))
+    newest = Checkpoints(tmp_path).paths()[-1]
+    assert newest.name.startswith("step-000007")
+    assert f"stopped by {number.name} after step 7 of 20; checkpoint: {newest}" in str(caught.value)
+    assert caught.value.number == number and signal.getsignal(number) == usual
+    assert_same(run(tmp_path), unbroken)
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    def twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(tmp_path, stop=6, end=twice)
+    assert not isinstance(caught.value, Stopped)
+    assert [path.name[:11] for path in Checkpoints(tmp_path).paths()] == ["step-000004"]
+
+
+def test_without_checkpoints_or_main_thread_signals_are_left_alone(tmp_path, unbroken) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(None, stop=6, end=lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert not isinstance(caught.value, Stopped)
+    ends: list[Any] = []
+    thread = threading.Thread(target=lambda: ends.append(run(tmp_path)))
+    thread.start()
+    thread.join()
+    assert_same(ends[0], unbroken)
 
 
 # Schedule and log
@@ -269,7 +422,7 @@ def test_each_group_has_its_own_peak() -> None:
     learner = Learner()
     groups = [
         {"params": learner.layers[0].parameters(), "lr": 1.0},
-        {"params": learner.layers[2].parameters(), "lr": 0.01},
+        {"params": learner.layers[-1].parameters(), "lr": 0.01},
     ]
     optimizer = torch.optim.SGD(groups)
     seen = []
@@ -283,6 +436,7 @@ def test_each_group_has_its_own_peak() -> None:
         optimizer,
         steps=8,
         generator=torch.Generator(),
+        batch=("some.batch", 3),
         after_step=after_step,
     )
     factors = [cosine_with_warmup(step, 8, 0) for step in range(8)]
@@ -294,7 +448,8 @@ def test_one_plain_step_is_that_of_the_optimizer() -> None:
     layer = nn.Linear(3, 1, bias=False)
     x, before = torch.randn(5, 3), layer.weight.detach().clone()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
-    train(layer, lambda _: (layer(x).mean(), {}), optimizer, steps=1, generator=torch.Generator())
+    source, batch = torch.Generator(), ("some.batch", 5)
+    train(layer, lambda _: (layer(x).mean(), {}), optimizer, steps=1, generator=source, batch=batch)
     assert torch.allclose(layer.weight, before - 0.1 * x.mean(0), atol=1e-6)
 
 

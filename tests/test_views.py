@@ -58,7 +58,7 @@ def through(theta: Tensor, points: Tensor) -> np.ndarray:
 
 
 def test_crops_stay_inside_the_window() -> None:
-    theta = draw_geometry(500, 0.4, seeded(), CPU)
+    theta = draw_geometry(500, 0.4, seeded())
     assert theta.shape == (500, 2, 3)
     corners = torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]]).expand(500, 4, 2)
     assert apply_affine(theta, corners).abs().max() <= 1 + 1e-6
@@ -68,7 +68,7 @@ def test_crops_stay_inside_the_window() -> None:
 
 
 def test_all_eight_orientations_come_equally_often() -> None:
-    theta = draw_geometry(4000, 0.5, seeded(), CPU)
+    theta = draw_geometry(4000, 0.5, seeded())
     linear = theta[:, :, :2]
     signs = torch.sign(linear.round(decimals=4)).reshape(-1, 4)
     kinds, counts = signs.unique(dim=0, return_counts=True)
@@ -80,7 +80,7 @@ def test_all_eight_orientations_come_equally_often() -> None:
 
 def test_the_whole_window_is_a_turn_and_flip_of_it() -> None:
     images = torch.randn(64, 3, 8, 8, generator=seeded())
-    theta = draw_geometry(64, 1.0, seeded(1), CPU)
+    theta = draw_geometry(64, 1.0, seeded(1))
     found = resample(images, theta)
     kinds = set()
     for before, after in zip(images, found, strict=True):
@@ -92,7 +92,7 @@ def test_the_whole_window_is_a_turn_and_flip_of_it() -> None:
 
 
 def test_affine_maps_and_their_inverse() -> None:
-    theta = draw_geometry(20, 0.3, seeded(), CPU)
+    theta = draw_geometry(20, 0.3, seeded())
     points = 2 * torch.rand(20, 7, 2, generator=seeded(1)) - 1
     np.testing.assert_allclose(
         apply_affine(theta, points).numpy(), through(theta, points), atol=1e-6
@@ -162,7 +162,7 @@ def test_matched_positions_show_the_same_ground() -> None:
 
 def test_seen_means_inside_the_second_view() -> None:
     generator = seeded(4)
-    first, second = (View({}, draw_geometry(50, 0.3, generator, CPU)) for _ in range(2))
+    first, second = (View({}, draw_geometry(50, 0.3, generator)) for _ in range(2))
     here, there, place, seen = draw_matches(first, second, 40, generator)
     np.testing.assert_allclose(place.numpy(), through(first.theta, here), atol=1e-6)
     for b in range(50):

@@ -9,29 +9,32 @@ from pathlib import Path
 from typing import Any
 
 from .align import RESAMPLINGS, align
+from .checkpoints import Stopped
 from .config import Config, DataError, UmsfError, load_config
 from .data_check import guess_layout, report, survey
+from .despeckle import train_despeckler
+from .distributed import first_process_first, processes, rank
 from .layouts import load_layout
 from .pipeline import print_first_results, run_everything
 from .prepare import load_data
 from .pretrain import pretrain
 from .runs import Run
 from .training import print_progress
-from .tutorial import print_tutorial, write_gallery
+from .tutorial import FURTHER, NOTEBOOKS, print_tutorial, run_notebook, write_gallery
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors a user can mend are one line on stderr.
 
     Returns:
-        Exit status: 0, or 2 after such an error.
+        Exit status: 0; 2 after such an error; 128 + its number after a signal.
     """
     options = _parser().parse_args(arguments)
     try:
         options.function(options)
-    except UmsfError as error:
+    except (UmsfError, Stopped) as error:
         print(f"umsf: {error}", file=sys.stderr)
-        return 2
+        return 128 + error.number if isinstance(error, Stopped) else 2
     return 0
 
 
@@ -51,8 +54,11 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     command("tutorial", _tutorial, "run all notebooks headless")
+    one = command("notebook", _notebook, "run one notebook headless")
+    one.add_argument("name", choices=NOTEBOOKS + FURTHER, metavar="NAME", help="as in notebooks/")
     command("synthesize", _synthesize, "make (or check) and prepare the scenes of a run")
-    command("pretrain", _pretrain, "momentum-contrast pretraining, resumed if interrupted")
+    about = "momentum-contrast pretraining, resumed if interrupted; torchrun starts several of it"
+    command("pretrain", _pretrain, about)
     command("map", _map, "everything from data to scores and maps, without notebooks")
     sweep = command("sweep", _sweep, "sensors x seeds, then the table of first results")
     sweep.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
@@ -92,11 +98,17 @@ def _config(options: argparse.Namespace) -> Config:
     )
 
 
-def _tutorial(options: argparse.Namespace) -> None:
+def _parameters(options: argparse.Namespace) -> dict[str, Any]:
     given = ("profile", "data", "layout", "run", "seed", "overrides")
-    parameters = {name: getattr(options, name) for name in given}
-    parameters["data"] = _config(options).data
-    print_tutorial(parameters)
+    return {name: getattr(options, name) for name in given} | {"data": _config(options).data}
+
+
+def _tutorial(options: argparse.Namespace) -> None:
+    print_tutorial(_parameters(options))
+
+
+def _notebook(options: argparse.Namespace) -> None:
+    print(run_notebook(options.name, _parameters(options)))
 
 
 def _synthesize(options: argparse.Namespace) -> None:
@@ -107,10 +119,14 @@ def _synthesize(options: argparse.Namespace) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    run = Run.open(_config(options), options.run)
-    scenes = load_data(run)
-    pretrain(run, scenes, progress=print_progress("pretrain"))
-    print(f"pretrained: {run.folder}")
+    with processes():
+        with first_process_first():
+            run = Run.open(_config(options), options.run)
+            scenes = load_data(run)
+            train_despeckler(run, scenes, progress=print_progress("despeckle"))
+        pretrain(run, scenes, progress=print_progress("pretrain"))
+        if rank() == 0:
+            print(f"pretrained: {run.folder}")
 
 
 def _map(options: argparse.Namespace) -> None:

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bench import Bench
+from .checkpoints import load_checkpoint, write_state
 from .inference import Classifier, scene_map
 from .prepare import normalisation_of
 from .pretrain import load_pretrained, new_network, write_rows
-from .runs import Run, write_arrays, write_state
+from .runs import Run, write_arrays
 from .self_training import posteriors_of, self_train
-from .training import Row, load_checkpoint
+from .training import Row
 from .umsf_net import UmsfNet
 from .windows import training_tiles
 

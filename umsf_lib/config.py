@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 IGNORE = 255  # train label of pixels that are never scored
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -66,6 +64,7 @@ class ViewConfig:
     blur: float = 0.5  # probability of an optical blur
     speckle_looks: int = 8  # extra speckle on the SAR view: Gamma of this many looks; 0: none
     sar_gain: float = 0.1
+    sensor_drop: float = 0.0  # probability that a view lacks one of two sensors
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,7 @@ class ModelConfig:
 class PretrainConfig:
     """Momentum-contrast pretraining."""
 
+    objective: str = "moco"  # moco | mocov3 | decur
     epochs: int = 10
     steps_per_epoch: int = 0  # 0: every tile of every training scene once
     batch: int = 16
@@ -111,9 +111,12 @@ class PretrainConfig:
     tau: float = 0.07
     queue_size: int = 2048
     ema: float = 0.99
-    intra: float = 1.0
-    cross: float = 1.0
-    fused: float = 1.0
+    # Weights of a window's positives: another view of it, the other sensor, a neighbour (SauMoCo).
+    positives: tuple[float, float, float] = (1.0, 1.0, 0.0)
+    fused: float = 1.0  # weight of the fused tokens' contrast
+    neighbour_m: float = 400.0  # ground distance of the farthest neighbour
+    homogeneity: float = 0.0  # keep neighbours this alike, in standard deviations; 0: all
+    pixel_m: float = 10.0  # of scenes that neither CRS nor sheet name place on the ground
     tokens: int = 16  # dense positives per window
     pooled: float = 0.5  # share of the pooled contrast; the rest is dense
     amp: bool = True
@@ -161,6 +164,7 @@ class Config:
     data: str = ""  # folder of scenes; empty: synthetic scenes
     layout: str = "whu-opt-sar"
     seed: int = 0
+    device: str = "auto"  # auto: a CUDA GPU when there is one | cpu | cuda
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     despeckle: DespeckleConfig = field(default_factory=DespeckleConfig)
@@ -186,24 +190,27 @@ PARAMETERS: dict[str, type] = {
 }
 
 CHOICES = {
+    "device": ("auto", "cpu", "cuda"),
     "synthetic.difficulty": ("easy", "realistic"),
     "model.sensors": ("both", "optical", "sar"),
     "model.backbone": ("small", "resnet18", "resnet50"),
     "model.weights": ("none", "imagenet"),
     "model.norm": ("group", "batch"),
     "model.fusion": ("concat", "add", "attention"),
+    "pretrain.objective": ("moco", "mocov3", "decur"),
     "cluster.teacher": ("mixture", "kmeans", "merged"),
     "cluster.initial": ("pretrained", "random"),
 }
 
 _ZERO_ALLOWED = {
-    "views": "overlap_px gain offset blur speckle_looks sar_gain",
-    "pretrain": "steps_per_epoch momentum weight_decay warmup_epochs ema intra cross fused pooled",
+    "views": "overlap_px gain offset blur speckle_looks sar_gain sensor_drop",
+    "pretrain": "steps_per_epoch momentum weight_decay warmup_epochs ema positives fused pooled "
+    "neighbour_m homogeneity",
     "cluster": "num_clusters clustering consistency balance ema smoothing_px",
     "map": "overlap_px",
 }
 _AT_MOST_ONE = {
-    "views": "scale_min blur",
+    "views": "scale_min blur sensor_drop",
     "pretrain": "momentum ema pooled",
     "cluster": "ema",
 }
@@ -228,11 +235,13 @@ def load_config(
         data: folder of scenes; empty for synthetic ones.
         layout: name or YAML path of the layout; empty means ``whu-opt-sar``.
         seed: of scenes, initial weights and every draw.
-        overrides: ``section.key=value`` pairs separated by spaces.
+        overrides: ``section.key=value`` pairs, and ``device=value``, separated by spaces.
 
     Raises:
         ConfigError: unknown profile, section, key, wrong type, choice or range.
     """
+    import yaml  # not above: the networks are built from these dataclasses without any file
+
     path = PROFILES / f"{profile}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
@@ -245,12 +254,15 @@ def load_config(
 
 
 def _apply_override(tree: dict[str, Any], pair: str) -> None:
+    import yaml
+
     name, equals, text = pair.partition("=")
     section, dot, key = name.partition(".")
-    if not (equals and dot):
+    if not equals or not (dot or name == "device"):
         raise ConfigError(f"override '{pair}' has not the form section.key=value.")
     try:
-        tree.setdefault(section, {})[key] = yaml.safe_load(text)
+        target = tree.setdefault(section, {}) if dot else tree
+        target[key or name] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override '{pair}': '{text}' is no value; write it as YAML.") from error
 
@@ -272,7 +284,12 @@ def _build(cls: Any, values: Mapping[str, Any], source: str, prefix: str) -> Any
 
 def _checked(value: Any, kind: Any, name: str, source: str) -> Any:
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
-        return tuple(_checked(v, typing.get_args(kind)[0], name, source) for v in value)
+        kinds = typing.get_args(kind)
+        if kinds[-1] is not ... and len(value) != len(kinds):
+            raise ConfigError(
+                f"{name} in {source} must be {len(kinds)} numbers, but it is {list(value)}."
+            )
+        return tuple(_checked(v, kinds[0], name, source) for v in value)
     if kind is float:
         value = _as_float(value)
     if type(value) is not kind:

@@ -7,63 +7,26 @@ then rides along in the contrastive training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import uniform_filter
-from torch import Tensor, nn
+from torch import Tensor
 
+from .checkpoints import write_state
 from .config import DespeckleConfig
+from .encoders import Despeckle
 from .prepare import SceneSet
-from .runs import Run, write_json, write_state
+from .runs import Run, write_json
 from .training import Row, train
 from .views import speckle
 from .windows import draw_windows, open_store, training_tiles
 
 DESPECKLER = "checkpoints/despeckler.pt"
-BOXES = (3, 7, 15)  # px; the first gives detail, the last an estimate of the level
 RATIO_WEIGHT = 0.1
 RATIO_BOX = 16
-
-
-class Despeckle(nn.Module):
-    """ln I -> ln of the despeckled intensity, as the input minus an estimated residual.
-
-    The residual network sees ln I relative to box means of several sizes, so that scaling the
-    intensity only shifts the result: f(I c) = c f(I). The last layer starts at zero: identity.
-    Layout after SAR-DRN (Zhang et al. 2018): 3 x 3 convolutions of growing and falling dilation.
-    """
-
-    def __init__(self, channels: int = 16, dilations: Sequence[int] = (1, 2, 2, 1)) -> None:
-        super().__init__()
-        widths = [len(BOXES), *[channels] * (len(dilations) - 1), 1]
-        self.layers = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=d, dilation=d)
-            for before, after, d in zip(widths, widths[1:], dilations, strict=False)
-        )
-        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
-
-    def forward(self, log_intensity: Tensor) -> Tensor:
-        """``(B, C, h, w)`` ln I -> same shape; each band by itself."""
-        y = log_intensity.flatten(0, 1)[:, None]  # (B C, 1, h, w)
-        level = y.mean(dim=(2, 3), keepdim=True)  # exp() of centred values cannot overflow
-        intensity = (y - level).clamp(-20, 20).exp()
-        x = torch.cat([y - level - box_mean(intensity, k).log() for k in BOXES], dim=1)
-        for number, layer in enumerate(self.layers[:-1]):
-            new = F.relu(layer(x))
-            x = new if number == 0 else x + new
-        return (y - self.layers[-1](x)).view_as(log_intensity)
-
-
-def box_mean(images: Tensor, size: int) -> Tensor:
-    """Mean over ``size`` x ``size`` px of ``(B, 1, h, w)``; mirrored borders (repeated if tiny)."""
-    reach = size // 2
-    mode = "reflect" if min(images.shape[2:]) > reach else "replicate"
-    images = F.pad(images, (reach, reach, reach, reach), mode=mode)
-    return F.avg_pool2d(F.avg_pool2d(images, (1, size), 1), (size, 1), 1)
 
 
 def despeckle_loss(estimate: Tensor, noisy: Tensor, clean: Tensor) -> Tensor:
@@ -127,6 +90,7 @@ def fit_despeckler(
         steps=settings.steps,
         warmup=max(1, settings.steps // 10),
         generator=generator,
+        batch=("despeckle.batch", settings.batch),
         progress=progress,
     )
 

@@ -51,6 +51,90 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, tau: float, mask: Tensor | Non
         return F.softplus(negative.logsumexp(1) - positive).sum() / max(len(q), 1)
 
 
+def in_batch_nce(q: Tensor, k: Tensor, tau: float, mask: Tensor | None = None) -> Tensor:
+    """Contrast each query with its own key against the other keys of the batch, without a queue.
+
+    `2 tau * cross entropy of q K^T / tau`, averaged over the queries: the factor keeps gradients of
+    one size whatever tau is. No gradient flows into `k`.
+
+    Args:
+        q: Queries `(M, D)`, unit rows.
+        k: Keys `(N, D)`, unit rows, N >= M; row i is the positive of query i.
+        tau: Temperature, > 0.
+        mask: `(M, N)` bool, True = use this key as a negative, or None for all. The positive
+            counts in any case.
+
+    Returns:
+        Scalar; 0 where there is no query at all.
+
+    Source: Chen et al. 2021 (MoCo v3), one of its two symmetric halves.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        q, k = _at_least_float32(q), _at_least_float32(k.detach())
+        logits = q @ k.T / tau  # (M, N)
+        if mask is not None:
+            own = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
+            logits = logits.masked_fill(~(mask | own), torch.finfo(logits.dtype).min)
+        right = torch.arange(len(q), device=logits.device)
+        loss = F.cross_entropy(logits, right, reduction="sum")
+        return 2 * tau * loss / max(len(q), 1)
+
+
+# Weight of the correlations between different dimensions (Zbontar et al. 2021; DeCUR keeps it).
+REDUNDANCY = 0.0051
+
+
+def cross_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Correlations over the batch `(D, D)` of every dimension of `a (M, D)` with every one of `b`.
+
+    Dimensions are standardised as batch norm does it, so that one that is constant gives 0.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = (F.batch_norm(_at_least_float32(x), None, None, training=True) for x in (a, b))
+        return a.T @ b / len(a)
+
+
+def _distance_to(c: Tensor, diagonal: float) -> Tensor:
+    """Squared distance of a correlation matrix to `diagonal` times the identity."""
+    own = torch.diagonal(c)
+    others = c.square().sum() - own.square().sum()
+    return (own - diagonal).square().sum() + REDUNDANCY * others
+
+
+def barlow_twins(a: Tensor, b: Tensor) -> Tensor:
+    """Ask that two views agree in each dimension and that no dimension repeats another.
+
+    `[sum_i (C_ii - 1)^2 + .0051 sum_{i != j} C_ij^2] / D` with the cross-correlation C. Divided by
+    D, unlike the paper's, so that it weighs the same at any width.
+
+    Args:
+        a: Embeddings of one view `(M, D)`, not normalised, M >= 2.
+        b: Those of the other, row by row of the same places.
+
+    Source: Zbontar et al. 2021 (Barlow Twins).
+    """
+    return _distance_to(cross_correlation(a, b), 1.0) / a.shape[1]
+
+
+def decur_cross(a: Tensor, b: Tensor, common: int) -> Tensor:
+    """Ask two sensors to agree in the common dimensions and in nothing else.
+
+    The mean of two halves: the block of the first `common` dimensions as in `barlow_twins`; in the
+    block of the others the diagonal is driven to 0, too. What lies between both blocks is free.
+    Divided by D.
+
+    Args:
+        a: Embeddings of one sensor `(M, D)`, not normalised, M >= 2.
+        b: Those of the other, row by row of the same places.
+        common: Number of common dimensions, 0 to D.
+
+    Source: Wang et al. 2024 (DeCUR).
+    """
+    c = cross_correlation(a, b)
+    shared, unique = c[:common, :common], c[common:, common:]
+    return 0.5 * (_distance_to(shared, 1.0) + _distance_to(unique, 0.0)) / a.shape[1]
+
+
 def chance_level(queue_size: int, dim: int, tau: float) -> tuple[float, float]:
     """Give the two InfoNCE values of a network that has learned nothing.
 

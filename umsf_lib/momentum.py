@@ -1,7 +1,9 @@
 """Momentum contrast: slowly moving key networks and queues of their past keys.
 
-Order within a step (He et al. 2020, MoCo): queries -> `momentum_update` -> keys without gradient ->
-loss -> `backward()` -> optimiser -> `enqueue`. The queue changes last: backward reads it.
+Order within a step: queries -> keys without gradient -> loss -> `backward()` -> optimiser ->
+`enqueue` -> `momentum_update`. The queue changes after `backward()`, which reads it. MoCo (He et
+al. 2020) updates the key network just before the next keys, which gives the same ones; here all
+that a step changes comes last, so that a step that fails has changed nothing.
 """
 
 import copy
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
+Places = tuple[Tensor, Tensor, Tensor]  # scene, row, col of footprint centres, (M,) each
 
 
 def key_network(query: Network) -> Network:
@@ -38,8 +41,17 @@ def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """
     # One kernel for all parameters; torch.optim.swa_utils averages by the same call.
     torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
-    for target, source in zip(key.buffers(), query.buffers(), strict=True):
-        target.copy_(source)
+    if buffers := list(key.buffers()):
+        torch._foreach_copy_(buffers, list(query.buffers()))
+
+
+def own_ground(a: Places, b: Places, radius_px: float) -> Tensor:
+    """``(M, N)`` bool: both lie in one scene, less than ``radius_px`` apart in both directions."""
+    (scene, row, col), (others, rows, cols) = a, b
+    own = scene[:, None] == others  # (M, N)
+    own &= (row[:, None] - rows).abs_() < radius_px
+    own &= (col[:, None] - cols).abs_() < radius_px
+    return own
 
 
 class Queue(nn.Module):
@@ -110,7 +122,5 @@ class Queue(nn.Module):
         Returns:
             `(M, Q)` bool, True = keep as negative: the `mask` of `info_nce`.
         """
-        own = scene[:, None] == self.scene  # (M, Q)
-        own &= (row[:, None] - self.row).abs_() < radius_px
-        own &= (col[:, None] - self.col).abs_() < radius_px
-        return own.logical_not_()
+        entries = self.scene, self.row, self.col
+        return own_ground((scene, row, col), entries, radius_px).logical_not_()

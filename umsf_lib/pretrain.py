@@ -1,60 +1,36 @@
-"""Momentum-contrast pretraining of the two encoders and their fusion.
-
-Three contrasts share one step: within each sensor, across the sensors, and on the fused tokens
-(without which nothing would train the fusion). Each has its own projector and its own queue.
-"""
+"""The stage ``pretrain``: momentum contrast on windows of the training scenes."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from .config import Config, PretrainConfig
+from .checkpoints import Checkpoints, load_checkpoint
+from .config import Config, ConfigError
+from .contrast import Batch, Learner
 from .despeckle import load_despeckler
-from .losses import embedding_statistics, info_nce
-from .momentum import Queue, key_network, momentum_update
-from .prepare import SceneSet, normalisation_of
-from .runs import Run, write_atomically
-from .training import Checkpoints, Row, load_checkpoint, train, trainable
-from .umsf_net import UmsfNet, build_network
-from .views import View, draw_matches, make_view, sample_tokens
+from .distributed import any_process, own_rows, rank, world_size
+from .losses import embedding_statistics
+from .neighbours import Corners, Ground, Neighbours
+from .objectives import OBJECTIVES
+from .prepare import SceneSet, normalisation_of, training_statistics
+from .runs import Run, seed_everything, write_atomically
+from .training import Row, train, trainable
+from .umsf_net import UmsfNet
+from .views import Share, Source, View, draw_geometry, draw_matches, show_view, to_device
 from .windows import PixelStore, draw_windows, open_store, training_tiles
 
 LOG_EVERY = 10  # steps
-
-# contrast -> (query projector, key projector), by the projector's name in ``UmsfNet.project``
-INTRA = {"intra_optical": ("optical", "optical"), "intra_sar": ("sar", "sar")}
-CROSS = {
-    "cross_optical": ("cross_optical", "cross_sar"),
-    "cross_sar": ("cross_sar", "cross_optical"),
-}
-FUSED = {"fused": ("fused", "fused")}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Two views of a batch of windows and the ground positions both see.
-
-    ``scene (B,)``; ``centre (B, 2)`` row, col of the window centres in scene px; ``here`` and
-    ``there (B, n, 2)`` view coordinates; ``ground (B, n, 2)`` row, col in scene px;
-    ``seen (B, n)``.
-    """
-
-    first: View
-    second: View
-    scene: Tensor
-    centre: Tensor
-    here: Tensor
-    there: Tensor
-    ground: Tensor
-    seen: Tensor
+BASE_BATCH = 32  # that pretrain.lr is for
 
 
 class WindowSource:
@@ -64,130 +40,66 @@ class WindowSource:
         views = config.views
         self.store, self.config = store, config
         self.tiles = training_tiles(scenes, views.window_px, views.overlap_px)
+        self.ground, self.neighbours = Ground.apart(len(scenes.records)), None
+        if config.pretrain.positives[2] > 0:
+            self.neighbours = Neighbours(scenes, store.roles, views.window_px, config.pretrain)
+            self.ground = self.neighbours.ground
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """Draw ``count`` windows, two views of each, and their matched positions."""
+        """Draw ``count`` windows, two views of each, and their matched positions.
+
+        The second view of some shows a neighbour (``pretrain.positives``). With several processes,
+        each draws where all windows lie, but the pixels of its own only.
+        """
         views, store = self.config.views, self.store
         size, jitter = views.window_px, (views.window_px - views.overlap_px) // 2
-        where = draw_windows(self.tiles, count, size, jitter, store.places, generator)
-        windows = store.windows(*where, size)
-        scene, row, col = (t.to(store.device) for t in where)
-        log_std = store.std["sar"][scene] if "sar" in store.roles else None
-        first, second = (make_view(windows, log_std, views, generator) for _ in range(2))
+        anchors = draw_windows(self.tiles, count, size, jitter, store.places, generator)
+        others = self._partners(anchors, generator)
+        rows, noise = own_rows(count), self._noise(generator)
+        pixels = self._pixels(anchors, rows)
+        drawn = (pixels, pixels if others is anchors else self._pixels(others, rows))
+        shown, thetas = [], []
+        for windows, log_std in drawn:
+            theta = draw_geometry(count, views.scale_min, generator)
+            shown.append(show_view(windows, theta[rows], log_std, views, noise))
+            thetas.append(theta)
+        corner, other = (self.ground.corner(*place) for place in (anchors, others))  # (B, 2)
+        shift = (other - corner).flip(1) / size * 2  # row, col in px -> (x, y)
+        tokens = self.config.pretrain.tokens
         here, there, ground, seen = draw_matches(
-            first, second, self.config.pretrain.tokens, generator
+            View({}, thetas[0]), View({}, thetas[1]), tokens, generator, shift
         )
-        corner = torch.stack([row, col], dim=1).float()  # (B, 2)
         ground = corner[:, None] + (ground.flip(2) + 1) / 2 * size  # (x, y) -> row, col in px
-        return Batch(first, second, scene, corner + size / 2, here, there, ground, seen)
+        centres = corner + size / 2, other + size / 2
+        plane = self.ground.plane[anchors[0]]
+        first, second = shown
+        return Batch(first, second, plane, *centres, here, there, ground, seen, rows)
 
+    def _partners(self, anchors: Corners, generator: torch.Generator) -> Corners:
+        """What the second views show: the same windows, or with its share of draws a neighbour."""
+        if self.neighbours is None:
+            return anchors
+        near = self.neighbours.draw(anchors, generator)
+        view, _, neighbour = self.config.pretrain.positives
+        moved = torch.rand(len(near[0]), generator=generator) < neighbour / (view + neighbour)
+        scene, row, col = (torch.where(moved, b, a) for a, b in zip(anchors, near, strict=True))
+        return scene, row, col
 
-class MomentumContrast(nn.Module):
-    """Query network, EMA key network, and one queue per key projector (He et al. 2020, MoCo)."""
+    def _pixels(self, places: Corners, rows: slice) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Windows of this process, and the std of their ln intensity where there is SAR."""
+        scene, row, col = (x[rows] for x in places)
+        store = self.store
+        windows = store.windows(scene, row, col, self.config.views.window_px)
+        log_std = store.std["sar"][to_device(scene, store.device)] if "sar" in store.roles else None
+        return windows, log_std
 
-    def __init__(self, query: UmsfNet, config: PretrainConfig, generator: torch.Generator) -> None:
-        super().__init__()
-        self.config = config
-        self.query = query
-        self.key = key_network(query)
-        names = query.projectors.keys()
-        dim = query.projection_dim
-        self._queues = nn.ModuleDict({n: Queue(config.queue_size, dim, generator) for n in names})
-        self.contrasts = {
-            name: pair for name, pair in (INTRA | CROSS | FUSED).items() if set(pair) <= set(names)
-        }
-
-    def train(self, mode: bool = True) -> MomentumContrast:
-        """As usual, but the key network stays in eval mode.
-
-        There BatchNorm uses running statistics, so that no key depends on the rest of its batch and
-        nothing but its ground gives the positive away (Cai et al. 2021, EMAN).
-        """
-        super().train(mode)
-        self.key.eval()
-        return self
-
-    @property
-    def queues(self) -> dict[str, Queue]:
-        """Queue per key projector."""
-        return cast("dict[str, Queue]", dict(self._queues.items()))
-
-    def weights(self) -> dict[str, float]:
-        """Weight of each contrast in the loss; the two of a kind share theirs."""
-        kinds = ((INTRA, self.config.intra), (CROSS, self.config.cross), (FUSED, self.config.fused))
-        weights: dict[str, float] = {}
-        for kind, weight in kinds:
-            active = [name for name in kind if name in self.contrasts]
-            weights |= {name: weight / len(active) for name in active}
-        return weights
-
-    def forward(self, batch: Batch, radius_px: float) -> tuple[Tensor, dict[str, Any]]:
-        """Loss of one batch, and what ``enqueue`` and the log need.
-
-        Args:
-            batch: two views with matched positions.
-            radius_px: keys of the same scene nearer than this are no negatives.
-
-        Returns:
-            Scalar loss; dict with the ``parts`` of the loss and the ``keys`` per projector.
-        """
-        query = self.embed(self.query, batch.first, batch.here, batch.seen)
-        with torch.no_grad():
-            key = self.embed(self.key, batch.second, batch.there, batch.seen)
-        token_place, pooled_place = places(batch)
-        fused = self.queues["fused"]
-        masks = [
-            fused.own_ground_mask(scene, row, col, radius_px)
-            for scene, row, col in (token_place, pooled_place)
-        ]
-        pooled = self.config.pooled
-        parts = {}
-        for name, (mine, other) in self.contrasts.items():
-            queue = self.queues[other].entries
-            dense_loss, pooled_loss = (
-                info_nce(q, k, queue, self.config.tau, mask)
-                for q, k, mask in zip(query[mine], key[other], masks, strict=True)
-            )
-            parts[name] = (1 - pooled) * dense_loss + pooled * pooled_loss
-        loss = torch.stack([w * parts[name] for name, w in self.weights().items()]).sum()
-        return loss, {"parts": parts, "query": query, "key": key, "mask": masks[0]}
-
-    @staticmethod
-    def embed(
-        network: UmsfNet, view: View, points: Tensor, seen: Tensor
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Projector -> unit embeddings of the matched tokens ``(M, D)`` and pooled ``(B, D)``."""
-        features = network.features(view.images.get("optical"), view.images.get("sar"))
-        result = {}
-        for name, projected in network.project(features).items():  # (B, D, H, W)
-            tokens = sample_tokens(projected, points)[seen]  # (M, D)
-            result[name] = (F.normalize(tokens.float(), dim=1), pooled_embedding(projected))
-        return result
-
-    @torch.no_grad()
-    def update_keys(self) -> None:
-        """EMA step of the key network, before its pass (MoCo's order)."""
-        momentum_update(self.key, self.query, self.config.ema)
-
-    @torch.no_grad()
-    def enqueue(self, batch: Batch, keys: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Put this batch's keys into the queues; after the backward pass, which reads them."""
-        token_place, pooled_place = places(batch)
-        where = [torch.cat(pair) for pair in zip(token_place, pooled_place, strict=True)]
-        for name, queue in self.queues.items():
-            queue.enqueue(torch.cat(keys[name]), *where)
-
-
-def pooled_embedding(projected: Tensor) -> Tensor:
-    """Unit embedding ``(B, D)`` of a whole window from its projected tokens."""
-    return F.normalize(projected.float().mean(dim=(2, 3)), dim=1)
-
-
-def places(batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """(scene, row, col) of the tokens seen by both views, and of the windows."""
-    scene = batch.scene[:, None].expand_as(batch.seen)[batch.seen]
-    row, col = batch.ground[batch.seen].T
-    return (scene, row, col), (batch.scene, *batch.centre.T)
+    def _noise(self, generator: torch.Generator) -> Source:
+        """Source of the photometric draws: on a GPU they are made there, seeded for this batch."""
+        device = self.store.device
+        if device.type == "cuda":
+            seed = int(torch.randint(2**62, (), generator=generator))
+            generator = torch.Generator(device).manual_seed(seed)
+        return Share(generator, rank(), world_size())
 
 
 def steps_per_epoch(config: Config, tiles: int) -> int:
@@ -212,12 +124,24 @@ def pretrain(
 ) -> bool:
     """Stage ``pretrain``: train, or return at once if the run has it.
 
-    Writes ``pretrain.csv`` and checkpoints, resuming from the newest one.
+    Writes ``pretrain.csv`` and checkpoints, resuming from the newest one. Several processes
+    (``distributed.processes``) share every batch; the first of them writes.
 
     Returns:
         True if it trained.
+
+    Raises:
+        ConfigError: settings that do not go together; the loss diverges; memory is full.
+        CheckpointError: the run's checkpoints were made with other settings.
+        DataError: no valid window; another process trains in this run folder.
+        Stopped: by Ctrl-C or SIGTERM, after a checkpoint.
     """
     inputs = pretraining_inputs(run)
+    if not any_process(not run.is_current("pretrain", inputs)):
+        return False
+    if rank() > 0:
+        _pretrain(run, scenes, inputs, None)
+        return True
     return run.stage("pretrain", lambda: _pretrain(run, scenes, inputs, progress), inputs)
 
 
@@ -235,22 +159,28 @@ def _pretrain(
     progress: Callable[[int, int, Row], None] | None,
 ) -> list[str]:
     config, settings = run.config, run.config.pretrain
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = seed_everything(config.seed)
     learner, source = build_learner(run, scenes, generator)
+    _say_if_capped(config, len(source.tiles))
     optimizer = torch.optim.SGD(
-        trainable(learner.query.parameters()),
-        lr=settings.lr * settings.batch / 32,
+        trainable(learner.parameters()),
+        lr=settings.lr * settings.batch / BASE_BATCH,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        fused=True if run.device.type == "cuda" else None,
     )
+    step_of = shared(learner)
     stash: dict[str, Any] = {}
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        learner.update_keys()
         batch = source.draw(settings.batch, generator)
-        loss, extra = learner(batch, config.views.window_px / 2)
-        stash.update(batch=batch, keys=extra["key"])
-        return loss, extra["parts"] | _monitor(learner, extra, step)
+        loss, extra = step_of(batch, config.views.window_px / 2)
+        stash.update(batch=batch, keys=extra["enqueue"])
+        return loss, extra["parts"] | _monitor(extra, step)
+
+    def after_step(step: int) -> None:
+        learner.enqueue(stash["batch"], stash["keys"])
+        learner.update_keys()
 
     per_epoch = steps_per_epoch(config, len(source.tiles))
     checkpoints = Checkpoints(run.path("checkpoints"), inputs)
@@ -261,27 +191,86 @@ def _pretrain(
         steps=settings.epochs * per_epoch,
         warmup=settings.warmup_epochs * per_epoch,
         generator=generator,
+        batch=("pretrain.batch", settings.batch),
         amp=settings.amp,
-        after_step=lambda step: learner.enqueue(stash["batch"], stash["keys"]),
+        after_step=after_step,
         checkpoints=checkpoints,
         checkpoint_every=settings.checkpoint_every,
         log_every=LOG_EVERY,
         progress=progress,
     )
-    write_rows(run.path("pretrain.csv"), rows)
+    if rank() == 0:
+        write_rows(run.path("pretrain.csv"), rows)
     return ["pretrain.csv", f"checkpoints/{checkpoints.paths()[-1].name}"]
 
 
 def build_learner(
     run: Run, scenes: SceneSet, generator: torch.Generator
-) -> tuple[MomentumContrast, WindowSource]:
-    """Networks with the run's despeckler, queues, and the source of windows, on the device."""
+) -> tuple[Learner, WindowSource]:
+    """Networks with the run's despeckler, queues, and the source of windows, on the device.
+
+    Raises:
+        ConfigError: batch norm of a batch of one window, or over several CPU processes; another
+            objective than ``moco`` in several processes.
+    """
     config = run.config
+    _check_batch_norm(config, run.device)
+    if world_size() > 1 and config.pretrain.objective != "moco":
+        raise ConfigError(
+            f"pretrain.objective is {config.pretrain.objective}, which compares windows within one "
+            f"process, but there are {world_size()}; use one process, or pretrain.objective=moco."
+        )
     store = open_store(scenes, config, run.device)
     source = WindowSource(scenes, store, config)
     settings = replace(config.pretrain, queue_size=queue_size(config, len(source.tiles)))
     network = new_network(run, scenes)
-    return MomentumContrast(network, settings, generator).to(run.device), source
+    return OBJECTIVES[settings.objective](network, settings, generator).to(run.device), source
+
+
+def shared(learner: Learner) -> nn.Module:
+    """The learner itself, or with several processes one whose gradients are averaged over them.
+
+    There batch norm takes the statistics of the whole batch (SyncBatchNorm), as one process would.
+    """
+    if world_size() == 1:
+        return learner
+    learner.query = nn.SyncBatchNorm.convert_sync_batchnorm(learner.query)
+    # Queues and statistics are equal in all processes by construction: nothing to broadcast.
+    new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    return DistributedDataParallel(learner, gradient_as_bucket_view=True, **options)
+
+
+def _check_batch_norm(config: Config, device: torch.device) -> None:
+    if config.model.norm != "batch":
+        return
+    if config.pretrain.batch == 1:
+        raise ConfigError(
+            "pretrain.batch is 1, but batch norm (model.norm=batch) needs several windows to tell "
+            "what they share; set pretrain.batch to 2 or more, or model.norm=group."
+        )
+    if world_size() > 1 and device.type != "cuda":
+        raise ConfigError(
+            f"{world_size()} processes without a GPU cannot share the statistics of batch norm "
+            "(model.norm=batch); use one process, or model.norm=group."
+        )
+
+
+def _say_if_capped(config: Config, tiles: int) -> None:
+    wanted, size = config.pretrain.queue_size, queue_size(config, tiles)
+    if size < wanted and rank() == 0:
+        warnings.warn(
+            f"pretrain.queue_size is {wanted}, but {tiles} training windows give {2 * size} keys "
+            f"an epoch: the queue is capped at half of them, {size}.",
+            stacklevel=2,
+        )
+
+
+def build_network(config: Config, scenes: SceneSet) -> UmsfNet:
+    """The network of a run's settings for the bands of its scenes; weights from torch's seed."""
+    statistics = training_statistics(scenes)
+    log_std = torch.tensor(statistics.get("sar", {"std": [1.0]})["std"], dtype=torch.float32)
+    return UmsfNet(config.model, scenes.layout, log_std, config.despeckle.channels)
 
 
 def new_network(run: Run, scenes: SceneSet) -> UmsfNet:
@@ -311,12 +300,12 @@ def load_pretrained(run: Run, scenes: SceneSet) -> UmsfNet:
     return network
 
 
-def _monitor(learner: MomentumContrast, extra: dict[str, Any], step: int) -> dict[str, float]:
+def _monitor(extra: dict[str, Any], step: int) -> dict[str, float]:
     """Collapse monitor of the fused tokens; read only when a row is logged (it waits)."""
     if (step + 1) % LOG_EVERY:
         return {}
     q, k = extra["query"]["fused"][0], extra["key"]["fused"][0]
-    return embedding_statistics(q, k, learner.queues["fused"].entries, extra["mask"])
+    return embedding_statistics(q, k, extra["negatives"], extra["mask"])
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:

@@ -5,6 +5,7 @@ What GDAL opens (GeoTIFF, JPEG, PNG) and NumPy's ``.npy``; written are GeoTIFFs.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.warp import transform as project
 from rasterio.windows import Window
 
 from .config import DataError
 from .runs import write_atomically
 
 TOLERANCE_PX = 0.01
+DEGREE_M = 111_195.0  # on a sphere of 6371 km
 STRIP_PX = 256  # rows read at a time: bounds the memory while streaming
 
 
@@ -86,6 +89,26 @@ class NumpyRaster:
         part: tuple[slice, ...] = window.toslices() if window else ()
         values = self.array[(slice(None) if band is None else band - 1, *part)]
         return np.array(values, values.dtype.newbyteorder("="), order="C")
+
+
+def pixel_size_m(grid: Grid) -> tuple[float, float] | None:
+    """Ground height and width in metres of the pixel in the middle of a raster.
+
+    Degrees and map projections are taken to the sphere, so that a Mercator grid of "10 m" tells
+    its 8 m at 34 degrees north. None without a CRS that says where it is on the earth.
+    """
+    if grid.crs is None or not (grid.crs.is_geographic or grid.crs.is_projected):
+        return None
+    t, column, row = grid.transform, grid.width / 2, grid.height / 2
+    x, y = t.c + column * t.a + row * t.b, t.f + column * t.d + row * t.e
+    ends = project(grid.crs, "EPSG:4326", [x, x + t.b, x + t.a], [y, y + t.e, y + t.d])
+    longitudes, latitudes = ends[:2]  # of the pixel, the one below, the one to the right
+    shrink = math.cos(math.radians(latitudes[0]))
+    down, right = (
+        DEGREE_M * math.hypot(shrink * (longitudes[i] - longitudes[0]), latitudes[i] - latitudes[0])
+        for i in (1, 2)
+    )
+    return down, right
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from .runs import Run, write_arrays, write_json
 
 OVERALL = ("acc", "nmi", "ari", "macro_f1", "miou", "kappa", "many_to_one")
 LIMITS = ("constant", "equal_size_ceiling")
+RECORDS = ("metrics.json", "probe.json")  # files of a run
 COLUMNS = ["run", "method", "variant", "profile", "dataset", "protocol", "split", "seed"]
 COLUMNS += ["matching", "metric", "class", "value"]
 Tables = dict[str, np.ndarray]  # protocol -> (S, K', K) int64, one table per scene
@@ -74,14 +75,25 @@ def patch_majority(
     posteriors: torch.Tensor, labels: np.ndarray, size: int, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predicted cluster and most frequent label of each whole patch; IGNORE if half unlabelled."""
+    predicted = block_means(posteriors, size).argmax(0).cpu().numpy()
+    return predicted, majority_label(labels, size, classes)
+
+
+def block_means(maps: torch.Tensor, size: int) -> torch.Tensor:
+    """Mean of each whole block: ``maps (C, h, w)`` -> ``(C, h // size, w // size)``."""
+    rows, cols = (side // size for side in maps.shape[1:])
+    inside = maps[:, : rows * size, : cols * size]
+    return inside.reshape(len(inside), rows, size, cols, size).mean(dim=(2, 4))
+
+
+def majority_label(labels: np.ndarray, size: int, classes: int) -> np.ndarray:
+    """Most frequent label ``(rows, cols)`` of each whole patch; IGNORE if half unlabelled."""
     rows, cols = (side // size for side in labels.shape)
-    inside = posteriors[:, : rows * size, : cols * size]
-    split = inside.reshape(len(inside), rows, size, cols, size)
-    mean = split.mean(dim=(2, 4))  # (K', rows, cols)
     blocks = labels[: rows * size, : cols * size].reshape(rows, size, cols, size)
     counts = np.stack([(blocks == c).sum(axis=(1, 3)) for c in range(classes)])  # (K, rows, cols)
     enough = counts.sum(axis=0) >= size * size / 2
-    return mean.argmax(0).cpu().numpy(), np.where(enough, counts.argmax(axis=0), IGNORE)
+    majority: np.ndarray = np.where(enough, counts.argmax(axis=0), IGNORE)
+    return majority
 
 
 def evaluate(run: Run, bench: Bench, methods: Iterable[Classifier]) -> bool:
@@ -127,17 +139,10 @@ def matchings(val: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     return fitted | {"test": hungarian(test.sum(axis=0))}
 
 
-def records(
-    run: Run,
-    scenes: SceneSet,
-    method: str,
-    protocol: str,
-    tables: np.ndarray,
-    mappings: dict[str, np.ndarray],
-) -> list[dict[str, Any]]:
-    """Tidy records of one method and protocol, one value each."""
-    config, table = run.config, tables.sum(axis=0)
-    base = {
+def identity(run: Run, method: str, protocol: str) -> dict[str, Any]:
+    """What a record says of where its value comes from."""
+    config = run.config
+    return {
         "run": run.folder.name,
         "method": method,
         "variant": f"{config.model.sensors}-{config.model.fusion}-{config.cluster.initial}",
@@ -147,6 +152,18 @@ def records(
         "split": "test",
         "seed": config.seed,
     }
+
+
+def records(
+    run: Run,
+    scenes: SceneSet,
+    method: str,
+    protocol: str,
+    tables: np.ndarray,
+    mappings: dict[str, np.ndarray],
+) -> list[dict[str, Any]]:
+    """Tidy records of one method and protocol, one value each."""
+    table, base = tables.sum(axis=0), identity(run, method, protocol)
     rows = []
 
     def add(matching: str, metric: str, value: float, name: str | None = None) -> None:
@@ -212,10 +229,9 @@ def gains(
 
 
 def load_records(folders: Iterable[Path]) -> pd.DataFrame:
-    """Records of runs that have been evaluated, as one table."""
+    """Records of runs, scores of maps and of frozen features (``probe``), as one table."""
     rows: list[dict[str, Any]] = []
-    for folder in folders:
-        path = folder / "metrics.json"
+    for path in (folder / name for folder in folders for name in RECORDS):
         if path.is_file():
             rows += json.loads(path.read_text())
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})

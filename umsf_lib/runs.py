@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -48,6 +47,7 @@ MAKERS = {
     "cluster": "04_fusion_and_clustering",
     "evaluate": "05_evaluation",
     "maps": "06_tsne_and_maps",
+    "probe": "10_spatial_contrast",
 }
 
 
@@ -88,16 +88,6 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))  # type: ignore[arg-type]
 
 
-def write_state(path: Path, state: Any) -> None:
-    """Write tensors with torch, atomically; equal states give equal bytes.
-
-    Given a path, torch writes the temporary file's own name into the file.
-    """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
-
-
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
@@ -110,9 +100,19 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def pick_device() -> torch.device:
-    """CUDA when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def pick_device(wanted: str) -> torch.device:
+    """The device that a profile names; ``auto``: CUDA when there is one, else the CPU.
+
+    Raises:
+        ConfigError: ``cuda`` where torch sees no GPU.
+    """
+    there = torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise ConfigError(
+            f"device is cuda, but torch {torch.__version__} sees no CUDA GPU; check the driver "
+            "(nvidia-smi) and that this torch is a CUDA build, or set device=auto."
+        )
+    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
 
 
 def seed_everything(seed: int) -> torch.Generator:
@@ -175,21 +175,24 @@ class Run:
         """Open or begin the run ``name`` (default: named after profile, data and seed).
 
         Raises:
-            ConfigError: the folder was made with other settings; the differences are listed.
+            ConfigError: the folder was made with other settings; the differences are listed; no
+                such device.
         """
-        folder = cls.folder_of(config, name, root)
+        folder, device = cls.folder_of(config, name, root), pick_device(config.device)
         plain = json.loads(json.dumps(dataclasses.asdict(config)))
+        del plain["device"]  # a run may go on elsewhere
         path = folder / "manifest.json"
         if path.is_file():
-            manifest = json.loads(path.read_text())
-            _refuse_other_settings(folder, manifest["config"], plain)
+            found = json.loads(path.read_text())
+            _refuse_other_settings(folder, found["config"], plain)
         else:
-            manifest = {"run": folder.name, "config": plain, "stages": {}}
+            found = {"run": folder.name, "config": plain, "stages": {}}
             text = yaml.safe_dump(plain, sort_keys=False)
             write_atomically(folder / "config.yaml", lambda t: t.write_text(text))
+        manifest = found | {"versions": versions(), "git": git_id(), "device": str(device)}
         run = cls(folder, config, manifest)
-        manifest |= {"versions": versions(), "git": git_id(), "device": str(pick_device())}
-        run._save()
+        if manifest != found:  # of several processes, the first has written it already
+            run._save()
         return run
 
     @staticmethod
@@ -225,7 +228,7 @@ class Run:
     @property
     def device(self) -> torch.device:
         """Where this machine computes."""
-        return pick_device()
+        return pick_device(self.config.device)
 
     def path(self, *parts: str) -> Path:
         """A path inside the run folder."""
@@ -256,8 +259,7 @@ class Run:
         Returns:
             True if it ran, False if it was up to date.
         """
-        wanted = digest(inputs)
-        if self.is_done(name) and self.manifest["stages"][name]["inputs"] == wanted:
+        if self.is_current(name, inputs):
             return False
         with _locked(self.path(".lock"), name):
             self._reload()
@@ -266,13 +268,17 @@ class Run:
             start = time.perf_counter()
             outputs = make()
             self.manifest["stages"][name] = {
-                "inputs": wanted,
+                "inputs": digest(inputs),
                 "outputs": {file: sha256_of(self.path(file)) for file in outputs},
                 "wall_s": round(time.perf_counter() - start, 2),
                 "git": git_id(),
             }
             self._save()
         return True
+
+    def is_current(self, name: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether the stage is done with these inputs."""
+        return self.is_done(name) and self.manifest["stages"][name]["inputs"] == digest(inputs)
 
     def is_done(self, name: str) -> bool:
         """Whether the stage finished and each of its files still has its sha256."""
@@ -313,7 +319,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What changed between two trees of settings, with both values; "" where nothing did."""
+    """What two trees of settings do not have in common: ``a.b 1 -> 2, c 3 -> None``; or ''."""
     before, now = _flat(old), _flat(new)
     changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
     return ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in changed)
@@ -353,6 +359,6 @@ def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
     seed_everything(config.seed)
     found = versions()
     settings = f"profile {config.profile} | seed {config.seed}"
-    print(f"run {run.folder.name} | {settings} | {pick_device()}")
+    print(f"run {run.folder.name} | {settings} | {run.device}")
     print(" | ".join(f"{name} {found[name]}" for name in ("python", "torch", "numpy", "rasterio")))
     return run

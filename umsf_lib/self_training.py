@@ -169,6 +169,7 @@ def _round(
         steps=settings.steps,
         warmup=max(1, settings.steps // 20),
         generator=generator,
+        batch=("cluster.batch", settings.batch),
         amp=config.pretrain.amp,
         after_step=follow,
         progress=progress,

@@ -11,6 +11,7 @@ from pathlib import Path
 # 4 by 6 degrees, which holds 24 by 24 sheets of 10' by 15'.
 SHEET = re.compile(r"N([A-V])(\d\d)E(\d{3})(\d{3})")
 BLOCK = 24
+SHEET_DEGREES = 1 / 6, 1 / 4  # height, width
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,23 @@ an unbroken one does, and says what to do when memory or numbers run out.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import CheckpointError, ConfigError
-from .runs import differences, sha256_of, write_atomically
+from .checkpoints import (
+    Checkpoints,
+    StepStart,
+    StopRequest,
+    random_state,
+    restore_random_state,
+)
+from .config import ConfigError, UmsfError
+from .distributed import ProcessLostError, any_process, mean_over_processes, rank, reported
 
 Row = dict[str, float]
 Metrics = Mapping[str, Tensor | float]
@@ -34,96 +37,21 @@ def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
 
 def print_progress(label: str, every_s: float = 5.0) -> Callable[[int, int, Row], None]:
     """A progress function that prints one plain line every few seconds, so logs stay readable."""
-    start = time.monotonic()
-    last = [start]
+    begin = last = time.monotonic()
+    first = -1  # a resumed training does not begin at 0
 
     def progress(step: int, steps: int, row: Row) -> None:
+        nonlocal first, last
         now = time.monotonic()
-        if now - last[0] < every_s and step < steps:
+        first = step - 1 if first < 0 else first
+        if now - last < every_s and step < steps:
             return
-        last[0] = now
-        left = (now - start) / step * (steps - step)
+        last = now
+        left = (now - begin) / (step - first) * (steps - step)
         loss = f"loss {row['loss']:.3f}" if "loss" in row else ""
-        print(f"{label} {step}/{steps}  {loss}  {now - start:.0f} s, {left:.0f} s left", flush=True)
+        print(f"{label} {step}/{steps}  {loss}  {now - begin:.0f} s, {left:.0f} s left", flush=True)
 
     return progress
-
-
-@dataclass
-class Checkpoints:
-    """Checkpoints of one training: ``step-NNNNNN-<sha256 prefix>.pt``, the last two kept.
-
-    The hash in the name makes one rename the whole transaction, and shows a damaged file, which
-    ``torch.load`` itself would accept.
-    """
-
-    folder: Path
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the state after ``step`` steps and drop all but the last two."""
-        content = {"step": step, "settings": dict(self.settings), **state}
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        sha = hashlib.sha256(buffer.getbuffer()).hexdigest()[:12]
-        path = self.folder / f"step-{step:06d}-{sha}.pt"
-        write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
-        for old in self.paths()[:-2]:
-            old.unlink()
-        return path
-
-    def paths(self) -> list[Path]:
-        """Checkpoint files, oldest first."""
-        return sorted(self.folder.glob("step-*.pt"), key=lambda path: int(path.stem.split("-")[1]))
-
-    def load_latest(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or None.
-
-        Raises:
-            CheckpointError: it was made with other settings; the differences are listed.
-        """
-        for path in reversed(self.paths()):
-            if path.stem.rpartition("-")[2] == sha256_of(path)[:12]:
-                return load_checkpoint(path, self.settings)
-        return None
-
-
-def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint on the CPU and compare its settings with the wanted ones.
-
-    Raises:
-        CheckpointError: unreadable, or made with other settings.
-    """
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        old = content["settings"]
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(
-            f"{path} is not a readable checkpoint ({reason}); delete it."
-        ) from error
-    if listed := differences(old, settings):
-        raise CheckpointError(
-            f"{path} was made with other settings ({listed}); "
-            "choose another run name, or delete the checkpoint to train again."
-        )
-    return content
-
-
-def random_state(generator: torch.Generator) -> dict[str, Any]:
-    """Random state of the training generator and of torch itself."""
-    state: dict[str, Any] = {"generator": generator.get_state(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def restore_random_state(state: Mapping[str, Any], generator: torch.Generator) -> None:
-    """Inverse of ``random_state``."""
-    generator.set_state(state["generator"])
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def train(
@@ -133,6 +61,7 @@ def train(
     *,
     steps: int,
     generator: torch.Generator,
+    batch: tuple[str, int],
     warmup: int = 0,
     amp: bool = False,
     after_step: Callable[[int], None] | None = None,
@@ -143,16 +72,21 @@ def train(
 ) -> list[Row]:
     """Train ``module`` for ``steps`` steps, from its newest checkpoint if there is one.
 
+    Several processes (``distributed.processes``) call it alike; the first of them writes.
+
     Args:
         module: holds every weight and buffer of the training, key networks and queues included.
-        loss_of: step number -> loss and further scalars to log.
+        loss_of: step number -> loss and further scalars to log. It may change nothing but random
+            states and normalisation statistics, so that a step that fails can be taken back.
         optimizer: over the parameters that learn; its learning rates are the peaks.
         steps: in total.
         generator: the source of every random draw inside ``loss_of``; saved and restored.
+        batch: name and size of the batch, for the advice when memory is full.
         warmup: steps of linear rise before the cosine.
         amp: bfloat16 autocast, on CUDA only.
         after_step: called after the optimiser step (momentum update of a teacher, enqueue).
-        checkpoints: where to save and resume; None: nowhere.
+        checkpoints: where to save and resume; None: nowhere. With them, Ctrl-C and SIGTERM end
+            the training after its current step.
         checkpoint_every: steps.
         log_every: steps between rows of the log; the device is waited for only then.
         progress: called with step, steps and the newest row.
@@ -161,77 +95,146 @@ def train(
         One row per ``log_every`` steps: ``step``, ``loss``, ``lr`` and what ``loss_of`` logs.
 
     Raises:
-        ConfigError: the loss is no longer finite, or the device is out of memory.
+        ConfigError: the loss is no longer finite, or memory is full.
+        ProcessLostError: another process of this training has died.
+        Stopped: by Ctrl-C or SIGTERM.
     """
+    state = _State(module, optimizer, generator, checkpoints)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    start, rows = _resume(module, optimizer, generator, checkpoints)
-    device = next(module.parameters()).device
-    step = start
-    try:
+    start, device = state.resume(), next(module.parameters()).device
+    before, changed = StepStart(module, generator), False
+    with StopRequest(enabled=checkpoints is not None) as stop:
         for step in range(start, steps):
+            if checkpoints:
+                before.remember()
             factor = cosine_with_warmup(step, steps, warmup)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp and device.type == "cuda"):
-                loss, metrics = loss_of(step)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            if after_step:
-                after_step(step)
+            try:
+                with reported():
+                    bfloat16 = amp and device.type == "cuda"
+                    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                        loss, metrics = loss_of(step)
+                    loss.backward()
+                changed = True
+                optimizer.step()
+                if after_step:
+                    after_step(step)
+                changed = False
+            except (RuntimeError, MemoryError, ProcessLostError) as error:
+                said = explained(error, batch)
+                if said is None:
+                    raise
+                kept = state.newest() if changed else state.taken_back(step, before, said)
+                raise type(said)(f"{said} (in step {step + 1}); {kept}.") from error
             done = step + 1
+            state.losses.append(loss.detach())
             if done % log_every == 0 or done == steps:
-                rows.append(_row(done, loss, optimizer.param_groups[0]["lr"], metrics))
-            if progress and rows:
-                progress(done, steps, rows[-1])
-            if checkpoints and (done % checkpoint_every == 0 or done == steps):
-                _refuse_nan(float(loss.detach()), done)  # else every resume would start from it
-                _save(checkpoints, done, module, optimizer, generator, rows)
-    except torch.cuda.OutOfMemoryError as error:
-        raise ConfigError(
-            "the GPU is out of memory; halve the batch (override pretrain.batch or cluster.batch)."
-        ) from error
-    return rows
+                state.log(done, metrics)
+            if progress and state.rows:
+                progress(done, steps, state.rows[-1])
+            stopping = any_process(stop.number > 0)
+            if checkpoints and (stopping or done % checkpoint_every == 0 or done == steps):
+                path = state.save(done)
+                if stopping and done < steps:
+                    raise stop.stopped(done, steps, path)
+    return state.rows
 
 
-def _row(step: int, loss: Tensor, lr: float, metrics: Metrics) -> Row:
-    row = {"step": float(step), "loss": float(loss.detach()), "lr": lr}
-    for name, value in metrics.items():
-        row[name] = float(value.detach() if isinstance(value, Tensor) else value)
-    _refuse_nan(row["loss"], step)
-    return row
+def explained(error: Exception, batch: tuple[str, int]) -> UmsfError | None:
+    """What to tell a user of an error inside a step; None if it is none of theirs.
+
+    Args:
+        error: as it was raised.
+        batch: see ``train``.
+    """
+    if isinstance(error, ProcessLostError):
+        return error
+    full = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+    if not full and "DefaultCPUAllocator" not in str(error):
+        return None
+    name, size = batch
+    half = f"about half should fit: override {name}={size // 2}"
+    smaller = half if size > 1 else "choose smaller windows or a smaller network"
+    return ConfigError(f"memory is full with {name} {size}; {smaller}")
 
 
-def _refuse_nan(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise ConfigError(f"the loss is {loss} at step {step}; lower the learning rate.")
+class _State:
+    """What a checkpoint carries, and the losses that nobody has looked at yet."""
 
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.module, self.optimizer, self.generator = module, optimizer, generator
+        self.checkpoints = checkpoints
+        self.rows: list[Row] = []
+        self.losses: list[Tensor] = []  # still on the device
 
-def _save(
-    checkpoints: Checkpoints,
-    step: int,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    rows: list[Row],
-) -> None:
-    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows}
-    checkpoints.save(step, state | {"random": random_state(generator)})
+    def resume(self) -> int:
+        """Take the newest checkpoint's state, if there is one; returns the steps it has seen."""
+        state = self.checkpoints.load_latest() if self.checkpoints else None
+        if state is None:
+            return 0
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        restore_random_state(state["random"], self.generator)
+        self.rows = state["rows"]
+        return int(state["step"])
 
+    def save(self, done: int) -> Path | None:
+        """Checkpoint after ``done`` steps, by the first process; never of numbers gone wrong."""
+        self._look(done)  # else every resume would start from them
+        weights = self.module.state_dict()
+        if not all(bool(w.isfinite().all()) for w in weights.values()):
+            raise self._diverged(f"a weight is not finite after step {done}")
+        if self.checkpoints is None or rank() > 0:
+            return None
+        state = {"module": weights, "optimizer": self.optimizer.state_dict(), "rows": self.rows}
+        return self.checkpoints.save(done, state | {"random": random_state(self.generator)})
 
-def _resume(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    checkpoints: Checkpoints | None,
-) -> tuple[int, list[Row]]:
-    state = checkpoints.load_latest() if checkpoints else None
-    if state is None:
-        return 0, []
-    module.load_state_dict(state["module"])
-    optimizer.load_state_dict(state["optimizer"])
-    restore_random_state(state["random"], generator)
-    return state["step"], state["rows"]
+    def taken_back(self, step: int, before: StepStart, error: UmsfError) -> str:
+        """Undo the failed step and checkpoint what was before it."""
+        waits = isinstance(error, ProcessLostError) and torch.cuda.is_available()
+        if self.checkpoints is None or waits:  # a GPU may wait for ever for a lost process
+            return self.newest()
+        before.restore()
+        path = self.save(step)
+        return self.newest() if path is None else f"checkpoint after step {step}: {path}"
+
+    def newest(self) -> str:
+        """Where the training would go on from."""
+        paths = self.checkpoints.paths() if self.checkpoints else []
+        return f"last good checkpoint: {paths[-1]}" if paths else "there is no checkpoint"
+
+    def log(self, done: int, metrics: Metrics) -> None:
+        """Append a row, averaged over the processes; waits for the device."""
+        values = {"loss": self._look(done)[-1]}
+        for name, value in metrics.items():
+            values[name] = float(value.detach() if isinstance(value, Tensor) else value)
+        means = dict(zip(values, mean_over_processes(list(values.values())), strict=True))
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.rows.append({"step": float(done), "loss": means.pop("loss"), "lr": lr} | means)
+
+    def _look(self, done: int) -> list[float]:
+        """The losses since the last look; one wait for the device."""
+        losses: list[float] = torch.stack(self.losses).tolist() if self.losses else []
+        self.losses.clear()
+        for step, loss in enumerate(losses, done - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss is {loss} at step {step}")
+        return losses
+
+    def _diverged(self, what: str) -> ConfigError:
+        peak = self.optimizer.param_groups[0]["lr"]
+        return ConfigError(
+            f"{what}; {self.newest()}; likely causes: the learning rate is too high (now "
+            f"{peak:.2g}: lower it or warm up for longer) or a pixel of the input is not finite."
+        )
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -26,6 +26,7 @@ NOTEBOOKS = (
     "06_tsne_and_maps",
     "12_results_browser",
 )
+FURTHER = ("10_spatial_contrast",)  # each by itself, when its question comes up
 CELL_TIMEOUT_S = 6 * 3600  # papermill's own default is for ever
 GALLERY_BYTES = 800_000  # what a code host still renders quickly
 JPEG_FROM_BYTES = 60_000  # smaller pictures are line drawings, which PNG shows sharper
@@ -100,14 +101,18 @@ def print_tutorial(parameters: Mapping[str, Any]) -> None:
 def write_gallery(folder: Path) -> list[Path]:
     """Copy executed notebooks of a run to ``gallery/``, imagery as JPEG, without widget state.
 
-    Beside them ``map.jpg``, the README's picture: the last figure of notebook 06.
+    Those of ``FURTHER`` only where the run has them. Beside them ``map.jpg``, the README's
+    picture: the last figure of notebook 06.
 
     Raises:
         ConfigError: a copy would be larger than a code host shows.
     """
     written = []
-    for name in NOTEBOOKS:
-        notebook = shrunk(nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4))
+    executed = {name: folder / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS + FURTHER}
+    for name, path in executed.items():
+        if name in FURTHER and not path.is_file():
+            continue
+        notebook = shrunk(nbformat.read(path, as_version=4))
         text = nbformat.writes(notebook)
         if len(text) > GALLERY_BYTES:
             raise ConfigError(f"gallery copy of {name} has {len(text)} bytes of {GALLERY_BYTES}.")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from .config import Config, ModelConfig
-from .despeckle import Despeckle
-from .encoders import NORMS, SarEncoder, encoder
+from .config import ModelConfig
+from .encoders import NORMS, Despeckle, SarEncoder, encoder
 from .fusion import FUSIONS
-from .layouts import Layout
-from .prepare import SceneSet, training_statistics
+
+if TYPE_CHECKING:
+    from .layouts import Layout
 
 PROJECTORS = {
     "both": ("optical", "sar", "cross_optical", "cross_sar", "fused"),
@@ -106,10 +105,3 @@ class UmsfNet(nn.Module):
         assert self.clustering is not None
         logits: Tensor = self.clustering(self.features(x_opt, x_sar)["fused"])
         return logits
-
-
-def build_network(config: Config, scenes: SceneSet) -> UmsfNet:
-    """The network of a run's settings for the bands of its scenes; weights from torch's seed."""
-    statistics = training_statistics(scenes)
-    log_std = torch.tensor(statistics.get("sar", {"std": [1.0]})["std"], dtype=torch.float32)
-    return UmsfNet(config.model, scenes.layout, log_std, config.despeckle.channels)

@@ -8,6 +8,7 @@ be found again in the other: these are the dense positives.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,49 +24,78 @@ class View:
 
     Attributes:
         images: sensor -> ``(B, C, h, w)`` float32.
-        theta: ``(B, 2, 3)`` maps view coordinates to window coordinates, both in [-1, 1], (x, y).
+        theta: ``(B, 2, 3)`` maps view coordinates to window coordinates, both in [-1, 1], (x, y);
+            on the CPU, where it is drawn: what two views share must be known without asking a GPU.
     """
 
     images: dict[str, Tensor]
     theta: Tensor
 
 
-def draw(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+@dataclass(frozen=True)
+class Share:
+    """Random numbers of a batch that several processes share.
+
+    Each draws those of the whole batch and keeps the rows of its own windows, so that all
+    generators stay alike and the numbers of a window do not depend on who computes it.
+    """
+
+    generator: torch.Generator
+    rank: int = 0
+    world_size: int = 1
+
+
+Source = torch.Generator | Share
+
+
+def draw(shape: tuple[int, ...], source: Source, device: torch.device) -> Tensor:
     """Standard normal numbers from a generator that may live on another device."""
-    return torch.randn(shape, generator=generator, device=generator.device).to(device)
+    return _drawn(torch.randn, shape, source, device)
 
 
-def draw_uniform(
-    shape: tuple[int, ...], generator: torch.Generator, device: torch.device
-) -> Tensor:
+def draw_uniform(shape: tuple[int, ...], source: Source, device: torch.device) -> Tensor:
     """Uniform numbers in [0, 1) from a generator that may live on another device."""
-    return torch.rand(shape, generator=generator, device=generator.device).to(device)
+    return _drawn(torch.rand, shape, source, device)
 
 
-def draw_geometry(
-    batch: int, scale_min: float, generator: torch.Generator, device: torch.device
+def _drawn(
+    make: Callable[..., Tensor], shape: tuple[int, ...], source: Source, device: torch.device
 ) -> Tensor:
-    """Random crop, flip and quarter turn per window as affine matrices ``(B, 2, 3)``."""
-    scale = scale_min + (1 - scale_min) * draw_uniform((batch, 1), generator, device)
-    shift = (1 - scale) * (2 * draw_uniform((batch, 2), generator, device) - 1)
-    turn = (draw_uniform((batch,), generator, device) * 4).long()
-    flip = 1 - 2 * (draw_uniform((batch,), generator, device) * 2).long().float()
-    cos = torch.tensor([1.0, 0.0, -1.0, 0.0], device=device)[turn]
-    sin = torch.tensor([0.0, 1.0, 0.0, -1.0], device=device)[turn]
+    share = source if isinstance(source, Share) else Share(source)
+    rows, home = shape[0], share.generator
+    whole = (rows * share.world_size, *shape[1:])
+    numbers = make(whole, generator=home, device=home.device)
+    return to_device(numbers[share.rank * rows :][:rows], device)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting for the device: what follows on it waits by itself."""
+    return x.to(device, non_blocking=True)
+
+
+def draw_geometry(batch: int, scale_min: float, generator: torch.Generator) -> Tensor:
+    """Random crop, flip and quarter turn per window as affine matrices ``(B, 2, 3)`` on the CPU."""
+    cpu = torch.device("cpu")
+    scale = scale_min + (1 - scale_min) * draw_uniform((batch, 1), generator, cpu)
+    shift = (1 - scale) * (2 * draw_uniform((batch, 2), generator, cpu) - 1)
+    turn = (draw_uniform((batch,), generator, cpu) * 4).long()
+    flip = 1 - 2 * (draw_uniform((batch,), generator, cpu) * 2).long().float()
+    cos = torch.tensor([1.0, 0.0, -1.0, 0.0])[turn]
+    sin = torch.tensor([0.0, 1.0, 0.0, -1.0])[turn]
     rows = torch.stack([torch.stack([flip * cos, -sin], 1), torch.stack([flip * sin, cos], 1)], 1)
     return torch.cat([scale[:, :, None] * rows, shift[:, :, None]], dim=2)
 
 
 def resample(images: Tensor, theta: Tensor) -> Tensor:
     """Bilinear resampling of windows ``(B, C, h, w)`` by ``theta``; same output size."""
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    grid = F.affine_grid(to_device(theta, images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 def speckle(
     shape: tuple[int, int, int, int],
     looks: int,
-    generator: torch.Generator,
+    source: Source,
     device: torch.device,
     *,
     correlated: bool = True,
@@ -77,9 +107,9 @@ def speckle(
     products are, and leaves the Gamma law exact.
     """
     batch, channels, height, width = shape
-    field = draw((batch * channels, 2 * looks, height + 2, width + 2), generator, device)
+    field = draw((batch * channels, 2 * looks, height + 2, width + 2), source, device)
     edge = 0.5 if correlated else 0.0
-    line = torch.tensor([edge, 1.0, edge], device=device)
+    line = to_device(torch.tensor([edge, 1.0, edge]), device)
     kernel = (line[:, None] * line[None, :]) / line.square().sum()  # unit energy
     kernel = kernel.expand(2 * looks, 1, 3, 3)
     field = F.conv2d(field, kernel, groups=2 * looks)  # (B*C, 2L, h, w), unit variance
@@ -88,38 +118,36 @@ def speckle(
 
 def blur(images: Tensor) -> Tensor:
     """Binomial 3 x 3 blur with mirrored borders."""
-    line = torch.tensor([0.25, 0.5, 0.25], device=images.device)
+    line = to_device(torch.tensor([0.25, 0.5, 0.25]), images.device)
     channels = images.shape[1]
     kernel = (line[:, None] * line[None, :]).expand(channels, 1, 3, 3)
     return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=channels)
 
 
-def photometric_optical(x: Tensor, config: ViewConfig, generator: torch.Generator) -> Tensor:
+def photometric_optical(x: Tensor, config: ViewConfig, source: Source) -> Tensor:
     """Mild gain and offset per band, common haze, occasional blur; ``x`` standardised."""
     batch, bands = x.shape[:2]
-    gain = 1 + config.gain * draw((batch, bands, 1, 1), generator, x.device)
-    offset = config.offset * draw((batch, bands, 1, 1), generator, x.device)
-    haze = config.offset * draw((batch, 1, 1, 1), generator, x.device)
-    blurred = draw_uniform((batch, 1, 1, 1), generator, x.device) < config.blur
+    gain = 1 + config.gain * draw((batch, bands, 1, 1), source, x.device)
+    offset = config.offset * draw((batch, bands, 1, 1), source, x.device)
+    haze = config.offset * draw((batch, 1, 1, 1), source, x.device)
+    blurred = draw_uniform((batch, 1, 1, 1), source, x.device) < config.blur
     x = gain * x + offset + haze
     return torch.where(blurred, blur(x), x)
 
 
-def photometric_sar(
-    x: Tensor, log_std: Tensor, config: ViewConfig, generator: torch.Generator
-) -> Tensor:
+def photometric_sar(x: Tensor, log_std: Tensor, config: ViewConfig, source: Source) -> Tensor:
     """More speckle and a gain, both additive in the log.
 
     Args:
         x: ``(B, Cs, h, w)`` standardised ln intensity.
         log_std: ``(B, Cs)`` or ``(Cs,)`` std that standardised it, in ln intensity.
         config: strengths.
-        generator: of the draws.
+        source: of the draws.
     """
-    x = x + config.sar_gain * draw((x.shape[0], x.shape[1], 1, 1), generator, x.device)
+    x = x + config.sar_gain * draw((x.shape[0], x.shape[1], 1, 1), source, x.device)
     if config.speckle_looks == 0:
         return x
-    noise = speckle(tuple(x.shape), config.speckle_looks, generator, x.device)  # type: ignore[arg-type]
+    noise = speckle(tuple(x.shape), config.speckle_looks, source, x.device)  # type: ignore[arg-type]
     return x + noise.clamp_min(1e-3).log() / log_std.view(-1, x.shape[1], 1, 1)
 
 
@@ -138,33 +166,70 @@ def make_view(
         generator: of the draws.
     """
     first = windows["optical"] if "optical" in windows else windows["sar"]
-    theta = draw_geometry(len(first), config.scale_min, generator, first.device)
+    theta = draw_geometry(len(first), config.scale_min, generator)
+    return show_view(windows, theta, log_std, config, generator)
+
+
+def show_view(
+    windows: dict[str, Tensor],
+    theta: Tensor,
+    log_std: Tensor | None,
+    config: ViewConfig,
+    source: Source,
+) -> View:
+    """The view of a batch with given geometry ``theta``; see ``make_view``."""
     images: dict[str, Tensor] = {
         role: resample(windows[role], theta) for role in ("optical", "sar") if role in windows
     }
     if "optical" in images:
-        images["optical"] = photometric_optical(images["optical"], config, generator)
+        images["optical"] = photometric_optical(images["optical"], config, source)
     if "sar" in images and log_std is not None:
-        images["sar"] = photometric_sar(images["sar"], log_std, config, generator)
+        images["sar"] = photometric_sar(images["sar"], log_std, config, source)
+    if config.sensor_drop and len(images) == 2:
+        images = drop_sensor(images, config.sensor_drop, source)
     return View(images, theta)
 
 
+def drop_sensor(images: dict[str, Tensor], probability: float, source: Source) -> dict[str, Tensor]:
+    """Blank one of two sensors, either with the same chance, so that one alone must do, too.
+
+    Blank is 0, the mean of standardised values (Wang et al. 2022, DINO-MM, with probability .5).
+    """
+    first = images["optical"]
+    u = draw_uniform((len(first), 2), source, first.device)
+    lost = {"optical": u[:, 0] < probability * (u[:, 1] < 0.5)}
+    lost["sar"] = (u[:, 0] < probability) & ~lost["optical"]
+    return {role: x.masked_fill(lost[role][:, None, None, None], 0) for role, x in images.items()}
+
+
 def draw_matches(
-    first: View, second: View, count: int, generator: torch.Generator
+    first: View,
+    second: View,
+    count: int,
+    generator: torch.Generator,
+    shift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw ground positions that both views see.
 
     Positions are drawn in the first view and carried to the second; those outside of it are
-    marked, not moved.
+    marked, not moved. All of it happens on the CPU, where the geometry is.
+
+    Args:
+        first: view of windows.
+        second: view of the same windows, or of others.
+        count: n, positions per window.
+        generator: of the draws.
+        shift: ``(B, 2)`` x, y from the first window to the second, in halves of a window; None
+            where they are the same.
 
     Returns:
-        in the first view ``(B, n, 2)``, in the second ``(B, n, 2)``, on the ground of the window
-        ``(B, n, 2)``, all (x, y) in [-1, 1]; and ``(B, n)`` bool: seen by both.
+        in the first view ``(B, n, 2)``, in the second ``(B, n, 2)``, on the ground of the first
+        window ``(B, n, 2)``, all (x, y) in [-1, 1]; and ``(B, n)`` bool: seen by both.
     """
-    batch, device = len(first.theta), first.theta.device
-    here = 2 * draw_uniform((batch, count, 2), generator, device) - 1
+    shape = (len(first.theta), count, 2)
+    here = 2 * draw_uniform(shape, generator, first.theta.device) - 1
     ground = apply_affine(first.theta, here)
-    there = invert_affine(second.theta, ground)
+    there = invert_affine(second.theta, ground if shift is None else ground - shift[:, None])
     return here, there, ground, (there.abs() < 1).all(dim=2)
 
 
@@ -181,7 +246,8 @@ def invert_affine(theta: Tensor, points: Tensor) -> Tensor:
 
 def sample_tokens(maps: Tensor, points: Tensor) -> Tensor:
     """Bilinear values ``(B, n, C)`` of token maps ``(B, C, H, W)`` at points ``(B, n, 2)``."""
-    values = F.grid_sample(maps, points[:, :, None, :], align_corners=False, padding_mode="border")
+    grid = to_device(points[:, :, None, :], maps.device)
+    values = F.grid_sample(maps, grid, align_corners=False, padding_mode="border")
     return values[:, :, :, 0].transpose(1, 2)
 
 

@@ -39,6 +39,7 @@ from .results import (
     scores_figure,
     tsne_figure,
 )
+from .spatial import neighbours_figure, probe_figure, variogram_figure
 
 __all__ = [
     "attention_figure",
@@ -51,11 +52,13 @@ __all__ = [
     "histogram_figure",
     "label_image",
     "map_figure",
+    "neighbours_figure",
     "network_attention_figure",
     "optical_composite",
     "per_class_f1_figure",
     "pixel_width_m",
     "present_classes",
+    "probe_figure",
     "sar_image",
     "scene_figure",
     "scores_figure",
@@ -64,5 +67,6 @@ __all__ = [
     "stretch",
     "training_figure",
     "tsne_figure",
+    "variogram_figure",
     "views_figure",
 ]

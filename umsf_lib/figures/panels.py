@@ -17,16 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
-from rasterio.warp import transform as project
 
 from ..layouts import LandClass
-from ..rasters import Grid
+from ..rasters import Grid, pixel_size_m
 from .imagery import Array, Rgb, unit_rgb
 
 # Okabe and Ito's colour-blind-safe set, the darker ones first so that thin lines stay visible
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
 _MAX_SIDE = 2000  # pixels of a picture that a panel of a few hundred pixels can still profit from
-_DEGREE_M = 111_195.0  # on a sphere of 6371 km
 _STYLE: Any = {
     "font.size": 9,
     "figure.titlesize": 11,
@@ -149,20 +147,9 @@ def bare(axes: Axes, title: str) -> None:
 
 
 def pixel_width_m(grid: Grid) -> float | None:
-    """Measure the ground width in metres of the pixel in the middle of a raster.
-
-    Degrees and map projections are taken to the sphere, so that a Mercator grid of "10 m" tells
-    its 8 m at 34 degrees north. None without a CRS that says where it is on the earth.
-    """
-    if grid.crs is None or not (grid.crs.is_geographic or grid.crs.is_projected):
-        return None
-    step, column, row = grid.transform, grid.width / 2, grid.height / 2
-    x = step.c + column * step.a + row * step.b
-    y = step.f + column * step.d + row * step.e
-    ends = project(grid.crs, "EPSG:4326", [x, x + step.a], [y, y + step.d])
-    longitudes, latitudes = ends[:2]
-    east = (longitudes[1] - longitudes[0]) * math.cos(math.radians(latitudes[0]))
-    return _DEGREE_M * math.hypot(east, latitudes[1] - latitudes[0])
+    """Ground width in metres of the pixel in the middle of a raster; see ``pixel_size_m``."""
+    size = pixel_size_m(grid)
+    return None if size is None else size[1]
 
 
 def round_length(limit_m: float) -> float:

@@ -1,0 +1,255 @@
+"""The step of momentum-contrast pretraining: a batch of two views in, a loss and new keys out.
+
+Three contrasts share it: within each sensor, across the sensors, and on the fused tokens (without
+which nothing would train the fusion). Each has its own projector and its own queue. Nothing here
+knows of files, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import PretrainConfig
+from .distributed import gather_rows, world_size
+from .losses import info_nce
+from .momentum import Places, Queue, key_network, momentum_update
+from .umsf_net import UmsfNet
+from .views import View, sample_tokens, to_device
+
+# contrast -> (query projector, key projector), by the projector's name in ``UmsfNet.project``
+INTRA = {"intra_optical": ("optical", "optical"), "intra_sar": ("sar", "sar")}
+CROSS = {
+    "cross_optical": ("cross_optical", "cross_sar"),
+    "cross_sar": ("cross_sar", "cross_optical"),
+}
+FUSED = {"fused": ("fused", "fused")}
+Keys = dict[str, tuple[Tensor, Tensor]]  # projector -> unit rows of tokens (M, D), windows (B, D)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Two views of a batch of windows and the ground positions both see.
+
+    ``scene (B,)``, or the plane of scenes that lie side by side (``neighbours.Ground``), where all
+    rows and columns are counted, in px; ``centre (B, 2)`` of the windows that the first view shows
+    and ``second_centre (B, 2)`` of those of the second, the same or neighbours; ``here`` and
+    ``there (B, n, 2)`` view coordinates; ``ground (B, n, 2)`` row, col; ``seen (B, n)``; all on the
+    CPU. Where several processes share the batch, these tell of all its windows, and the views are
+    those of ``rows``.
+    """
+
+    first: View
+    second: View
+    scene: Tensor
+    centre: Tensor
+    second_centre: Tensor
+    here: Tensor
+    there: Tensor
+    ground: Tensor
+    seen: Tensor
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    def own(self) -> Batch:
+        """The windows of this process only."""
+        names = ("scene", "centre", "second_centre", "here", "there", "ground", "seen")
+        return replace(self, **{name: getattr(self, name)[self.rows] for name in names})
+
+
+def contrasts_of(network: UmsfNet) -> dict[str, tuple[str, str]]:
+    """Contrast -> (query projector, key projector), those for which the network has both."""
+    every = INTRA | CROSS | FUSED
+    return {name: pair for name, pair in every.items() if set(pair) <= set(network.projectors)}
+
+
+def weighted(parts: Mapping[str, Tensor], config: PretrainConfig) -> Tensor:
+    """The loss: its parts with the weight of their kind, which the parts of a kind share."""
+    view, modality, neighbour = config.positives
+    kinds = ((INTRA, view + neighbour), (CROSS, modality), (FUSED, config.fused))
+    terms = []
+    for kind, weight in kinds:
+        active = [parts[name] for name in kind if name in parts]
+        terms += [weight / len(active) * part for part in active]
+    return torch.stack(terms).sum()
+
+
+class Learner(nn.Module):
+    """An objective: the network that learns, ``forward`` as below, and what follows a step."""
+
+    query: UmsfNet
+    contrasts: dict[str, tuple[str, str]]
+
+    def enqueue(self, batch: Batch, keys: Keys) -> None:
+        """After the optimiser step: keep what later steps compare with; here nothing."""
+
+    def update_keys(self) -> None:
+        """Then: let the key network follow; here there is none."""
+
+
+class MomentumContrast(Learner):
+    """Query network, EMA key network, and one queue per key projector (He et al. 2020, MoCo)."""
+
+    def __init__(self, query: UmsfNet, config: PretrainConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.query = query
+        self.key = key_network(query).eval()  # see ``train``
+        names = query.projectors.keys()
+        dim = query.projection_dim
+        self._queues = nn.ModuleDict({n: Queue(config.queue_size, dim, generator) for n in names})
+        self.contrasts = contrasts_of(query)
+
+    def train(self, mode: bool = True) -> MomentumContrast:
+        """As usual, but the key network stays in eval mode.
+
+        There BatchNorm uses running statistics, so that no key depends on the rest of its batch and
+        nothing but its ground gives the positive away (Cai et al. 2021, EMAN). MoCo shuffles its
+        keys over the GPUs to the same end.
+        """
+        super().train(mode)
+        self.key.eval()
+        return self
+
+    @property
+    def queues(self) -> dict[str, Queue]:
+        """Queue per key projector."""
+        return cast("dict[str, Queue]", dict(self._queues.items()))
+
+    def forward(self, batch: Batch, radius_px: float) -> tuple[Tensor, dict[str, Any]]:
+        """Loss of one batch, and what ``enqueue`` and the log need.
+
+        Args:
+            batch: two views with matched positions.
+            radius_px: keys of the same scene nearer than this are no negatives.
+
+        Returns:
+            Scalar loss, whose mean over the processes is that of the whole batch; dict with the
+            ``parts`` of the loss, ``query`` and ``key`` embeddings, the ``mask`` of the tokens'
+            negatives, the ``negatives`` of the fused tokens, and ``enqueue``: the keys of all
+            processes.
+        """
+        own = batch.own()
+        query = self.embed(self.query, own.first, own.here, own.seen)
+        with torch.no_grad():
+            key = self.embed(self.key, own.second, own.there, own.seen)
+        masks = self._masks(own, radius_px)
+        # Views of one process may share more ground than those of another; windows are as many.
+        tokens = int(own.seen.sum()) * world_size() / max(1, int(batch.seen.sum()))
+        shares = ((1 - self.config.pooled) * tokens, self.config.pooled)
+        parts = {}
+        for name, (mine, other) in self.contrasts.items():
+            queue = self.queues[other].entries
+            dense_loss, pooled_loss = (
+                info_nce(q, k, queue, self.config.tau, mask)
+                for q, k, mask in zip(query[mine], key[other], masks, strict=True)
+            )
+            parts[name] = shares[0] * dense_loss + shares[1] * pooled_loss
+        extra = {"parts": parts, "query": query, "key": key, "mask": masks[0]}
+        extra |= {"negatives": self.queues["fused"].entries, "enqueue": gathered(key, batch)}
+        return weighted(parts, self.config), extra
+
+    def _masks(self, own: Batch, radius_px: float) -> list[Tensor]:
+        """Negatives that show neither the query's ground nor that of its positive."""
+        fused = self.queues["fused"]
+        device = fused.entries.device
+        masks = []
+        for query, key in zip(places(own), key_places(own), strict=True):
+            mask = fused.own_ground_mask(*on_device(query, device), radius_px)
+            masks.append(mask & fused.own_ground_mask(*on_device(key, device), radius_px))
+        return masks
+
+    @staticmethod
+    def embed(network: UmsfNet, view: View, points: Tensor, seen: Tensor) -> Keys:
+        """Projector -> unit embeddings of the matched tokens ``(M, D)`` and pooled ``(B, D)``."""
+        return unit(embeddings(network, view, points, seen))
+
+    @torch.no_grad()
+    def enqueue(self, batch: Batch, keys: Keys) -> None:
+        """Put the keys of all processes into the queues; after the backward pass, which reads them.
+
+        Args:
+            batch: that they are of.
+            keys: ``enqueue`` of ``forward``.
+        """
+        where = [torch.cat(pair) for pair in zip(*key_places(batch), strict=True)]
+        for name, queue in self.queues.items():
+            device = queue.entries.device
+            queue.enqueue(torch.cat(keys[name]), *(to_device(x, device) for x in where))
+
+    @torch.no_grad()
+    def update_keys(self) -> None:
+        """EMA step of the key network."""
+        momentum_update(self.key, self.query, self.config.ema)
+
+
+def embeddings(
+    network: UmsfNet,
+    view: View,
+    points: Tensor,
+    seen: Tensor,
+    predictors: nn.ModuleDict | None = None,
+) -> Keys:
+    """Projector -> embeddings of the matched tokens ``(M, D)`` and pooled ``(B, D)``, float32.
+
+    Args:
+        network: that makes token maps and projects them.
+        view: of B windows.
+        points: ``(B, n, 2)`` where to read tokens, in view coordinates.
+        seen: ``(B, n)`` which of them to read.
+        predictors: a further head on each projector's map, by its name.
+    """
+    features = network.features(view.images.get("optical"), view.images.get("sar"))
+    device = features["fused"].device
+    points = to_device(points, device)
+    chosen = to_device(seen.flatten().nonzero()[:, 0], device)
+    result = {}
+    for name, projected in network.project(features).items():  # (B, D, H, W)
+        maps = predictors[name](projected) if predictors else projected
+        tokens = sample_tokens(maps, points).flatten(0, 1)[chosen]  # (M, D)
+        result[name] = tokens.float(), maps.float().mean(dim=(2, 3))
+    return result
+
+
+def unit(rows: Keys) -> Keys:
+    """The same embeddings with unit rows."""
+    return {
+        name: (F.normalize(tokens, dim=1), F.normalize(pooled, dim=1))
+        for name, (tokens, pooled) in rows.items()
+    }
+
+
+def places(batch: Batch) -> tuple[Places, Places]:
+    """(scene, row, col) of the tokens seen by both views, and of the first windows; on the CPU."""
+    scene = batch.scene[:, None].expand_as(batch.seen)[batch.seen]
+    row, col = batch.ground[batch.seen].T
+    return (scene, row, col), (batch.scene, batch.centre[:, 0], batch.centre[:, 1])
+
+
+def key_places(batch: Batch) -> tuple[Places, Places]:
+    """As ``places``, with the windows that the second view shows; tokens are of the same ground."""
+    row, col = batch.second_centre.T
+    return places(batch)[0], (batch.scene, row, col)
+
+
+def on_device(place: Places, device: torch.device) -> Places:
+    """The same places where they are needed."""
+    scene, row, col = (to_device(x, device) for x in place)
+    return scene, row, col
+
+
+def gathered(keys: Keys, batch: Batch) -> Keys:
+    """Keys of all processes in the order of the whole batch."""
+    if world_size() == 1:
+        return keys
+    shares = [len(batch.scene) // world_size()] * world_size()
+    seen = [int(rows.sum()) for rows in batch.seen.chunk(world_size())]
+    tokens, windows = (
+        gather_rows(torch.cat(rows, dim=1), counts).chunk(len(keys), dim=1)  # one exchange for all
+        for rows, counts in zip(zip(*keys.values(), strict=True), (seen, shares), strict=True)
+    )
+    return dict(zip(keys, zip(tokens, windows, strict=True), strict=True))

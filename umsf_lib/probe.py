@@ -1,0 +1,226 @@
+"""Frozen features judged with labels: do places of one class lie together?
+
+As in SauMoCo (Kang et al. 2021): features of patches, a random forest and nearest neighbours on
+random splits. Patches of one scene lie side by side, so a random split puts near copies of a test
+patch into the training part; a split by scene stands beside it. Also the variogram, which shows
+how far a place knows of the next. Nothing here reaches training or a choice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from .bench import Bench
+from .config import IGNORE
+from .neighbours import Corners
+from .prepare import SceneSet, valid_labels
+from .report import COLUMNS, block_means, identity, majority_label
+from .runs import Run, write_json
+from .tokens import TokenMap, token_validity
+
+SPLITS = 20
+HELD_OUT = 0.2
+PROTOCOLS = {"patch-random": "random patches held out", "patch-by-scene": "scenes held out"}
+# name of the metric -> classifier with a seed
+JUDGES: dict[str, Callable[[int], ClassifierMixin]] = {
+    "rf_acc": lambda seed: RandomForestClassifier(50, random_state=seed),
+    "knn_acc": lambda seed: KNeighborsClassifier(5),
+}
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Labelled patches.
+
+    ``features (n, D)``, class ``label (n,)``, ``scene (n,)``, ``corner (n, 2)`` row, col in it, px.
+    """
+
+    features: np.ndarray
+    label: np.ndarray
+    scene: np.ndarray
+    corner: np.ndarray
+
+
+def patches_of(token_map: TokenMap, bench: Bench, scenes: Sequence[int], stride: int) -> Patches:
+    """Mean token of every patch of ``map.patch_px``, with its most frequent label.
+
+    Patches of which less than half is labelled are left out.
+    """
+    size, classes = bench.config.map.patch_px, len(bench.scenes.layout.classes)
+    rows: list[tuple[np.ndarray, ...]] = []
+    for scene in scenes:
+        label = majority_label(valid_labels(bench.scenes, scene), size, classes)  # (rows, cols)
+        pooled = (
+            block_means(token_map(scene), size // stride).cpu().numpy()
+        )  # (D, >= rows, >= cols)
+        known = label != IGNORE
+        features = pooled[:, : label.shape[0], : label.shape[1]][:, known].T
+        corner = np.argwhere(known) * size
+        rows.append((features, label[known], np.full(len(features), scene), corner))
+    return Patches(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
+
+
+def splits(patches: Patches, protocol: str, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices to fit on and to test on, ``SPLITS`` times 80/20, of patches or of whole scenes."""
+    by_scene = protocol == "patch-by-scene"
+    kind = GroupShuffleSplit if by_scene else ShuffleSplit
+    drawn = kind(SPLITS, test_size=HELD_OUT, random_state=seed)
+    yield from drawn.split(patches.features, groups=patches.scene if by_scene else None)
+
+
+def judge(patches: Patches, protocol: str, metric: str, seed: int) -> np.ndarray:
+    """Accuracy ``(SPLITS,)`` of a classifier on the held-out part of each split."""
+    return np.array(
+        [
+            JUDGES[metric](seed)
+            .fit(patches.features[fit], patches.label[fit])
+            .score(patches.features[test], patches.label[test])
+            for fit, test in splits(patches, protocol, seed)
+        ]
+    )
+
+
+def probe(
+    run: Run, bench: Bench, methods: Mapping[str, TokenMap], made_of: Mapping[str, Any]
+) -> bool:
+    """Stage ``probe``: judge frozen features on the test scenes, write ``probe.json``.
+
+    Args:
+        run: that gets the records.
+        bench: scenes and settings.
+        methods: name -> frozen tokens at ``model.stride``.
+        made_of: name -> plain data that decides them.
+
+    Returns:
+        True if it was computed.
+    """
+    scenes, seed = bench.scenes, run.config.seed
+    inputs = {"made_of": made_of, "patch_px": run.config.map.patch_px, "seed": seed}
+    inputs |= {"scenes": [scenes.folder.name, scenes.split]}
+
+    def make() -> list[str]:
+        rows = []
+        for name, token_map in methods.items() if scenes.labelled else ():
+            patches = patches_of(token_map, bench, scenes.indices("test"), bench.stride)
+            rows += judged(run, name, patches)
+        write_json(run.path("probe.json"), rows)
+        return ["probe.json"]
+
+    return run.stage("probe", make, inputs)
+
+
+def judged(run: Run, method: str, patches: Patches) -> list[dict[str, Any]]:
+    """Records of one method: mean and standard deviation over the splits.
+
+    By scene only where there are scenes enough to hold a fifth of them out.
+    """
+    rows = []
+    for protocol in PROTOCOLS:
+        if protocol == "patch-by-scene" and len(set(patches.scene)) < 1 / HELD_OUT:
+            continue
+        for metric in JUDGES:
+            found = judge(patches, protocol, metric, run.config.seed)
+            for name, value in ((metric, found.mean()), (f"{metric}_std", found.std())):
+                row = identity(run, method, protocol) | {"matching": "none", "class": None}
+                row |= {"metric": name, "value": float(value)}
+                rows.append({column: row[column] for column in COLUMNS})
+    return rows
+
+
+def variogram(maps: Tensor, lags_px: list[int], valid: Tensor | None = None) -> list[float]:
+    """Half the mean squared difference of values that lie a lag apart along rows and columns.
+
+    ``gamma(h) = 1/2 E |z(x + h) - z(x)|^2``, averaged over the bands (Matheron 1963). Divided by
+    the variance it rises from near 0 to about 1 where places no longer know of each other.
+
+    Args:
+        maps: ``(C, h, w)``.
+        lags_px: smaller than both sides.
+        valid: ``(h, w)`` bool, the pixels that count.
+
+    Returns:
+        One value per lag; NaN where no pair is valid.
+    """
+    use = torch.ones_like(maps[0], dtype=torch.bool) if valid is None else valid
+    found = []
+    for lag in lags_px:
+        total, pairs = 0.0, 0
+        for dim in (1, 2):
+            n = maps.shape[dim] - lag
+            both = use.narrow(dim - 1, 0, n) & use.narrow(dim - 1, lag, n)
+            step = (maps.narrow(dim, lag, n) - maps.narrow(dim, 0, n)).square().mean(0)
+            total, pairs = total + float(step[both].double().sum()), pairs + int(both.sum())
+        found.append(total / 2 / pairs if pairs else math.nan)
+    return found
+
+
+def same_class(scenes: SceneSet, windows: Corners, others: Corners, size: int) -> float:
+    """Share of pairs of windows with the same most frequent class: how true a positive is.
+
+    Pairs with a window that is not half labelled do not count; NaN where none is left.
+    """
+    labels = np.array([window_labels(scenes, corners, size) for corners in (windows, others)])
+    known = (labels != IGNORE).all(axis=0)
+    return float((labels[0] == labels[1])[known].mean()) if known.any() else math.nan
+
+
+def window_labels(scenes: SceneSet, corners: Corners, size: int) -> list[int]:
+    """Most frequent class of each window, ``IGNORE`` where not half of it is labelled."""
+    planes = {scene: valid_labels(scenes, scene) for scene in set(corners[0].tolist())}
+    found = []
+    for scene, row, col in torch.stack(corners, dim=1).tolist():
+        block = planes[scene][row : row + size, col : col + size]
+        found.append(int(majority_label(block, size, len(scenes.layout.classes)).item()))
+    return found
+
+
+def accuracy_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies of frozen features: a row per method and kind of split, a column per number."""
+    chosen = records[records.protocol.isin(PROTOCOLS)]
+    chosen = chosen.assign(protocol=chosen.protocol.map(PROTOCOLS))
+    return chosen.pivot_table("value", ["method", "protocol"], "metric", sort=False)
+
+
+def leak(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy with random patches held out minus that with scenes held out: a row per method.
+
+    Args:
+        table: from ``accuracy_table``; no row where it has one kind of split only.
+    """
+    if table.empty or set(table.index.get_level_values("protocol")) != set(PROTOCOLS.values()):
+        return pd.DataFrame(columns=list(JUDGES))
+    kinds = (pd.DataFrame(table.xs(kind, level="protocol")) for kind in PROTOCOLS.values())
+    of_patches, of_scenes = kinds
+    return of_patches[list(JUDGES)] - of_scenes[list(JUDGES)]
+
+
+def mean_variogram(
+    maps_of: TokenMap, bench: Bench, scenes: Sequence[int], lags: list[int], stride: int
+) -> list[float]:
+    """Variogram of valid ground, divided by the variance, averaged over scenes.
+
+    Args:
+        maps_of: scene -> ``(C, h, w)``.
+        bench: whose scenes these are.
+        scenes: at least one.
+        lags: in tokens.
+        stride: px per token; 1 where the maps are pixels.
+    """
+    curves = []
+    for scene in scenes:
+        maps, valid = maps_of(scene), token_validity(bench.store, scene, stride)
+        variance = float(maps[:, valid].var(dim=1).mean())
+        curves.append([value / variance for value in variogram(maps, lags, valid)])
+    return [float(np.nanmean(values)) for values in zip(*curves, strict=True)]
