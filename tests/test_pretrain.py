@@ -140,7 +140,6 @@ def test_the_loss_equals_a_slow_loop(learner: Any) -> None:
         assert extra["parts"][name].item() == pytest.approx(part, rel=1e-4)
         total += weight[name.split("_")[0]] * part
     assert loss.item() == pytest.approx(total, rel=1e-4)
-    assert sum(moco.weights().values()) == 3
 
 
 def test_gradients_reach_the_query_alone(learner: Any) -> None:
