@@ -120,6 +120,28 @@ def test_neither_pieces_nor_threads_change_a_window(whu, whu_store, monkeypatch,
         assert torch.equal(values, pieces[key])
 
 
+def test_a_batch_that_is_held_keeps_its_values(whu: SceneSet, whu_store: PixelStore) -> None:
+    one, two = (torch.stack(some_places(whu, 12))[:, k : k + 6] for k in (0, 6))
+    held = whu_store.windows(*one, 16)["optical"]
+    part, copy = held[2:3, 1].view(16, 16), held.clone()
+    assert not torch.equal(whu_store.windows(*two, 16)["optical"], copy)
+    assert torch.equal(held, copy)
+    del held
+    whu_store.windows(*two, 16)
+    assert torch.equal(part, copy[2, 1])  # a view holds it, too
+
+
+def test_memory_of_a_batch_that_is_gone_is_used_again(whu, whu_store, monkeypatch) -> None:
+    def address(place: torch.Tensor) -> int:
+        return whu_store.windows(*place, 16)["optical"].data_ptr()
+
+    place = torch.stack(some_places(whu, 6))
+    assert address(place) == address(place)
+    monkeypatch.setattr(module, "RECYCLED_BYTES", 0)
+    address(place)
+    assert "optical" not in whu_store.memory.spare  # nothing large is kept
+
+
 @pytest.mark.parametrize("sensors", ["both", "optical", "sar"])
 def test_a_store_holds_the_sensors_that_the_network_sees(whu: SceneSet, sensors: str) -> None:
     config = load_config("tiny", overrides=f"model.sensors={sensors}")
@@ -252,4 +274,4 @@ def test_draws_follow_the_generator_alone(whu: SceneSet, whu_store: PixelStore) 
 def test_a_store_reads_only_what_it_is_given(whu: SceneSet) -> None:
     statistics = training_statistics(whu)
     store = PixelStore(dataclasses.replace(whu), {"sar": statistics["sar"]}, CPU)
-    assert set(store.flats) == {"sar", "valid"} and set(store.mean) == {"sar"}
+    assert set(store.planes) == {"sar", "valid"} and set(store.mean) == {"sar"}

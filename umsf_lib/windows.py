@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from .config import Config, ConfigError, DataError
-from .prepare import SceneSet, standardisation, training_statistics
+from .prepare import SceneRecord, SceneSet, standardisation, training_statistics
 from .scenes import to_log_intensity
 
-PIECE_PX = 256 * 256  # of a window, standardised at a time: what fits a processor's caches
+# Standardised at a time: little enough for a processor's caches, enough that threads seldom meet.
+PIECE_PX = 4 * 256 * 256
+RECYCLED_BYTES = 2**26  # of the largest array whose memory is kept for the next batch
 
 
 class PixelStore:
@@ -37,11 +39,14 @@ class PixelStore:
     ) -> None:
         self.device, self.layout, self.records = device, scenes.layout, scenes.records
         self.roles = tuple(statistics)
-        flats = {role: np.asarray(scenes.flat(role)) for role in (*self.roles, "valid")}
-        self.flats = {role: flat.reshape(-1, flat.shape[-1]) for role, flat in flats.items()}
-        self.resident: dict[str, Tensor] = {}  # the same on the GPU, where they fit
-        if _fits(self.flats, device):
-            self.resident = {role: _tensor(flat).to(device) for role, flat in self.flats.items()}
+        flats = {role: np.atleast_2d(scenes.flat(role)) for role in (*self.roles, "valid")}
+        # Per scene (C, H, W); slicing NumPy's own type of memory map is slower.
+        self.planes = {role: _planes(np.asarray(f), scenes.records) for role, f in flats.items()}
+        self.whole = [r.valid_px == r.height * r.width for r in scenes.records]  # without nodata
+        self.memory = Recycled()
+        self.resident: dict[str, Tensor] = {}  # (C, pixels) on the GPU, where they fit
+        if _fits(flats, device):
+            self.resident = {role: _tensor(flat).to(device) for role, flat in flats.items()}
         self.places = torch.tensor(
             [(r.offset, r.height, r.width) for r in scenes.records]
         )  # (S, 3)
@@ -69,61 +74,60 @@ class PixelStore:
         return self._gather(at, shape) if self.resident else self._read(at, shape)
 
     def _read(self, at: Tensor, shape: tuple[int, int]) -> dict[str, Tensor]:
-        """Windows from the memory maps, by all threads, in pieces of some rows."""
-        # NumPy asks for huge pages: without, fresh memory takes longer than what is written there.
+        """Windows from the memory maps, by all threads, in pieces of some windows or some rows."""
+        (height, width), count = shape, at.shape[1]
         batch = {
-            role: np.empty(
-                (at.shape[1], len(flat), *shape), bool if role == "valid" else np.float32
-            )
-            for role, flat in self.flats.items()
+            role: self.memory.take(role, (count, len(planes[0]), height, width))
+            for role, planes in self.planes.items()
         }
-        rows = max(1, PIECE_PX // shape[1])
+        windows, rows = max(1, PIECE_PX // (height * width)), max(1, PIECE_PX // width)
         pieces = [
-            ({role: array[i, :, top : top + rows] for role, array in batch.items()}, s, r + top, c)
-            for i, (s, r, c) in enumerate(at.T.tolist())
-            for top in range(0, shape[0], rows)
+            (slice(first, first + windows), slice(top, top + rows))
+            for first in range(0, count, windows)
+            for top in range(0, height, rows)
         ]
-        threads = torch.get_num_threads()
+        threads = min(torch.get_num_threads(), len(pieces))
+
+        def work(start: int) -> None:
+            for some, lines in pieces[start::threads]:
+                places = [(s, r + lines.start, c) for s, r, c in at.T[some].tolist()]
+                self._fill({role: x[some, :, lines] for role, x in batch.items()}, places)
+
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(self._fill, (pieces[start::threads] for start in range(threads))))
+            list(pool.map(work, range(threads)))
         return {role: torch.from_numpy(array).to(self.device) for role, array in batch.items()}
 
-    def _fill(self, pieces: Iterable[tuple[dict[str, np.ndarray], int, int, int]]) -> None:
-        """Fill pieces ``(C, h, w)`` of windows, each from its scene, row and column."""
-        for piece, scene, row, col in pieces:
-            cut = {role: self._cut(role, scene, row, col, x.shape[1:]) for role, x in piece.items()}
-            valid = piece["valid"]
-            valid[:] = cut["valid"]
-            for role, (mean, std) in self.moments.items():
-                x = piece[role]
-                with np.errstate(all="ignore"):  # invalid pixels may hold anything
-                    x[:] = self._physical(cut[role], role)
-                    x -= mean[scene][:, None, None]
-                    x /= std[scene][:, None, None]
-                if not valid.all():
-                    np.copyto(x, 0, where=~valid)
+    def _fill(self, piece: dict[str, np.ndarray], places: list[tuple[int, int, int]]) -> None:
+        """Standardise what lies at ``places`` (scene, row, col) into ``(len(places), C, h, w)``."""
+        scenes, valid = [scene for scene, _, _ in places], piece["valid"]
+        if whole := all(self.whole[scene] for scene in scenes):
+            valid[:] = True
+        else:
+            self._copy("valid", places, valid)
+        for role, (mean, std) in self.moments.items():
+            x = piece[role]
+            source = np.empty(x.shape, self.planes[role][0].dtype)
+            self._copy(role, places, source)
+            with np.errstate(all="ignore"):  # invalid pixels may hold anything
+                self._to_physical(source, role, x)
+                x -= mean[scenes, :, None, None]
+                x *= 1 / std[scenes, :, None, None]
+            if not whole:
+                np.copyto(x, 0, where=~valid)
 
-    def _physical(self, values: np.ndarray, role: str) -> np.ndarray:
-        """Optical values as they are, SAR as ln intensity."""
-        if role == "optical" or self.layout.sar is None:
-            return values
-        if values.dtype == np.uint8:
-            return _log_table(self.layout.sar.scaling).take(values, mode="clip")
-        return to_log_intensity(values.astype(np.float32), self.layout.sar.scaling)
+    def _copy(self, role: str, places: list[tuple[int, int, int]], to: np.ndarray) -> None:
+        for x, (scene, row, col) in zip(to, places, strict=True):
+            x[:] = _cut(self.planes[role][scene], row, col, x.shape[1:])
 
-    def _cut(self, role: str, scene: int, row: int, col: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Source values ``(C, h, w)`` of one place; a scene's far edges are repeated."""
-        record = self.records[scene]
-        sides = record.height, record.width
-        plane = self.flats[role][:, record.offset :][:, : math.prod(sides)].reshape(-1, *sides)
-        found = plane[:, row : row + shape[0], col : col + shape[1]]
-        if found.shape[1:] == shape:
-            return np.ascontiguousarray(found)
-        rows, cols = (
-            np.arange(start, start + n).clip(max=side - 1)
-            for start, n, side in zip((row, col), shape, sides, strict=True)
-        )
-        return plane[:, rows[:, None], cols]
+    def _to_physical(self, source: np.ndarray, role: str, x: np.ndarray) -> None:
+        """Write optical values as they are, SAR as ln intensity, to float32 ``x``."""
+        scaling = self.layout.sar.scaling if role == "sar" and self.layout.sar else ""
+        if scaling and source.dtype == np.uint8:
+            _log_table(scaling).take(source, out=x, mode="clip")
+        else:
+            x[:] = source
+            if scaling:
+                x[:] = to_log_intensity(x, scaling)
 
     def _gather(self, at: Tensor, shape: tuple[int, int]) -> dict[str, Tensor]:
         """Windows on the GPU: a few operations for the whole batch, and the host waits for none."""
@@ -166,6 +170,49 @@ def open_store(scenes: SceneSet, config: Config, device: torch.device) -> PixelS
     if config.model.sensors != "both":
         statistics = {config.model.sensors: statistics[config.model.sensors]}
     return PixelStore(scenes, statistics, device)
+
+
+def _planes(flat: np.ndarray, records: tuple[SceneRecord, ...]) -> list[np.ndarray]:
+    """Scenes ``(C, H, W)`` of a flat array ``(C, pixels)``."""
+    sizes = [(r.height, r.width) for r in records]
+    cuts = np.cumsum([height * width for height, width in sizes])[:-1]
+    parts = np.split(flat, cuts, axis=1)
+    return [part.reshape(-1, *size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def _cut(plane: np.ndarray, row: int, col: int, shape: tuple[int, ...]) -> np.ndarray:
+    """A window ``(C, h, w)`` of ``plane (C, H, W)``; the far edges are repeated."""
+    found = plane[:, row : row + shape[0], col : col + shape[1]]
+    if found.shape[1:] == shape:
+        return found
+    rows, cols = (
+        np.arange(start, start + n).clip(max=side - 1)
+        for start, n, side in zip((row, col), shape, plane.shape[1:], strict=True)
+    )
+    return plane[:, rows[:, None], cols]
+
+
+class Recycled:
+    """Memory of the last batch, as soon as nobody holds it any more.
+
+    The system clears new memory page by page, which takes as long as filling it.
+    """
+
+    def __init__(self) -> None:
+        self.spare: dict[str, np.ndarray] = {}
+
+    def take(self, role: str, shape: tuple[int, ...]) -> np.ndarray:
+        """An array to write to: bool for ``valid``, else float32.
+
+        Its memory comes back when the array is gone, and with it each tensor that shares it.
+        """
+        owner = self.spare.pop(role, None)
+        if owner is None or owner.shape != shape:
+            owner = np.empty(shape, bool if role == "valid" else np.float32)
+        lent = owner.view()
+        if owner.nbytes <= RECYCLED_BYTES:
+            weakref.finalize(lent, self.spare.__setitem__, role, owner)
+        return lent
 
 
 def _tensor(array: np.ndarray) -> Tensor:
