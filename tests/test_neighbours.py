@@ -148,6 +148,20 @@ def test_sheets_touch_by_their_coordinates_or_by_their_names(
     assert ground.pixel_m[at["place"]].tolist() == [7.0, 7.0]
 
 
+def test_scenes_of_another_pixel_size_or_system_lie_on_another_plane(tmp_path: Path) -> None:
+    names = [f"NH49E00101{k}" for k in range(4)]
+    fine, coarse = Affine(10, 0, 5e5, 0, -10, 34e5), Affine(20, 0, 5e5 - 1600, 0, -20, 34e5)
+    slightly = Affine(10.002, 0, 5e5 + 800, 0, -10.002, 34e5)  # as tiles warped one by one are
+    systems = (UTM, UTM, UTM, "EPSG:32651")
+    places = dict(
+        zip(names, zip(systems, (fine, coarse, slightly, fine), strict=True), strict=True)
+    )
+    ground = lay_out(make_set(tmp_path, 80, places), 1.0)
+    assert ground.plane.tolist() == [0, 1, 0, 3]
+    assert ground.origin.tolist() == [[0, 0], [0, 0], [0, 80], [0, 0]]
+    assert ground.pixel_m[1].numpy() == pytest.approx(2 * ground.pixel_m[0].numpy(), rel=1e-3)
+
+
 def two_halves() -> np.ndarray:
     """Dark west, bright east, with some spread inside."""
     image = np.random.default_rng(0).integers(90, 110, (4, 80, 80))

@@ -79,9 +79,10 @@ def lay_out(scenes: SceneSet, pixel_m: float) -> Ground:
             planes.append(plane)
         found.plane[scene] = plane[2]
         found.origin[scene] = torch.from_numpy((corner / plane[1]).round().astype(np.int64))
-    for number in found.plane.unique().tolist():
-        here = found.plane == number
-        found.origin[here] -= found.origin[here].amin(0)  # small numbers: float32 holds them
+    # Counted from the first scene of a plane, numbers are small enough for float32.
+    index, far = found.plane[:, None].expand(-1, 2), torch.iinfo(torch.int64).max
+    least = torch.full_like(found.origin, far).scatter_reduce(0, index, found.origin, "amin")
+    found.origin.sub_(least[found.plane])
     return found
 
 
