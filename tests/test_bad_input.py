@@ -16,7 +16,7 @@ import rasterio
 import torch
 from rasterio import Affine
 
-from umsf_lib import prepare as module
+from umsf_lib import flat_arrays as module
 from umsf_lib.config import IGNORE, DataError
 from umsf_lib.data_check import report, survey
 from umsf_lib.layouts import load_layout

@@ -14,6 +14,7 @@ import pytest
 import rasterio
 from rasterio.windows import Window
 
+from umsf_lib import flat_arrays
 from umsf_lib import prepare as module
 from umsf_lib.config import IGNORE, DataError, load_config
 from umsf_lib.prepare import (
@@ -97,7 +98,7 @@ def test_splits(whu: SceneSet, terramesh: SceneSet) -> None:
 
 
 def test_streaming_in_strips_equals_reading_whole(whu: SceneSet, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "STRIP_PX", 7)  # no scene's height is a multiple
+    monkeypatch.setattr(flat_arrays, "STRIP_PX", 7)  # no scene's height is a multiple
     root = whu.sources[SET[0]].optical.parents[1]
     strips = prepare(root, whu.layout, tmp_path)
     for role in ("optical", "sar", "label", "valid"):
@@ -200,7 +201,7 @@ def test_a_flipped_bit_or_a_lost_array_is_said_and_mended_by_deleting(tmp_path, 
 
 def test_scenes_are_read_in_strips_only(tmp_path: Path, monkeypatch) -> None:
     layout = write_set(tmp_path / "data")
-    monkeypatch.setattr(module, "STRIP_PX", 7)
+    monkeypatch.setattr(flat_arrays, "STRIP_PX", 7)
     sizes, read = [], Scene.read
 
     def watched(scene: Scene, window: Window) -> dict[str, np.ndarray]:

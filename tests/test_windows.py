@@ -116,8 +116,10 @@ def test_neither_pieces_nor_threads_change_a_window(whu, whu_store, monkeypatch,
     monkeypatch.setattr(module, "PIECE_PX", 5 * 16)  # 4 pieces of 5 rows, the last of 4
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     pieces = whu_store.windows(*where, (19, 16))
+    none = whu_store.windows(*(place[:0] for place in where), (19, 16))
     for key, values in whole.items():
         assert torch.equal(values, pieces[key])
+        assert none[key].shape == (0, *values.shape[1:])
 
 
 def test_a_batch_that_is_held_keeps_its_values(whu: SceneSet, whu_store: PixelStore) -> None:

@@ -11,9 +11,10 @@ import torch
 from .bench import Bench
 from .config import IGNORE
 from .figures import cluster_classes, optical_composite, sar_image
+from .flat_arrays import physical
 from .inference import Classifier
 from .layouts import LandClass
-from .prepare import SceneSet, physical, valid_labels
+from .prepare import SceneSet, valid_labels
 from .rasters import write_raster
 from .runs import Run
 from .windows import PixelStore

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import PretrainConfig
-from .prepare import SceneSet, physical, standardisation, training_statistics
+from .flat_arrays import physical
+from .prepare import SceneSet, standardisation, training_statistics
 from .rasters import DEGREE_M, Grid, pixel_size_m
 from .sheets import SHEET_DEGREES, sheet_of
 

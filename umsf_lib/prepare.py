@@ -1,47 +1,31 @@
 """Scenes as flat memory maps, and their statistics.
 
 All scenes of a set lie behind each other in one array per sensor, pixel after pixel, in the
-source's own dtype, so that a batch of windows is one index operation (``windows.py``).
+source's own dtype, so that windows are cut out without decoding anything (``windows.py``).
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import math
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rasterio.windows import Window
 
 from .config import IGNORE, ConfigError, DataError
+from .flat_arrays import MORE_SPACE, SceneRecord, check_arrays, physical, stream_scenes
 from .layouts import Layout, load_layout
-from .rasters import STRIP_PX
 from .runs import Run, digest, project_root, sha256_of, write_atomically, write_json
-from .scenes import Scene, find_scenes, split_scenes, to_log_intensity
+from .scenes import Scene, find_scenes, split_scenes
 from .simulate_sensors import scene_names, write_scenes
 
-MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk."
 NORMALISATION = "statistics.json"
 Statistics = dict[str, dict[str, list[float]]]  # sensor -> mean, std -> per band
-
-
-@dataclass(frozen=True)
-class SceneRecord:
-    """Where a scene lies in the flat arrays, and its own band statistics."""
-
-    name: str
-    height: int
-    width: int
-    offset: int  # of its first pixel
-    valid_px: int
-    mean: dict[str, list[float]]  # sensor -> per band; SAR as ln intensity
-    std: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -156,12 +140,12 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
     key = digest([layout.source.read_text(), [_stamp(s) for s in scenes]])
     folder = (target or project_root() / "data" / "prepared") / key
     if (folder / "manifest.json").is_file():
-        _check_prepared(folder)
+        check_arrays(folder)
     else:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
         try:
-            _stream(scenes, layout, temporary)
+            stream_scenes(scenes, layout, temporary)
             temporary.chmod(0o755)  # mkdtemp makes it private
             shutil.rmtree(folder, ignore_errors=True)
             temporary.replace(folder)
@@ -175,103 +159,11 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
     return SceneSet(folder, layout, records, split, {s.name: s for s in scenes})
 
 
-def _check_prepared(folder: Path) -> None:
-    """Compare the arrays with the sha256 they were written with: a flipped bit says nothing."""
-    manifest = folder / "manifest.json"
-    for file, wanted in json.loads(manifest.read_text())["files"].items():
-        path = folder / file
-        if (found := sha256_of(path) if path.is_file() else "none, it is missing") != wanted:
-            raise DataError(
-                f"{path} has changed since it was prepared: its sha256 is {found}, but {manifest} "
-                f"says {wanted}; delete {folder}, and it is made again from the scenes."
-            )
-
-
 def _stamp(scene: Scene) -> list[Any]:
     paths = [path for path, _ in scene.files().values()]
     if gone := [path for path in paths if not path.is_file()]:
         raise DataError(f"{gone[0]} is missing: its link leads nowhere; put the file there.")
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
-
-
-def _stream(scenes: list[Scene], layout: Layout, folder: Path) -> None:
-    for scene in scenes:
-        scene.check()
-    sizes = [(grid.height, grid.width) for grid in (s.profile() for s in scenes)]
-    total = sum(h * w for h, w in sizes)
-    maps, records, offset = _open_maps(scenes, folder, total), [], 0
-    for scene, (height, width) in zip(scenes, sizes, strict=True):
-        moments = _copy_scene(scene, layout, maps, offset, height, width)
-        records.append(_record(scene, height, width, offset, moments))
-        offset += height * width
-    for array in maps.values():
-        array.flush()  # type: ignore[attr-defined]
-    files = {f"{role}.npy": sha256_of(folder / f"{role}.npy") for role in maps}
-    described = {"layout": layout.name, "scenes": [asdict(r) for r in records], "files": files}
-    write_json(folder / "manifest.json", described)
-
-
-def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.ndarray]:
-    samples = [scene.read(Window(0, 0, 1, 1)) for scene in scenes]
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        # Reflectance may be int16 in one file and float32 in the next: hold both.
-        role: ((len(samples[0][role]), total), np.result_type(*(s[role] for s in samples)))
-        for role in ("optical", "sar")
-        if role in samples[0]
-    }
-    shapes |= {"label": ((total,), np.uint8), "valid": ((total,), np.bool_)}
-    # Memory maps are sparse: a disk that fills up under one kills the process without a word.
-    needed = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
-    if needed > (free := shutil.disk_usage(folder).free):
-        raise DataError(
-            f"Preparing {len(scenes)} scenes takes {needed / 1e9:.3f} GB in {folder.parent}, but "
-            f"{free / 1e9:.3f} GB are free; {MORE_SPACE}"
-        )
-    return {
-        role: np.lib.format.open_memmap(folder / f"{role}.npy", mode="w+", dtype=dtype, shape=shape)
-        for role, (shape, dtype) in shapes.items()
-    }
-
-
-def _copy_scene(
-    scene: Scene, layout: Layout, maps: dict[str, np.ndarray], offset: int, height: int, width: int
-) -> dict[str, np.ndarray]:
-    """Copy one scene strip by strip; returns per sensor the sums of 1, x and x^2 per band."""
-    sums: dict[str, np.ndarray] = {}
-    for top in range(0, height, STRIP_PX):
-        rows = min(STRIP_PX, height - top)
-        part = scene.read(Window(0, top, width, rows))
-        here = slice(offset + top * width, offset + (top + rows) * width)
-        valid = part["valid"]
-        maps["valid"][here] = valid.reshape(-1)
-        maps["label"][here] = part["label"].astype(np.uint8).reshape(-1)
-        for role in maps.keys() & {"optical", "sar"}:
-            maps[role][:, here] = part[role].reshape(len(part[role]), -1)
-            # Band by band: large temporary arrays are slow.
-            values = (physical(band[valid], role, layout) for band in part[role])
-            moments = [(x.size, x.sum(), np.einsum("n,n->", x, x)) for x in values]
-            sums[role] = sums.get(role, 0) + np.array(moments).T  # (3, C)
-    if not all(s[0].all() for s in sums.values()):
-        raise DataError(scene.all_nodata(height * width))
-    return sums
-
-
-def physical(values: np.ndarray, role: str, layout: Layout) -> np.ndarray:
-    """Optical values as float64, SAR values as natural log of intensity."""
-    if role == "sar" and layout.sar is not None:
-        return to_log_intensity(values.astype(np.float64), layout.sar.scaling)
-    return values.astype(np.float64)
-
-
-def _record(
-    scene: Scene, height: int, width: int, offset: int, sums: dict[str, np.ndarray]
-) -> SceneRecord:
-    mean = {role: (s[1] / s[0]) for role, s in sums.items()}
-    variance = {role: s[2] / s[0] - mean[role] ** 2 for role, s in sums.items()}
-    std = {role: np.sqrt(np.maximum(v, 1e-12)) for role, v in variance.items()}
-    count = int(next(iter(sums.values()))[0, 0])
-    plain = [{role: v.tolist() for role, v in table.items()} for table in (mean, std)]
-    return SceneRecord(scene.name, height, width, offset, count, plain[0], plain[1])
 
 
 def training_statistics(scenes: SceneSet) -> Statistics:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .config import Config, ConfigError, DataError
-from .prepare import SceneRecord, SceneSet, standardisation, training_statistics
+from .flat_arrays import SceneRecord
+from .prepare import SceneSet, standardisation, training_statistics
 from .scenes import to_log_intensity
 
 # Standardised at a time: little enough for a processor's caches, enough that threads seldom meet.
@@ -86,7 +87,7 @@ class PixelStore:
             for first in range(0, count, windows)
             for top in range(0, height, rows)
         ]
-        threads = min(torch.get_num_threads(), len(pieces))
+        threads = min(torch.get_num_threads(), max(1, len(pieces)))
 
         def work(start: int) -> None:
             for some, lines in pieces[start::threads]:
@@ -122,12 +123,12 @@ class PixelStore:
     def _to_physical(self, source: np.ndarray, role: str, x: np.ndarray) -> None:
         """Write optical values as they are, SAR as ln intensity, to float32 ``x``."""
         scaling = self.layout.sar.scaling if role == "sar" and self.layout.sar else ""
-        if scaling and source.dtype == np.uint8:
+        if not scaling:
+            x[:] = source
+        elif source.dtype == np.uint8:
             _log_table(scaling).take(source, out=x, mode="clip")
         else:
-            x[:] = source
-            if scaling:
-                x[:] = to_log_intensity(x, scaling)
+            x[:] = to_log_intensity(source.astype(np.float32), scaling)
 
     def _gather(self, at: Tensor, shape: tuple[int, int]) -> dict[str, Tensor]:
         """Windows on the GPU: a few operations for the whole batch, and the host waits for none."""
