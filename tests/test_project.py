@@ -24,7 +24,7 @@ ORDER = """
 config runs rasters layouts scene_files scenes sheets align data_check simulate_landscape
 simulate_sensors realism prepare windows views losses momentum metrics training despeckle
 encoders fusion umsf_net pretrain inference tokens cluster bench self_training classify
-baselines figures map_files mapping report browser pipeline tutorial __main__
+baselines figures map_files mapping report browser pipeline suites tutorial __main__
 """.split()  # noqa: SIM905  (a list to read, top to bottom)
 
 
