@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     # the other, where the paper switches the clustering on at a quarter of the epochs.
     "as_published": {"pretrain": {"pooled": 1.0}, "cluster": {"num_clusters": 7}},
 }
-OURS = ("umsf",)
+OURS: Sequence[str] = ("umsf",)
 # Suite -> variant -> methods; "base" comes first, the others copy what they share with it.
 SUITES: dict[str, dict[str, Sequence[str]]] = {
     "first": {"base": USUAL, "optical": OURS, "sar": OURS},
@@ -162,13 +162,11 @@ def margins(sweep: Sweep) -> pd.DataFrame:
 
 def markdown(scores: pd.DataFrame, gains: pd.DataFrame) -> str:
     """Both tables as the README shows them: mean ± std over seeds; margin (low to high)."""
-    cells = [f"{_short(r['mean'])} ± {_short(r['std'])}" for _, r in scores.iterrows()]
-    first = _wide(scores.assign(cell=cells), SHOWN)
-    cells = [
-        f"{'+' if r.margin >= 0 else '−'}{_short(abs(r.margin))} ({_short(r.low)} to {_short(r.high)})"
-        for r in gains.itertuples()
-    ]
-    second = _wide(gains.assign(cell=cells), COMPARED)
+    spread = scores[["mean", "std"]].map(_short)
+    first = _wide(scores.assign(cell=spread["mean"] + " ± " + spread["std"]), SHOWN)
+    ends = gains[["margin", "low", "high"]].map(_short)
+    cell = ends.margin + " (" + ends.low + " to " + ends.high + ")"
+    second = _wide(gains.assign(cell=cell), COMPARED)
     return f"{first}\nOurs minus each of them, with 95 % intervals over test scenes:\n\n{second}"
 
 

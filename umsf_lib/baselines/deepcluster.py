@@ -18,10 +18,9 @@ from ..training import Metrics, Row
 from ..umsf_net import UmsfNet
 from ..views import View, invert_affine, make_view, sample_tokens
 from ..windows import training_tiles
+from .heads import TEMPERATURE, PrototypeHead
 from .learning import (
-    TEMPERATURE,
     Progress,
-    PrototypeHead,
     baseline_steps,
     fused_map,
     learned,

@@ -19,8 +19,8 @@ from ..runs import Run
 from ..training import Metrics, Row
 from ..umsf_net import UmsfNet
 from ..views import sample_tokens
+from .heads import Heads
 from .learning import (
-    Heads,
     Progress,
     baseline_steps,
     dense,

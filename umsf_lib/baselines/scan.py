@@ -28,7 +28,6 @@ from ..windows import draw_windows, training_tiles
 from .learning import (
     Progress,
     baseline_steps,
-    fused_map,
     learned,
     train_module,
     training_tokens,

@@ -20,10 +20,9 @@ from ..runs import Run
 from ..training import Metrics, Row
 from ..umsf_net import UmsfNet
 from ..views import sample_tokens
+from .heads import TEMPERATURE, PrototypeHead
 from .learning import (
-    TEMPERATURE,
     Progress,
-    PrototypeHead,
     baseline_steps,
     dense,
     fused_map,
