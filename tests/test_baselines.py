@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,12 +31,13 @@ from umsf_lib.baselines.scan import (
 )
 from umsf_lib.baselines.swav import TokenQueue, sinkhorn, swapped_loss
 from umsf_lib.bench import Bench
-from umsf_lib.config import load_config
+from umsf_lib.config import ConfigError, load_config
 from umsf_lib.despeckle import train_despeckler
 from umsf_lib.prepare import load_data
 from umsf_lib.pretrain import new_network, pretrain
 from umsf_lib.runs import Run
 from umsf_lib.views import View
+from umsf_lib.windows import PixelStore
 
 from .fakes import write_set
 
@@ -140,6 +142,11 @@ def test_an_empty_cluster_keeps_its_centroid() -> None:
     z = unit(1, 4).expand(9, -1)
     centroids, nearest = spherical_kmeans(z, 3, torch.Generator().manual_seed(0))
     assert torch.allclose(centroids, z[:3]) and (nearest == nearest[0]).all()
+
+
+def test_more_prototypes_than_tokens_are_refused() -> None:
+    with pytest.raises(ConfigError, match="baseline.prototypes asks for 9 clusters of 5 tokens"):
+        spherical_kmeans(unit(5, 4), 9, torch.Generator())
 
 
 # SCAN
@@ -375,3 +382,22 @@ def test_scan_without_a_confident_token_says_so(unlabelled, monkeypatch) -> None
     with pytest.warns(UserWarning, match="no token reached probability 2.0"):
         kept, rows = learn(bench, None, network)
     assert kept is network and {row["round"] for row in rows} == {1.0}
+
+
+class Flat(PixelStore):
+    """The places of a real store, every pixel the same."""
+
+    def __init__(self, store: PixelStore) -> None:
+        self.__dict__ |= store.__dict__
+
+    def windows(self, *where: Any) -> dict[str, Tensor]:
+        return {k: v if k == "valid" else v * 0 for k, v in super().windows(*where).items()}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*BASELINES, *LEARNED])
+def test_constant_scenes_give_posteriors_all_the_same(unlabelled, name: str, monkeypatch) -> None:
+    run, bench = unlabelled
+    bench = Bench(bench.scenes, Flat(bench.store), bench.config)
+    monkeypatch.setattr(run, "stage", lambda name, make, inputs: make())
+    check_posteriors((BASELINES | LEARNED)[name](run, bench), bench)

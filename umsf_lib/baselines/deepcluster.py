@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..bench import Bench
+from ..config import ConfigError
 from ..inference import Classifier
 from ..runs import Run
 from ..training import Metrics, Row
@@ -49,14 +50,22 @@ def spherical_kmeans(
     """k-means by cosine, from random members; an empty cluster keeps its centroid.
 
     Args:
-        z: ``(n, D)`` unit rows, at least ``clusters`` of them.
+        z: ``(n, D)`` unit rows.
         clusters: P.
         generator: of the first centroids.
         iterations: each an assignment and a mean, put back on the sphere.
 
     Returns:
         Unit centroids ``(P, D)``, and the nearest one of each row ``(n,)``.
+
+    Raises:
+        ConfigError: more clusters than rows.
     """
+    if clusters > len(z):
+        raise ConfigError(
+            f"baseline.prototypes asks for {clusters} clusters of {len(z)} tokens; lower it, or "
+            "raise baseline.tokens."
+        )
     first = torch.randperm(len(z), generator=generator)[:clusters]
     centroids = z[first.to(z.device)]
     for _ in range(iterations):
