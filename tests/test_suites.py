@@ -133,6 +133,7 @@ def test_the_readme_block_repeats_the_tables(fakes: list[Run], project: Path, ca
     cell = f"{one['mean']:.3f} ± {one['std']:.3f}".replace("0.", ".")
     line = next(line for line in text.splitlines() if line.startswith("| umsf | sar | 2 | "))
     assert cell in line and line.count("|") == 8
+    assert text.count("| +.") == 6  # ours is ahead of all three, in both scores
     written = project / "runs" / "tiny-easy-first"
     assert written.with_name("tiny-easy-first.md").read_text().strip() == text.strip()
     again = pd.read_csv(written.with_name("tiny-easy-first-margins.csv"))

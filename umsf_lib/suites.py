@@ -164,15 +164,17 @@ def markdown(scores: pd.DataFrame, gains: pd.DataFrame) -> str:
     """Both tables as the README shows them: mean ± std over seeds; margin (low to high)."""
     spread = scores[["mean", "std"]].map(_short)
     first = _wide(scores.assign(cell=spread["mean"] + " ± " + spread["std"]), SHOWN)
-    ends = gains[["margin", "low", "high"]].map(_short)
-    cell = ends.margin + " (" + ends.low + " to " + ends.high + ")"
+    ends = gains[["low", "high"]].map(_short)
+    cell = (
+        gains.margin.map(partial(_short, form="+.3f")) + " (" + ends.low + " to " + ends.high + ")"
+    )
     second = _wide(gains.assign(cell=cell), COMPARED)
     return f"{first}\nOurs minus each of them, with 95 % intervals over test scenes:\n\n{second}"
 
 
-def _short(value: float) -> str:
+def _short(value: float, form: str = ".3f") -> str:
     """Three digits without the leading zero; a dash where one seed has no spread."""
-    return "-" if math.isnan(value) else f"{value:.3f}".replace("0.", ".", 1)
+    return "-" if math.isnan(value) else format(value, form).replace("0.", ".", 1)
 
 
 def _wide(table: pd.DataFrame, metrics: Iterable[str]) -> str:

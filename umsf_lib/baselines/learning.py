@@ -126,8 +126,11 @@ def fused_map(network: UmsfNet, windows: dict[str, Tensor]) -> Tensor:
 
 
 def training_tokens(network: UmsfNet, bench: Bench, read: Callable[[Tensor], Tensor]) -> Tensor:
-    """``(n, D)`` tokens of training scenes after ``read``: (B, C, h, w) -> (B, D, h, w)."""
-    mode, config = network.training, bench.config.map
+    """``(n, D)`` tokens of training scenes after ``read``: (B, C, h, w) -> (B, D, h, w).
+
+    Leaves the network in eval mode.
+    """
+    config = bench.config.map
 
     def function(windows: dict[str, Tensor]) -> Tensor:
         return read(fused_map(network, windows))
@@ -137,5 +140,4 @@ def training_tokens(network: UmsfNet, bench: Bench, read: Callable[[Tensor], Ten
         lambda scene: scene_map(function, bench.store, scene, network.stride, config),
         network.stride,
     )
-    network.train(mode)
     return torch.from_numpy(tokens).float().to(bench.store.device)

@@ -7,11 +7,11 @@ import torch
 from ..bench import Bench
 from ..classify import feature_tokens
 from ..inference import Classifier
-from ..pretrain import new_network
+from ..pretrain import WindowSource, new_network
 from ..runs import Run
 from ..tokens import TokenMap
 from ..umsf_net import UmsfNet
-from ..windows import draw_windows, training_tiles
+from .learning import fused_map
 
 BATCHES = 8  # enough for running statistics
 
@@ -30,18 +30,14 @@ def random_tokens(run: Run, bench: Bench) -> TokenMap:
 @torch.no_grad()
 def settle_norms(network: UmsfNet, bench: Bench) -> None:
     """Give batch norm the moments of the data: its initial ones would leave features unscaled."""
-    views, config = bench.config.views, bench.config
-    generator = torch.Generator().manual_seed(config.seed)
-    tiles = training_tiles(bench.scenes, views.window_px, views.overlap_px)
+    source = WindowSource(bench.scenes, bench.store, bench.config)
+    generator = torch.Generator().manual_seed(bench.config.seed)
     network.train()
     for norm in network.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.momentum = None  # a plain mean over the batches
     for _ in range(BATCHES):
-        size, count = views.window_px, config.pretrain.batch
-        where = draw_windows(tiles, count, size, 0, bench.store.places, generator)
-        windows = bench.store.windows(*where, size)
-        network.features(windows.get("optical"), windows.get("sar"))
+        fused_map(network, source.draw(bench.config.pretrain.batch, generator).first.images)
 
 
 def kmeans_random(run: Run, bench: Bench) -> Classifier:
