@@ -200,8 +200,8 @@ def print_report(sweep: Sweep) -> None:
     if scores.empty:
         raise MissingStageError(
             f"No run of suite '{sweep.suite}' named {sweep.prefix}-<seed> has scores for seeds "
-            f"{', '.join(map(str, sweep.seeds))}; run 'umsf sweep' with the same options first (data "
-            "without labels have none)."
+            f"{', '.join(map(str, sweep.seeds))}; run 'umsf sweep' with the same options first "
+            "(data without labels have none)."
         )
     start, text = project_root() / "runs" / f"{sweep.prefix}-{sweep.suite}", markdown(scores, gains)
     for ending, table in (("scores", scores), ("margins", gains)):

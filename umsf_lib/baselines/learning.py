@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,14 @@ from ..bench import Bench
 from ..classify import network_classifier
 from ..config import Config
 from ..inference import Classifier, scene_map
-from ..pretrain import load_pretrained, new_network, steps_per_epoch, write_rows
-from ..runs import Run, write_atomically
+from ..pretrain import (
+    load_pretrained,
+    new_network,
+    pretraining_inputs,
+    steps_per_epoch,
+    write_rows,
+)
+from ..runs import Run, write_state
 from ..training import Metrics, Row, load_checkpoint, train, trainable
 from ..umsf_net import UmsfNet
 from ..windows import training_tiles
@@ -72,9 +77,9 @@ def learned(
         pretrained: start from our pretrained network, not from random weights.
         progress: see ``training.train``.
     """
-    inputs = run.config.section("views", "model", "pretrain", "cluster", "baseline", "map", "seed")
-    for stage in ("pretrain",) if pretrained else ("data", "despeckle"):
-        inputs[stage] = run.outputs_of(stage)
+    inputs = pretraining_inputs(run) | run.config.section("cluster", "baseline", "map")
+    if pretrained:
+        inputs["pretrained"] = run.outputs_of("pretrain")
     file = f"checkpoints/{name}.pt"
 
     def make() -> list[str]:
@@ -82,7 +87,7 @@ def learned(
         network.clustering = head()
         trained, rows = learn(bench, progress, network.to(run.device))
         content = {"settings": inputs, "module": trained.state_dict()}
-        write_atomically(run.path(file), partial(torch.save, content))
+        write_state(run.path(file), content)
         write_rows(run.path(f"{name}.csv"), rows)
         return [file, f"{name}.csv"]
 
