@@ -122,6 +122,20 @@ def test_merging_few_to_many_is_refused() -> None:
     assert fit_merged(tokens, 8, 8, seed=0).num_clusters == 8
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_clusters_than_tokens_are_refused(kind: str) -> None:
+    tokens = np.random.default_rng(0).normal(size=(6, 2))
+    with pytest.raises(ConfigError, match=r"cluster\.\w+ asks for \d+ clusters of 6 tokens"):
+        fit(kind, tokens, 7, SETTINGS, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_that_are_all_the_same_are_shared_out_somehow(kind: str) -> None:
+    posteriors = fit(kind, np.ones((60, 3)), 4, SETTINGS, seed=0).posteriors(np.ones((5, 3)))
+    assert np.isfinite(posteriors).all() and np.allclose(posteriors.sum(axis=1), 1)
+
+
 def test_central_is_the_medoid() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""A finished run: what each stage left behind, and what the margins say."""
+"""A finished run: what each stage left behind, and what a run compares."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import rasterio
 import torch
 
+from umsf_lib.baselines import LEARNED
 from umsf_lib.bench import Bench
 from umsf_lib.classify import (
     cluster,
@@ -22,12 +23,11 @@ from umsf_lib.classify import (
 )
 from umsf_lib.config import IGNORE, CheckpointError, ConfigError, MissingStageError, load_config
 from umsf_lib.mapping import legend_of, write_maps
-from umsf_lib.metrics import accuracy, confusion
-from umsf_lib.pipeline import first_results, run_everything
+from umsf_lib.pipeline import USUAL, methods, run_everything
 from umsf_lib.prepare import SceneSet, load_data, normalisation_of, valid_labels
 from umsf_lib.pretrain import load_pretrained
-from umsf_lib.report import fitted_matching
-from umsf_lib.runs import Run, write_json
+from umsf_lib.report import evaluate, fitted_matching, load_records
+from umsf_lib.runs import Run
 
 
 @pytest.fixture
@@ -156,40 +156,35 @@ def test_maps_of_a_changed_run_are_written_anew(tiny_run: Run, bench: Bench) -> 
     assert not write_maps(tiny_run, bench, classifier, mapping, which)
 
 
-def test_margins_are_paired_differences(tmp_path: Path) -> None:
-    """Two seeds, two test scenes each; ours has every pixel right, each other one half of them."""
-    config, runs = load_config("tiny"), []
-    good, half = np.diag([40, 60]), np.array([[20, 30], [20, 30]])
-    others = ("kmeans-pixels", "kmeans-statistics", "mixture-statistics")
-    for seed in (0, 1):
-        for sensors in ("both", "optical", "sar"):
-            own = replace(config, seed=seed, model=replace(config.model, sensors=sensors))
-            run = Run.open(own, f"{sensors}-{seed}", root=tmp_path)
-            tables = {name: np.stack([half, half]) for name in others}
-            tables["umsf"] = np.stack([good, good] if sensors == "both" else [half, half])
-            arrays, rows = {}, []
-            for name, table in tables.items():
-                arrays[f"{name}/dense/test"] = table
-                arrays[f"{name}/dense/mapping"] = np.array([0, 1])
-                value = accuracy(confusion(table.sum(0), np.array([0, 1])))
-                base = {"method": name, "variant": f"{sensors}-attention-pretrained"}
-                base |= {"protocol": "dense", "matching": "validation", "class": None}
-                rows.append(base | {"metric": "acc", "seed": seed, "value": value})
-            np.savez(run.path("confusions.npz"), **arrays)
-            write_json(run.path("metrics.json"), rows)
-            runs.append(run)
-    scores, gains = first_results(runs)
-    table = scores.set_index(["method", "sensors"])["mean"]
-    assert table["umsf", "both"] == 1 and table["umsf", "sar"] == 0.5
-    assert ("kmeans-pixels", "optical") not in table.index
-    acc = gains[gains.metric == "acc"]
-    assert set(zip(acc.against, acc.sensors, strict=True)) == {
-        *((name, "both") for name in others),
-        ("umsf", "optical"),
-        ("umsf", "sar"),
-    }
-    assert np.allclose(acc[["margin", "low", "high"]], 0.5)
-    assert (acc.scenes == 2).all() and (acc.seeds == 2).all()
+def test_methods_are_those_asked_for_and_those_scored_before(tiny_run: Run, bench: Bench) -> None:
+    scored = set(load_records([tiny_run.folder]).method)
+    assert scored == set(USUAL) and set(LEARNED).isdisjoint(scored)
+    assert list(methods(tiny_run, bench, ["umsf"])) == list(USUAL)
+    for name, make in methods(tiny_run, bench).items():
+        classifier = make()
+        assert (classifier.name, classifier.num_clusters) == (name, 7)
+
+
+def test_learned_baselines_are_trained_when_they_are_asked_for(
+    tiny_run: Run, bench: Bench, tmp_path: Path
+) -> None:
+    copy = tmp_path / tiny_run.folder.name
+    shutil.copytree(tiny_run.folder, copy)
+    (copy / "metrics.json").unlink()
+    run = Run.open(tiny_run.config, copy.name, root=tmp_path)
+    found = methods(run, bench, ["swav"])
+    assert list(found) == ["swav"] and run.is_done("swav") and evaluate(run, bench, found)
+    # Who knows nothing of it compares it, too.
+    again = methods(run, bench, ["kmeans-statistics"])
+    assert list(again) == ["kmeans-statistics", "swav"] and evaluate(run, bench, again)
+    assert not evaluate(run, bench, methods(run, bench, ["swav"]))
+
+
+def test_comparing_needs_clustering(project: Path) -> None:
+    run = Run.open(load_config("tiny"))
+    bench = Bench.of_run(run, load_data(run))
+    with pytest.raises(MissingStageError, match="04_fusion_and_clustering"):
+        methods(run, bench)
 
 
 def test_a_run_of_other_settings_is_refused(tiny_run: Run) -> None:

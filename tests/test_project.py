@@ -25,7 +25,7 @@ config runs rasters layouts scene_files scenes sheets align data_check simulate_
 simulate_settlements simulate_landscape simulate_sensors realism flat_arrays prepare windows
 neighbours views losses momentum metrics distributed checkpoints training encoders fusion umsf_net
 contrast objectives despeckle pretrain inference tokens cluster bench self_training classify
-baselines figures map_files mapping report probe browser pipeline tutorial __main__
+baselines figures map_files mapping report probe browser pipeline suites tutorial __main__
 """.split()  # noqa: SIM905  (a list to read, top to bottom)
 
 

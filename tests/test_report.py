@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,10 @@ def clustered(root: Path, config: Config) -> Run:
     write_json(run.path("network.json"), 0)
     run.stage("cluster", lambda: ["network.json"], {})
     return run
+
+
+def given(*methods: Classifier) -> dict[str, Callable[[], Classifier]]:
+    return {method.name: partial(dataclasses.replace, method) for method in methods}
 
 
 def bench_of(scenes: SceneSet, config: Config = TINY) -> Bench:
@@ -148,7 +154,7 @@ def rows_of(run: Run) -> list[dict[str, Any]]:
 
 def test_records_are_complete_and_each_occurs_once(run: Run, whu: SceneSet) -> None:
     methods = [guesses(whu, 7), guesses(whu, 10, seed=1)]
-    assert evaluate(run, bench_of(whu), methods)
+    assert evaluate(run, bench_of(whu), given(*methods))
     rows = rows_of(run)
     assert all(set(row) == FIELDS for row in rows)
     names = [land.name for land in whu.layout.classes]
@@ -176,7 +182,7 @@ def test_records_are_complete_and_each_occurs_once(run: Run, whu: SceneSet) -> N
 
 def test_scores_equal_scikit_learn_on_the_pooled_test_pixels(run: Run, whu: SceneSet) -> None:
     method = guesses(whu, 7)
-    evaluate(run, bench_of(whu), [method])
+    evaluate(run, bench_of(whu), given(method))
 
     def pooled(part: str) -> tuple[np.ndarray, np.ndarray]:
         pairs = []
@@ -223,7 +229,7 @@ def test_the_matching_is_fitted_on_validation_scenes_not_on_test(run: Run, whu: 
             honest.posteriors(s).roll(1, 0) if s in tests else honest.posteriors(s)
         ),
     )
-    evaluate(run, bench_of(whu), [honest, turned])
+    evaluate(run, bench_of(whu), given(honest, turned))
     acc = {
         (r["method"], r["matching"]): r["value"]
         for r in rows_of(run)
@@ -237,7 +243,7 @@ def test_the_matching_is_fitted_on_validation_scenes_not_on_test(run: Run, whu: 
 
 def test_a_transductive_set_has_only_the_matching_on_test(run: Run, terramesh: SceneSet) -> None:
     method = guesses(terramesh, 8)
-    evaluate(run, bench_of(terramesh), [method])
+    evaluate(run, bench_of(terramesh), given(method))
     assert {row["matching"] for row in rows_of(run)} == {"test", "none"}
     table = score_scenes([method], bench_of(terramesh), range(5))[method.name]["dense"].sum(axis=0)
     np.testing.assert_array_equal(fitted_matching(run, method.name), table.argmax(axis=1))
@@ -252,7 +258,7 @@ def test_validation_scenes_without_labels_fit_no_matching() -> None:
 
 def test_tables_are_kept_per_test_scene(run: Run, whu: SceneSet) -> None:
     method = guesses(whu, 7)
-    evaluate(run, bench_of(whu), [method])
+    evaluate(run, bench_of(whu), given(method))
     with np.load(run.path("confusions.npz")) as saved:
         expected = score_scenes([method], bench_of(whu), whu.indices("test"))[method.name]
         for protocol, tables in expected.items():
@@ -262,17 +268,15 @@ def test_tables_are_kept_per_test_scene(run: Run, whu: SceneSet) -> None:
 def test_patches_larger_than_the_scenes_leave_the_dense_scores(tmp_path, whu: SceneSet) -> None:
     config = dataclasses.replace(TINY, map=dataclasses.replace(TINY.map, patch_px=64))
     run = clustered(tmp_path, config)
-    evaluate(run, bench_of(whu, config), [guesses(whu, 7)])
+    evaluate(run, bench_of(whu, config), given(guesses(whu, 7)))
     assert {row["protocol"] for row in rows_of(run)} == {"dense"}
 
 
 # The stage
 
 
-def test_evaluation_waits_for_clustering(tmp_path: Path, whu: SceneSet) -> None:
+def test_a_matching_waits_for_the_evaluation(tmp_path: Path) -> None:
     run = Run.open(TINY, "mine", tmp_path)
-    with pytest.raises(MissingStageError, match="04_fusion_and_clustering"):
-        evaluate(run, bench_of(whu), [])
     with pytest.raises(MissingStageError, match="05_evaluation"):
         fitted_matching(run, "umsf")
 
@@ -283,9 +287,9 @@ def test_evaluation_is_not_repeated_unless_something_changed(run, tmp_path: Path
 
     def again() -> bool:
         scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
-        return evaluate(run, bench_of(scenes), [guesses(scenes, 7)])
+        return evaluate(run, bench_of(scenes), given(guesses(scenes, 7)))
 
-    assert evaluate(run, bench_of(scenes), [guesses(scenes, 7)]) and not again()
+    assert evaluate(run, bench_of(scenes), given(guesses(scenes, 7))) and not again()
     before = rows_of(run)
     label = next(iter((tmp_path / "data" / "lbl").glob("*17.tif")))
     other = next(iter((tmp_path / "data" / "lbl").glob("*14.tif")))
@@ -304,11 +308,35 @@ def correct(label: Path) -> None:
         file.write(np.where(codes > 0, codes % 70 + 10, 0).astype(np.uint8), 1)
 
 
+def test_another_method_is_scored_with_the_others(run: Run, whu: SceneSet) -> None:
+    one, other = guesses(whu, 7), dataclasses.replace(guesses(whu, 7), name="other")
+    bench = bench_of(whu)
+    assert evaluate(run, bench, given(one)) and evaluate(run, bench, given(one, other))
+    assert {row["method"] for row in rows_of(run)} == {one.name, "other"}
+    assert not evaluate(run, bench, given(one, other))
+
+
+@pytest.mark.parametrize("code", [0, 10])  # nodata alone; farmland alone
+def test_labels_of_no_or_of_one_class(run, tmp_path: Path, code: int) -> None:
+    layout = write_set(tmp_path / "data")
+    for path in (tmp_path / "data" / "lbl").glob("*.tif"):
+        with rasterio.open(path, "r+") as file:
+            file.write(np.full(file.shape, code, np.uint8), 1)
+    scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
+    method = guesses(scenes, 7, right=0)
+    assert evaluate(run, bench_of(scenes), given(method))
+    found = {r["metric"]: r["value"] for r in rows_of(run) if r["matching"] != "test"}
+    if code == 0:
+        assert found == {} and gains(run, method.name, [method.name], accuracy).empty
+    else:
+        assert found["constant"] == 1 and found["acc"] < 0.5 and found["nmi"] == found["ari"] == 0
+
+
 def test_records_of_several_runs_make_one_table(tmp_path: Path, whu: SceneSet) -> None:
     folders = []
     for seed in (0, 1):
         run = clustered(tmp_path / str(seed), dataclasses.replace(TINY, seed=seed))
-        evaluate(run, bench_of(whu), [guesses(whu, 7, seed=seed)])
+        evaluate(run, bench_of(whu), given(guesses(whu, 7, seed=seed)))
         folders.append(run.folder)
     table = load_records([*folders, tmp_path / "unfinished"])
     assert set(table.columns) == FIELDS
@@ -322,7 +350,7 @@ def test_records_of_several_runs_make_one_table(tmp_path: Path, whu: SceneSet) -
 
 def test_tables_repeat_the_records(run: Run, whu: SceneSet) -> None:
     methods = [guesses(whu, 7), dataclasses.replace(guesses(whu, 7, right=0.3), name="other")]
-    evaluate(run, bench_of(whu), methods)
+    evaluate(run, bench_of(whu), given(*methods))
     records = load_records([run.folder])
     assert set(headline(records).matching) == {"validation"}
     table, f1 = score_table(records, "dense"), class_f1(records, whu.layout.classes)
@@ -344,7 +372,7 @@ def test_tables_repeat_the_records(run: Run, whu: SceneSet) -> None:
 
 def test_gains_are_differences_of_scores(run: Run, whu: SceneSet) -> None:
     good = dataclasses.replace(guesses(whu, 7, right=0.95), name="good")
-    evaluate(run, bench_of(whu), [good, guesses(whu, 7, right=0.5)])
+    evaluate(run, bench_of(whu), given(good, guesses(whu, 7, right=0.5)))
     table = gains(run, "good", ["guess-7", "good"], accuracy)
     assert table.loc["good"].tolist() == [0, 0, 0]
     pairs = [dense_tables(run, name) for name in ("good", "guess-7")]
@@ -358,9 +386,8 @@ def test_gains_are_differences_of_scores(run: Run, whu: SceneSet) -> None:
 def test_data_without_classes_are_evaluated_to_nothing(run: Run, pairs: SceneSet) -> None:
     def never() -> Any:
         raise AssertionError("a method was fitted for nothing")
-        yield
 
-    assert evaluate(run, bench_of(pairs), never())
+    assert evaluate(run, bench_of(pairs), {"umsf": never})
     assert run.is_done("evaluate") and fitted_matching(run, "umsf") is None
     records = load_records([run.folder])
     assert records.empty and set(records.columns) == FIELDS

@@ -10,15 +10,16 @@ from typing import Any
 
 from .align import RESAMPLINGS, align
 from .checkpoints import Stopped
-from .config import Config, DataError, UmsfError, load_config
+from .config import Config, ConfigError, DataError, UmsfError, load_config
 from .data_check import guess_layout, report, survey
 from .despeckle import train_despeckler
 from .distributed import first_process_first, processes, rank
 from .layouts import load_layout
-from .pipeline import print_first_results, run_everything
+from .pipeline import run_everything
 from .prepare import load_data
 from .pretrain import pretrain
 from .runs import Run
+from .suites import SUITES, Sweep, print_report
 from .training import print_progress
 from .tutorial import FURTHER, NOTEBOOKS, print_tutorial, run_notebook, write_gallery
 
@@ -60,8 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     about = "momentum-contrast pretraining, resumed if interrupted; torchrun starts several of it"
     command("pretrain", _pretrain, about)
     command("map", _map, "everything from data to scores and maps, without notebooks")
-    sweep = command("sweep", _sweep, "sensors x seeds, then the table of first results")
-    sweep.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
+    about = "all runs of a suite, those that are finished left alone; then its tables"
+    for name, function, text in (
+        ("sweep", _sweep, about),
+        ("report", _report, "the tables of a suite from the runs that are finished"),
+    ):
+        added = command(name, function, text)
+        added.add_argument("--suite", choices=SUITES, default="first", help="default first")
+        added.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
     command("gallery", _gallery, "copy a run's executed notebooks to gallery/")
     _add_data_commands(commands.add_parser("data", help="check or align a folder of scenes"))
     return parser
@@ -133,9 +140,22 @@ def _map(options: argparse.Namespace) -> None:
     run_everything(Run.open(_config(options), options.run), maps=True)
 
 
+def _suite(options: argparse.Namespace) -> Sweep:
+    try:
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds is '{options.seeds}'; give numbers, as in 0,1,2.") from error
+    return Sweep(_config(options), options.suite, seeds, options.run)
+
+
 def _sweep(options: argparse.Namespace) -> None:
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    print_first_results(_config(options), seeds)
+    sweep = _suite(options)
+    sweep.run()
+    print_report(sweep)
+
+
+def _report(options: argparse.Namespace) -> None:
+    print_report(_suite(options))
 
 
 def _check(options: argparse.Namespace) -> None:

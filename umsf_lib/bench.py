@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -25,6 +26,7 @@ class Bench:
     scenes: SceneSet
     store: PixelStore
     config: Config
+    _shared: dict[str, TokenMap] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of_run(cls, run: Run, scenes: SceneSet) -> Bench:
@@ -49,6 +51,12 @@ class Bench:
         train = self.scenes.indices("train")
         tokens = StatisticTokens(self.store, train, self.config.cluster.sigmas_px, self.stride)
         return self.reduced(tokens)
+
+    def shared(self, name: str, make: Callable[[], TokenMap]) -> TokenMap:
+        """Tokens that several methods cluster, reduced, made by the first that asks."""
+        if name not in self._shared:
+            self._shared[name] = self.reduced(make())
+        return self._shared[name]
 
     def reduced(self, token_map: TokenMap) -> TokenMap:
         """At most ``cluster.max_dims`` dimensions: a full covariance of more is not estimable."""

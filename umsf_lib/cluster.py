@@ -111,7 +111,18 @@ def fit_merged(
 
 
 def fit(kind: str, tokens: np.ndarray, num_clusters: int, config: Any, seed: int) -> Clusterer:
-    """Fit ``kmeans``, ``mixture`` or ``merged`` with the settings of ``ClusterConfig``."""
+    """Fit ``kmeans``, ``mixture`` or ``merged`` with the settings of ``ClusterConfig``.
+
+    Raises:
+        ConfigError: more clusters than tokens.
+    """
+    name = "over_clusters" if kind == "merged" else "num_clusters"
+    wanted = config.over_clusters if kind == "merged" else num_clusters
+    if wanted > len(tokens):
+        raise ConfigError(
+            f"cluster.{name} asks for {wanted} clusters of {len(tokens)} tokens; ask for fewer, or "
+            "raise cluster.tokens if the training scenes hold more."
+        )
     if kind == "mixture":
         return fit_mixture(tokens, num_clusters, config.restarts, seed)
     if kind == "merged":

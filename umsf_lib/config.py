@@ -148,6 +148,17 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True)
+class BaselineConfig:
+    """Learned baselines; they see as many windows as ours (see ``baselines.learning``)."""
+
+    heads: int = 3  # of DeepCluster, SCAN, mutual information; one is chosen without labels
+    prototypes: int = 10  # per cluster, DeepCluster and SwAV: merged afterwards
+    tokens: int = 64  # samples per window
+    queue_size: int = 3840  # of SwAV, tokens per view
+    lr: float = 1e-3
+
+
+@dataclass(frozen=True)
 class MapConfig:
     """Whole-scene inference and scoring units."""
 
@@ -171,6 +182,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     map: MapConfig = field(default_factory=MapConfig)
 
     def section(self, *names: str) -> dict[str, Any]:

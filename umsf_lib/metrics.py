@@ -158,20 +158,30 @@ def kappa(confused: Table) -> float:
 
 
 def nmi(table: Table) -> float:
-    """Mutual information over the arithmetic mean of both entropies, in [0, 1]."""
+    """Mutual information over the arithmetic mean of both entropies, in [0, 1].
+
+    0 where the labels hold one class: there is nothing to know of them (scikit-learn gives 1 if
+    there is one cluster, too).
+    """
     total = float(_pixels(table))  # a float: products of counts can pass 2^63
     clusters, classes = table.sum(1), table.sum(0)
     entropies = float(entr(clusters / total).sum() + entr(classes / total).sum())  # nats
     if entropies == 0:
-        return 1.0  # one cluster and one class: the same partition
+        return 0.0  # one cluster and one class
     # sum_ij W/n ln(n W / (a b)), which is exactly 0 for a single cluster or class
     information = float(rel_entr(total * table, np.outer(clusters / 1.0, classes)).sum()) / total**2
     return min(max(2 * information / entropies, 0.0), 1.0)
 
 
 def ari(table: Table) -> float:
-    """Adjusted Rand index, in exact integers up to the last division (Hubert & Arabie 1985)."""
-    all_pairs = comb(_pixels(table), 2)
+    """Adjusted Rand index, in exact integers up to the last division (Hubert & Arabie 1985).
+
+    0 where the labels hold one class, as ``nmi``.
+    """
+    total = _pixels(table)
+    if np.count_nonzero(table.sum(0)) < 2:
+        return 0.0
+    all_pairs = comb(total, 2)
     both, clusters, classes = (
         sum(comb(int(size), 2) for size in sizes.flat)
         for sizes in (table, table.sum(1), table.sum(0))

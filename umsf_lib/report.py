@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from .config import IGNORE
 from .inference import Classifier
 from .layouts import LandClass
 from .metrics import (
+    ari,
     confusion,
     constant_score,
     contingency,
     equal_size_ceiling,
     hungarian,
+    nmi,
     paired_bootstrap,
     scores,
 )
@@ -96,32 +98,39 @@ def majority_label(labels: np.ndarray, size: int, classes: int) -> np.ndarray:
     return majority
 
 
-def evaluate(run: Run, bench: Bench, methods: Iterable[Classifier]) -> bool:
+def evaluate(run: Run, bench: Bench, methods: Mapping[str, Callable[[], Classifier]]) -> bool:
     """Stage ``evaluate``: score every method, write ``confusions.npz`` and ``metrics.json``.
 
     The matching of clusters to classes is fitted on the pooled validation scenes and applied to
     the test scenes; where a data set has no validation scenes (it is transductive) only the
-    matching fitted on the test scenes exists, and the records say so. The patch protocol is left
-    out where no test patch is labelled well enough; everything, where the data has no classes.
+    matching fitted on the test scenes exists, and the records say so. A protocol is left out where
+    no test pixel or patch is labelled well enough; everything, where the data has no classes.
+
+    Args:
+        run: whose finished stages the methods read.
+        bench: scenes and settings.
+        methods: name -> what makes its classifier, called only where there is something to score.
 
     Returns:
         True if it was computed.
     """
     inputs: dict[str, Any] = run.config.section("map", "cluster", "seed")
-    inputs["cluster_outputs"] = run.outputs_of("cluster")
+    stages = ("pretrain", "cluster", *methods)
+    inputs["outputs"] = {name: run.outputs_of(name) for name in stages if run.is_done(name)}
+    inputs["methods"] = list(methods)
     scenes = bench.scenes
     inputs["scenes"] = [scenes.folder.name, scenes.split]  # corrected labels are scored anew
 
-    def make() -> list[str]:
+    def score() -> list[str]:
         arrays, rows = {}, []
-        every = list(methods) if scenes.labelled else []
+        every = [make() for make in methods.values()] if scenes.labelled else []
         val_tables = score_scenes(every, bench, scenes.indices("val"))
         test_tables = score_scenes(every, bench, scenes.indices("test"))
         for method in every:
             val, test = val_tables[method.name], test_tables[method.name]
             for protocol in test:
-                if protocol == "patch" and not test[protocol].any():
-                    continue  # scenes smaller than a patch, or thinly labelled
+                if not test[protocol].any():
+                    continue  # no labels there; or scenes smaller than a patch, thinly labelled
                 mappings = matchings(val[protocol], test[protocol])
                 rows += records(run, scenes, method.name, protocol, test[protocol], mappings)
                 arrays[f"{method.name}/{protocol}/test"] = test[protocol]
@@ -130,7 +139,7 @@ def evaluate(run: Run, bench: Bench, methods: Iterable[Classifier]) -> bool:
         write_json(run.path("metrics.json"), rows)
         return ["confusions.npz", "metrics.json"]
 
-    return run.stage("evaluate", make, inputs)
+    return run.stage("evaluate", score, inputs)
 
 
 def matchings(val: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
@@ -221,11 +230,24 @@ def gains(
     Returns:
         Columns ``gain``, ``low``, ``high``; no row where the data has no classes.
     """
-    mine, rows = confusion(*dense_tables(run, ours)), {}
-    for other in others if mine.size else ():
-        theirs = confusion(*dense_tables(run, other))
-        rows[other] = paired_bootstrap([mine], [theirs], statistic)
+    mine, rows = dense_tables(run, ours), {}
+    for other in others if mine[1].size else ():
+        rows[other] = paired_gain([mine], [dense_tables(run, other)], statistic)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["gain", "low", "high"])
+
+
+def paired_gain(
+    ours: Sequence[tuple[np.ndarray, np.ndarray]],
+    theirs: Sequence[tuple[np.ndarray, np.ndarray]],
+    statistic: Callable[[np.ndarray], float],
+) -> tuple[float, float, float]:
+    """``metrics.paired_bootstrap`` of what ``dense_tables`` gives, one pair per run.
+
+    NMI and ARI read the clusters as they are, the other scores their classes.
+    """
+    unmatched = statistic in (nmi, ari)
+    pair = [[t if unmatched else confusion(t, m) for t, m in runs] for runs in (ours, theirs)]
+    return paired_bootstrap(pair[0], pair[1], statistic)
 
 
 def load_records(folders: Iterable[Path]) -> pd.DataFrame:

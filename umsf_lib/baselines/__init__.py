@@ -1,19 +1,38 @@
-"""Baselines under one contract: ``fit(bench) -> Classifier``.
+"""Baselines under one contract: ``fit(run, bench) -> Classifier``.
 
-Each gets the inputs, the standardisation, the clusters and the smoothing that our method gets.
+Each gets the inputs, the standardisation, the clusters and the smoothing that our method gets; the
+learned ones also its encoders, its windows and as many of them. They train in a stage of the run,
+minutes each, so they are asked for by name.
 """
 
 from collections.abc import Callable
 
 from ..bench import Bench
 from ..inference import Classifier
+from ..runs import Run
+from .deepcluster import deepcluster
 from .kmeans import kmeans_pixels, kmeans_statistics
 from .mixture import mixture_statistics
+from .mutual_information import mutual_information
+from .random_network import kmeans_random, mixture_random
+from .scan import scan
+from .swav import swav
 
-BASELINES: dict[str, Callable[[Bench], Classifier]] = {
+Fit = Callable[[Run, Bench], Classifier]
+
+BASELINES: dict[str, Fit] = {
     "kmeans-pixels": kmeans_pixels,
     "kmeans-statistics": kmeans_statistics,
     "mixture-statistics": mixture_statistics,
+    "kmeans-random": kmeans_random,
+    "mixture-random": mixture_random,
+}
+# These also take ``progress`` (see ``training.train``).
+LEARNED: dict[str, Callable[..., Classifier]] = {
+    "mutual-information": mutual_information,
+    "deepcluster": deepcluster,
+    "swav": swav,
+    "scan": scan,
 }
 
-__all__ = ["BASELINES", "Bench"]
+__all__ = ["BASELINES", "LEARNED", "Fit"]

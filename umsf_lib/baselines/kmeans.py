@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ..bench import Bench
 from ..inference import Classifier
+from ..runs import Run
 
 
-def kmeans_pixels(bench: Bench) -> Classifier:
+def kmeans_pixels(run: Run, bench: Bench) -> Classifier:
     """k-means on the standardised bands of single pixels: optical and log SAR, nothing else."""
 
     def bands(scene: int) -> Tensor:  # (C, H, W)
@@ -19,6 +20,6 @@ def kmeans_pixels(bench: Bench) -> Classifier:
     return bench.cluster("kmeans-pixels", "kmeans", bands, stride=1)
 
 
-def kmeans_statistics(bench: Bench) -> Classifier:
+def kmeans_statistics(run: Run, bench: Bench) -> Classifier:
     """k-means on local statistics: mean and log std at several scales."""
     return bench.cluster("kmeans-statistics", "kmeans", bench.statistics, bench.stride)

@@ -1,0 +1,177 @@
+"""Suites: every variant is a valid setting, runs share what they can, tables repeat the records."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from umsf_lib import suites
+from umsf_lib.__main__ import main
+from umsf_lib.classify import NETWORK
+from umsf_lib.config import Config, MissingStageError, load_config
+from umsf_lib.metrics import accuracy, confusion, nmi, scores
+from umsf_lib.pipeline import METHODS
+from umsf_lib.report import dense_tables
+from umsf_lib.runs import Run, sha256_of, write_json
+from umsf_lib.suites import SUITES, VARIANTS, Sweep, margins, markdown, print_report, score_rows
+
+TINY = load_config("tiny")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_one_change_that_the_profile_accepts(name: str) -> None:
+    changes = VARIANTS[name]
+    pairs = [
+        f"{section}.{key}={yaml.safe_dump(value).split()[0]}"
+        for section, values in changes.items()
+        for key, value in values.items()
+    ]
+    changed = load_config("quick", overrides=" ".join(pairs))
+    plain = load_config("quick")
+    sections = {s: dataclasses.replace(getattr(plain, s), **v) for s, v in changes.items()}
+    assert changed == dataclasses.replace(plain, **sections)
+    assert (changed == plain) == (name == "base")
+
+
+def test_every_suite_names_known_variants_and_methods_and_begins_with_base() -> None:
+    for suite, variants in SUITES.items():
+        assert next(iter(variants)) == "base", suite
+        assert set(variants) <= set(VARIANTS)
+        assert {name for names in variants.values() for name in names} <= set(METHODS)
+    assert "no_pretraining" in SUITES["baselines"]
+
+
+def fake_run(config: Config, name: str, tables: dict[str, np.ndarray]) -> Run:
+    """A run whose evaluation found these tables ``(S, 2, 2)``, cluster i being class i."""
+    run, rows, arrays = Run.open(config, name), [], {}
+    for method, table in tables.items():
+        arrays[f"{method}/dense/test"] = table
+        arrays[f"{method}/dense/mapping"] = np.array([0, 1])
+        found = scores(table.sum(axis=0), np.array([0, 1]))
+        for metric in ("acc", "nmi", "ari", "macro_f1"):
+            row = {"run": name, "method": method, "variant": "", "protocol": "dense"}
+            row |= {"matching": "validation", "metric": metric, "class": None}
+            rows.append(row | {"seed": config.seed, "value": found[metric]})
+    np.savez(run.path("confusions.npz"), **arrays)
+    write_json(run.path("metrics.json"), rows)
+    return run
+
+
+@pytest.fixture
+def fakes(project: Path) -> list[Run]:
+    """Two seeds of three variants, three test scenes each; ours on both sensors is better."""
+    rng, runs = np.random.default_rng(0), []
+    for seed in (0, 1):
+        for variant, right in (("", 0.9), ("-optical", 0.6), ("-sar", 0.5)):
+            sensors = variant.strip("-") or "both"
+            model = dataclasses.replace(TINY.model, sensors=sensors)
+            config = dataclasses.replace(TINY, seed=seed, model=model)
+            names = {"umsf": right} | ({} if variant else {"kmeans-pixels": 0.4, "swav": 0.5})
+            tables = {
+                name: np.stack([rng.multinomial(100, [p / 2, (1 - p) / 2, (1 - p) / 2, p / 2])])
+                .repeat(3, axis=0)
+                .reshape(3, 2, 2)
+                + rng.integers(0, 9, (3, 2, 2))
+                for name, p in names.items()
+            }
+            runs.append(fake_run(config, f"tiny-easy-{seed}{variant}", tables))
+    return runs
+
+
+def test_scores_are_means_over_seeds_of_the_suites_methods(fakes: list[Run]) -> None:
+    table = score_rows(Sweep(TINY, "first", (0, 1))).set_index(["variant", "method", "metric"])
+    assert {key[:2] for key in table.index} == {
+        ("base", "umsf"),
+        ("base", "kmeans-pixels"),  # swav is in these runs, but not in this suite
+        ("optical", "umsf"),
+        ("sar", "umsf"),
+    }
+    runs = [run for run in fakes if run.folder.name.endswith("-sar")]
+    values = [
+        accuracy(confusion(t.sum(axis=0), m)) for t, m in (dense_tables(r, "umsf") for r in runs)
+    ]
+    row = table.loc[("sar", "umsf", "acc")]
+    assert row["mean"] == pytest.approx(np.mean(values))
+    assert row["std"] == pytest.approx(np.std(values, ddof=1)) and row["seeds"] == 2
+    more = score_rows(Sweep(TINY, "baselines", (0, 1)))
+    assert "swav" in set(more.method)
+
+
+def test_margins_are_paired_differences(fakes: list[Run]) -> None:
+    table = margins(Sweep(TINY, "first", (0, 1))).set_index(["variant", "method", "metric"])
+    assert ("base", "umsf", "acc") not in table.index
+    of = {run.folder.name: run for run in fakes}
+    for metric, statistic in (("acc", accuracy), ("nmi", nmi)):
+        row = table.loc[("base", "kmeans-pixels", metric)]
+        apart = [
+            statistic(dense_tables(of[f"tiny-easy-{s}"], "umsf")[0].sum(0))
+            - statistic(dense_tables(of[f"tiny-easy-{s}"], "kmeans-pixels")[0].sum(0))
+            for s in (0, 1)
+        ]
+        assert row.low <= row.margin <= row.high and (row.seeds, row.scenes) == (2, 3)
+        assert row.margin == pytest.approx(np.mean(apart), abs=0.02)
+
+
+def test_seeds_that_only_one_side_has_are_left_out(fakes: list[Run]) -> None:
+    next(r for r in fakes if r.folder.name == "tiny-easy-1-sar").path("metrics.json").unlink()
+    table = margins(Sweep(TINY, "first", (0, 1))).set_index(["variant", "method", "metric"])
+    assert table.loc[("sar", "umsf", "acc")].seeds == 1
+    assert table.loc[("optical", "umsf", "acc")].seeds == 2
+
+
+def test_the_readme_block_repeats_the_tables(fakes: list[Run], project: Path, capsys) -> None:
+    sweep = Sweep(TINY, "first", (0, 1))
+    print_report(sweep)
+    text, found = capsys.readouterr().out, score_rows(sweep)
+    one = found[(found.variant == "sar") & (found.metric == "acc")].iloc[0]
+    cell = f"{one['mean']:.3f} ± {one['std']:.3f}".replace("0.", ".")
+    line = next(line for line in text.splitlines() if line.startswith("| umsf | sar | 2 | "))
+    assert cell in line and line.count("|") == 8
+    assert text.count("| +.") == 6  # ours is ahead of all three, in both scores
+    written = project / "runs" / "tiny-easy-first"
+    assert written.with_name("tiny-easy-first.md").read_text().strip() == text.strip()
+    again = pd.read_csv(written.with_name("tiny-easy-first-margins.csv"))
+    pd.testing.assert_frame_equal(again, margins(sweep))
+
+
+def test_one_seed_has_no_spread_and_no_run_no_table(fakes: list[Run], capsys) -> None:
+    sweep = Sweep(TINY, "first", (0,))
+    assert " ± - |" in markdown(score_rows(sweep), margins(sweep))
+    with pytest.raises(MissingStageError, match="tiny-easy-<seed> has scores for seeds 7.*sweep"):
+        print_report(Sweep(TINY, "first", (7,)))
+    assert main(["report", "--profile", "tiny", "--seeds", "0,x"]) == 2
+    assert "--seeds is '0,x'" in capsys.readouterr().err
+
+
+def test_a_sweep_runs_each_variant_once_and_shares_its_stages(project: Path, monkeypatch) -> None:
+    few = {"base": ("umsf",), "no_consistency": ("umsf", "kmeans-pixels")}
+    monkeypatch.setitem(SUITES, "few", few)
+    sweep = Sweep(TINY, "few", (3,), "mine")
+    sweep.run()
+    base, other = (project / "runs" / f"mine-3{end}" for end in ("", "-no_consistency"))
+    pretrained = [sorted((run / "checkpoints").glob("step-*.pt"))[-1].name for run in (base, other)]
+    assert pretrained[0] == pretrained[1]
+    assert sha256_of(base / NETWORK) != sha256_of(other / NETWORK)
+    methods = score_rows(sweep).groupby("variant", sort=False).method.unique()
+    assert {variant: list(names) for variant, names in methods.items()} == {
+        "base": ["umsf"],
+        "no_consistency": ["kmeans-pixels", "umsf"],
+    }
+    files = [p for p in (project / "runs").rglob("*") if p.suffix in (".pt", ".npz", ".csv")]
+    times = {path: path.stat().st_mtime_ns for path in files}
+    sweep.run()
+    assert times == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_what_changes_the_pretraining_is_pretrained_anew(project: Path, tiny_run: Run) -> None:
+    shutil.copytree(tiny_run.folder, project / "runs" / "base")
+    base = Run.open(tiny_run.config, "base")
+    for name, shared in (("add", False), ("no_fused", False), ("balance_1", True)):
+        variant = suites._variant(base, name, keep=True)
+        assert variant.is_done("despeckle") and variant.is_done("pretrain") == shared

@@ -1,0 +1,158 @@
+"""DeepCluster v2: cluster a memory of embeddings, then predict the clusters (Caron et al. 2020).
+
+Published: one pooled embedding per image and crop, 3 heads of 3 000 centroids, a clustering per
+epoch. Here: a grid of dense tokens per training window, ten centroids per cluster and head, ten
+clusterings over the training (which is but a few epochs long), then the centroids merged to K.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..bench import Bench
+from ..config import ConfigError
+from ..inference import Classifier
+from ..runs import Run
+from ..training import Metrics, Row
+from ..umsf_net import UmsfNet
+from ..views import View, invert_affine, make_view, sample_tokens
+from ..windows import training_tiles
+from .heads import TEMPERATURE, PrototypeHead
+from .learning import (
+    Progress,
+    baseline_steps,
+    fused_map,
+    learned,
+    train_module,
+    training_tokens,
+)
+
+KMEANS_ITERATIONS = 10
+CLUSTERINGS = 10  # over the whole training
+
+
+def deepcluster(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
+    """DeepCluster v2 from random weights, the centroids of one head merged to the clusters."""
+    config = run.config
+
+    def head() -> PrototypeHead:
+        count = config.baseline.prototypes * bench.num_clusters
+        return PrototypeHead(config.model, count, bench.num_clusters)
+
+    return learned(run, bench, "deepcluster", head, learn, pretrained=False, progress=progress)
+
+
+def spherical_kmeans(
+    z: Tensor, clusters: int, generator: torch.Generator, iterations: int = KMEANS_ITERATIONS
+) -> tuple[Tensor, Tensor]:
+    """k-means by cosine, from random members; an empty cluster keeps its centroid.
+
+    Args:
+        z: ``(n, D)`` unit rows.
+        clusters: P.
+        generator: of the first centroids.
+        iterations: each an assignment and a mean, put back on the sphere.
+
+    Returns:
+        Unit centroids ``(P, D)``, and the nearest one of each row ``(n,)``.
+
+    Raises:
+        ConfigError: more clusters than rows.
+    """
+    if clusters > len(z):
+        raise ConfigError(
+            f"baseline.prototypes asks for {clusters} clusters of {len(z)} tokens; lower it, or "
+            "raise baseline.tokens."
+        )
+    first = torch.randperm(len(z), generator=generator)[:clusters]
+    centroids = z[first.to(z.device)]
+    for _ in range(iterations):
+        nearest = (z @ centroids.T).argmax(dim=1)
+        sums = torch.zeros_like(centroids).index_add_(0, nearest, z)
+        some = nearest.bincount(minlength=clusters)[:, None] > 0
+        centroids = torch.where(some, F.normalize(sums, dim=1), centroids)
+    return centroids, (z @ centroids.T).argmax(dim=1)
+
+
+class Memory:
+    """Embeddings of a grid of tokens in every training window, one memory per view.
+
+    Attributes:
+        tiles: ``(T, 3)`` scene, row, col of the windows.
+        grid: ``(n, 2)`` (x, y) of the tokens in a window, in [-1, 1].
+        entries: ``(2, T, n, D)`` unit vectors.
+    """
+
+    def __init__(self, bench: Bench, dim: int) -> None:
+        config, device = bench.config, bench.store.device
+        self.bench, self.size = bench, config.views.window_px
+        self.tiles = training_tiles(bench.scenes, self.size, config.views.overlap_px)
+        line = int(config.baseline.tokens**0.5)
+        steps = (torch.arange(line, device=device) + 0.5) / line * 2 - 1
+        self.grid = torch.cartesian_prod(steps, steps).flip(1)
+        self.entries = torch.zeros(2, len(self.tiles), len(self.grid), dim, device=device)
+
+    def views(self, which: Tensor, generator: torch.Generator) -> list[View]:
+        """Two views of the windows ``which (B,)``."""
+        store, (scene, row, col) = self.bench.store, self.tiles[which].T
+        windows = store.windows(scene, row, col, self.size)
+        log_std = store.std["sar"][scene.to(store.device)] if "sar" in store.roles else None
+        views = self.bench.config.views
+        return [make_view(windows, log_std, views, generator) for _ in range(2)]
+
+    def embed(self, network: UmsfNet, view: View) -> tuple[Tensor, Tensor]:
+        """Embeddings ``(B, n, D)`` of the grid in a view, and ``(B, n)`` bool: the view has it."""
+        points = invert_affine(view.theta, self.grid.expand(len(view.theta), -1, -1))
+        maps = network.clustering.embed(fused_map(network, view.images))  # type: ignore[union-attr, operator]
+        return F.normalize(sample_tokens(maps, points), dim=2), (points.abs() < 1).all(dim=2)
+
+    @torch.no_grad()
+    def fill(self, network: UmsfNet, generator: torch.Generator) -> None:
+        """One pass over all windows, as before the first epoch."""
+        for some in torch.arange(len(self.tiles)).split(self.bench.config.pretrain.batch):
+            for bank, view in zip(self.entries, self.views(some, generator), strict=True):
+                bank[some] = self.embed(network, view)[0]
+
+    def cluster(self, clusters: int, heads: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Centroids ``(H, P, D)`` and assignments ``(H, T, n)``; the heads share the two banks."""
+        found = [
+            spherical_kmeans(self.entries[head % 2].flatten(0, 1), clusters, generator)
+            for head in range(heads)
+        ]
+        shape = self.entries.shape[1:3]
+        return torch.stack([c for c, _ in found]), torch.stack([a.view(shape) for _, a in found])
+
+
+def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[UmsfNet, list[Row]]:
+    """Alternate: cluster the memory, train on its assignments, renew what the training saw."""
+    config, head = bench.config, network.clustering
+    assert isinstance(head, PrototypeHead)
+    head.prototypes.requires_grad_(False)  # centroids are set, not learned
+    count, heads = len(head.prototypes), config.baseline.heads
+    generator = torch.Generator().manual_seed(config.seed)
+    memory = Memory(bench, head.prototypes.shape[1])
+    memory.fill(network.train(), generator)
+    steps = baseline_steps(bench, pretrained=False)
+    every = max(1, steps // CLUSTERINGS)
+    now: dict[str, Tensor] = {}
+
+    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+        if step % every == 0:
+            now["centroids"], now["assigned"] = memory.cluster(count, heads, generator)
+        which = torch.randint(len(memory.tiles), (config.pretrain.batch,), generator=generator)
+        losses = []
+        for bank, view in zip(memory.entries, memory.views(which, generator), strict=True):
+            z, seen = memory.embed(network, view)
+            scores = torch.einsum("md,hpd->mph", z[seen], now["centroids"])  # (M, P, H)
+            target = now["assigned"][:, which.to(seen.device)][:, seen].T  # (M, H)
+            losses.append(F.cross_entropy(scores / TEMPERATURE, target))
+            bank[which] = torch.where(seen[:, :, None], z.detach(), bank[which])
+        used = now["assigned"][0].unique().numel()
+        return torch.stack(losses).mean(), {"prototypes_used": float(used)}
+
+    rows = train_module(network, loss_of, steps, config, generator, progress=progress)
+    tokens = F.normalize(training_tokens(network, bench, head.embed), dim=1)
+    head.settle(now["centroids"], tokens)
+    return network, rows

@@ -1,0 +1,150 @@
+"""What the learned baselines share: budget of windows, stage, training loop.
+
+Each is our own network with another head, trained on the same windows by ``training.train`` and
+mapped like ours, so that only the method differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..bench import Bench
+from ..checkpoints import load_checkpoint, write_state
+from ..classify import network_classifier
+from ..config import Config
+from ..inference import Classifier, scene_map
+from ..pretrain import (
+    load_pretrained,
+    new_network,
+    pretraining_inputs,
+    steps_per_epoch,
+    write_rows,
+)
+from ..runs import Run
+from ..training import Metrics, Row, train, trainable
+from ..umsf_net import UmsfNet
+from ..windows import training_tiles
+
+Progress = Callable[[int, int, Row], None]
+LossOf = Callable[[int], tuple[Tensor, Metrics]]
+# Bench, progress, network with its head -> what is to be kept of it, and the log.
+Learn = Callable[[Bench, Progress | None, UmsfNet], tuple[UmsfNet, list[Row]]]
+
+
+def baseline_steps(bench: Bench, *, pretrained: bool) -> int:
+    """Steps of ``pretrain.batch`` windows in which a baseline sees as many windows as ours.
+
+    Those of pretraining and self-training together, or of self-training alone where it starts
+    from our pretrained network.
+    """
+    config, views = bench.config, bench.config.views
+    tiles = training_tiles(bench.scenes, views.window_px, views.overlap_px)
+    windows = config.cluster.rounds * config.cluster.steps * config.cluster.batch
+    if not pretrained:
+        per_epoch = steps_per_epoch(config, len(tiles)) * config.pretrain.batch
+        windows += config.pretrain.epochs * per_epoch
+    return max(1, windows // config.pretrain.batch)
+
+
+def dense(config: Config) -> Config:
+    """With as many matched tokens per window as the baselines take for samples."""
+    return replace(config, pretrain=replace(config.pretrain, tokens=config.baseline.tokens))
+
+
+def learned(
+    run: Run,
+    bench: Bench,
+    name: str,
+    head: Callable[[], nn.Module],
+    learn: Learn,
+    *,
+    pretrained: bool,
+    progress: Progress | None,
+) -> Classifier:
+    """Train in the stage ``name``, unless it is done, and load.
+
+    Writes the network and its log ``<name>.csv``.
+
+    Args:
+        run: whose network, windows and seed are used.
+        bench: scenes and settings.
+        name: of the method, its stage and its files.
+        head: makes the module that maps fused tokens to logits of the clusters.
+        learn: trains the network.
+        pretrained: start from our pretrained network, not from random weights.
+        progress: see ``training.train``.
+    """
+    inputs = pretraining_inputs(run) | run.config.section("cluster", "baseline", "map")
+    if pretrained:
+        inputs["pretrained"] = run.outputs_of("pretrain")
+    file = f"checkpoints/{name}.pt"
+
+    def make() -> list[str]:
+        network = (load_pretrained if pretrained else new_network)(run, bench.scenes)
+        network.clustering = head()
+        trained, rows = learn(bench, progress, network.to(run.device))
+        content = {"settings": inputs, "module": trained.state_dict()}
+        write_state(run.path(file), content)
+        write_rows(run.path(f"{name}.csv"), rows)
+        return [file, f"{name}.csv"]
+
+    run.stage(name, make, inputs)
+    network = new_network(run, bench.scenes)
+    network.clustering = head()
+    network.load_state_dict(load_checkpoint(run.path(file), inputs)["module"])
+    return network_classifier(network.to(run.device).eval(), bench, name)
+
+
+def train_module(
+    module: nn.Module,
+    loss_of: LossOf,
+    steps: int,
+    config: Config,
+    generator: torch.Generator,
+    *,
+    after_step: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """``training.train`` with AdamW, a short warm-up and a cosine."""
+    settings = trainable(module.parameters())
+    optimizer = torch.optim.AdamW(settings, config.baseline.lr, weight_decay=1e-4)
+    module.train()
+    return train(
+        module,
+        loss_of,
+        optimizer,
+        steps=steps,
+        warmup=max(1, steps // 20),
+        generator=generator,
+        batch=("pretrain.batch", config.pretrain.batch),
+        amp=config.pretrain.amp,
+        after_step=after_step,
+        progress=progress,
+    )
+
+
+def fused_map(network: UmsfNet, windows: dict[str, Tensor]) -> Tensor:
+    """Fused tokens ``(B, C, h, w)`` of a batch of windows or of a view's images."""
+    return network.features(windows.get("optical"), windows.get("sar"))["fused"]
+
+
+def training_tokens(network: UmsfNet, bench: Bench, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """``(n, D)`` tokens of training scenes after ``read``: (B, C, h, w) -> (B, D, h, w).
+
+    Leaves the network in eval mode.
+    """
+    config = bench.config.map
+
+    def function(windows: dict[str, Tensor]) -> Tensor:
+        return read(fused_map(network, windows))
+
+    network.eval()
+    tokens = bench.sample(
+        lambda scene: scene_map(function, bench.store, scene, network.stride, config),
+        network.stride,
+    )
+    return torch.from_numpy(tokens).float().to(bench.store.device)

@@ -1,0 +1,78 @@
+"""The plain mutual-information head: the published clustering loss, without a teacher.
+
+``H(p_i) - H(mean p)`` is minus the mutual information of token and cluster (``clustering_loss``
+with balance 1 and equal sizes), plus the symmetric divergence of two views, in the published
+weights .5 and .5. Published: one pooled vector per patch, one head. Here: dense tokens, several
+heads, the one with the highest mutual information on training tokens kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..bench import Bench
+from ..inference import Classifier
+from ..losses import clustering_loss, symmetric_kl
+from ..pretrain import WindowSource
+from ..runs import Run
+from ..training import Metrics, Row
+from ..umsf_net import UmsfNet
+from ..views import sample_tokens
+from .heads import Heads
+from .learning import (
+    Progress,
+    baseline_steps,
+    dense,
+    fused_map,
+    learned,
+    train_module,
+    training_tokens,
+)
+
+NAME = "mutual-information"
+BALANCE = 1.0  # any other weight is no mutual information
+
+
+def mutual_information(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
+    """Clustering loss and consistency on our pretrained network, all weights trained."""
+
+    def head() -> Heads:
+        return Heads(run.config.model, run.config.baseline.heads, bench.num_clusters)
+
+    return learned(run, bench, NAME, head, learn, pretrained=True, progress=progress)
+
+
+def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[UmsfNet, list[Row]]:
+    """Train all heads at once, keep the one with the lowest loss on training tokens."""
+    config = dense(bench.config)
+    settings, heads = config.cluster, network.clustering
+    assert isinstance(heads, Heads)
+    source = WindowSource(bench.scenes, bench.store, config)
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+        batch = source.draw(config.pretrain.batch, generator)
+        maps = [fused_map(network, view.images) for view in (batch.first, batch.second)]
+        clustering, consistency = [], []
+        for head in heads.all:
+            first, second = (
+                sample_tokens(head(x).float(), points)[batch.seen]  # (M, K)
+                for x, points in zip(maps, (batch.here, batch.there), strict=True)
+            )
+            both = torch.cat([first, second]).softmax(dim=1)
+            clustering.append(clustering_loss(both, BALANCE))
+            consistency.append(symmetric_kl(first, second))
+        parts = {
+            "clustering": torch.stack(clustering).mean(),
+            "consistency": torch.stack(consistency).mean(),
+        }
+        loss = settings.clustering * parts["clustering"]
+        return loss + settings.consistency * parts["consistency"], parts
+
+    steps = baseline_steps(bench, pretrained=True)
+    rows = train_module(network, loss_of, steps, config, generator, progress=progress)
+    tokens = training_tokens(network, bench, lambda x: torch.cat([h(x) for h in heads.all], dim=1))
+    losses = [clustering_loss(x.softmax(1), BALANCE) for x in tokens.chunk(len(heads.all), dim=1)]
+    heads.chosen.fill_(int(torch.stack(losses).argmin()))
+    return network, rows

@@ -1,0 +1,198 @@
+"""SCAN: neighbours must share a cluster, then confident tokens teach (Van Gansbeke et al. 2020).
+
+Published: MoCo features, 20 to 50 neighbours mined before the MLP, ten linear heads on frozen
+features at ImageNet size, entropy weight 5 (2 in the code's default), self-labelling of images
+above probability .99 under strong augmentation. Here: fused dense tokens of our own pretrained
+network, neighbours among a sample of training tokens, entropy weights swept and chosen without
+labels, self-labelling of dense tokens with a cut-out square; the exponential average is kept.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..bench import Bench
+from ..inference import Classifier
+from ..losses import soft_cross_entropy
+from ..momentum import key_network, momentum_update
+from ..runs import Run
+from ..self_training import ema_at
+from ..training import Metrics, Row
+from ..umsf_net import UmsfNet
+from ..views import View, draw_uniform, make_view, resample
+from ..windows import draw_windows, training_tiles
+from .learning import (
+    Progress,
+    baseline_steps,
+    learned,
+    train_module,
+    training_tokens,
+)
+
+NEIGHBOURS = 20
+ENTROPY_WEIGHTS = (0.5, 1.0, 2.0, 5.0)
+HEAD_EPOCHS, HEAD_BATCH = 50, 512
+THRESHOLD = 0.99
+CUT = 0.3  # side of the cut-out square, in windows
+
+
+def scan(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
+    """SCAN on our pretrained network: linear heads on its tokens, then self-labelling of it all."""
+
+    def head() -> nn.Module:
+        return nn.Conv2d(run.config.model.channels, bench.num_clusters, 1)
+
+    return learned(run, bench, "scan", head, learn, pretrained=True, progress=progress)
+
+
+def nearest_neighbours(tokens: Tensor, count: int = NEIGHBOURS, chunk: int = 1024) -> Tensor:
+    """Indices ``(n, 1 + count)`` by inner product of normalised rows ``(n, D)``, itself first."""
+    unit = F.normalize(tokens, dim=1)
+    rows = []
+    for start in range(0, len(unit), chunk):
+        similarity = unit[start : start + chunk] @ unit.T  # (chunk, n)
+        own = torch.arange(start, start + len(similarity), device=unit.device)
+        similarity[own - start, own] = torch.inf  # a copy of it must not come before
+        rows.append(similarity.topk(min(1 + count, len(unit)), dim=1).indices)
+    return torch.cat(rows)
+
+
+def scan_terms(anchor: Tensor, neighbour: Tensor) -> tuple[Tensor, Tensor]:
+    """Consistency and entropy of probabilities ``(..., M, K)`` of tokens and of their neighbours.
+
+    Returns:
+        ``-mean ln <a, b>`` and ``H(mean a)``, each ``(...)``.
+    """
+    agreement = (anchor * neighbour).sum(dim=-1).clamp_min(1e-12)
+    shares = anchor.mean(dim=-2).clamp_min(1e-12)
+    return -agreement.log().mean(dim=-1), -(shares * shares.log()).sum(dim=-1)
+
+
+def scan_loss(anchor: Tensor, neighbour: Tensor, entropy_weight: float | Tensor) -> Tensor:
+    """``consistency - entropy_weight * entropy``: -5 ln K at best, for a weight of 5."""
+    consistency, entropy = scan_terms(anchor, neighbour)
+    return consistency - entropy_weight * entropy
+
+
+class LinearHeads(nn.Module):
+    """Linear heads ``(H, K, C)`` side by side."""
+
+    def __init__(self, heads: int, channels: int, num_clusters: int) -> None:
+        super().__init__()
+        layers = [nn.Linear(channels, num_clusters) for _ in range(heads)]
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(M, C)`` -> probabilities ``(H, M, K)``."""
+        return (tokens @ self.weight.transpose(1, 2) + self.bias[:, None]).softmax(dim=2)
+
+
+def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[UmsfNet, list[Row]]:
+    """Both steps; the second is left out, with a warning, where no token is confident."""
+    tokens = training_tokens(network, bench, lambda features: features)  # (n, C)
+    neighbours = nearest_neighbours(tokens)
+    heads, rows = cluster_step(tokens, neighbours, bench)
+    chosen = best_head(heads, tokens, neighbours)
+    linear = network.clustering
+    assert isinstance(linear, nn.Conv2d) and linear.bias is not None
+    with torch.no_grad():
+        linear.weight.copy_(heads.weight[chosen, :, :, None, None])
+        linear.bias.copy_(heads.bias[chosen])
+        sure = heads(tokens)[chosen].amax(dim=1) > THRESHOLD
+    rows = [row | {"round": 1.0} for row in rows]
+    if not sure.any():
+        warnings.warn(
+            f"SCAN: no token reached probability {THRESHOLD}, so nothing could be self-labelled "
+            "and the clusters of its first step stand.",
+            stacklevel=2,
+        )
+        return network, rows
+    network, more = self_label(network, bench, progress)
+    return network, rows + [row | {"round": 2.0} for row in more]
+
+
+def cluster_step(tokens: Tensor, neighbours: Tensor, bench: Bench) -> tuple[LinearHeads, list[Row]]:
+    """Train the heads of all entropy weights at once on frozen tokens ``(n, C)``."""
+    config, device = bench.config, tokens.device
+    count = config.baseline.heads
+    generator = torch.Generator().manual_seed(config.seed)
+    heads = LinearHeads(count * len(ENTROPY_WEIGHTS), tokens.shape[1], bench.num_clusters)
+    weights = torch.tensor(ENTROPY_WEIGHTS, device=device).repeat_interleave(count)  # (H,)
+
+    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+        anchor = torch.randint(len(tokens), (HEAD_BATCH,), generator=generator).to(device)
+        pick = torch.randint(neighbours.shape[1], (HEAD_BATCH,), generator=generator).to(device)
+        other = neighbours[anchor, pick]
+        losses = scan_loss(heads(tokens[anchor]), heads(tokens[other]), weights)  # (H,)
+        return losses.sum(), {}
+
+    steps = HEAD_EPOCHS * max(1, len(tokens) // HEAD_BATCH)
+    return heads, train_module(heads.to(device), loss_of, steps, config, generator)
+
+
+@torch.no_grad()
+def best_head(heads: LinearHeads, tokens: Tensor, neighbours: Tensor) -> int:
+    """The head with the lowest loss at entropy weight 1, over all tokens and neighbours."""
+    p = heads(tokens)  # (H, n, K)
+    losses = [scan_loss(p, p[:, other], 1.0) for other in neighbours.T]
+    return int(torch.stack(losses).mean(dim=0).argmin())
+
+
+def pseudo_labels(p: Tensor) -> tuple[Tensor, Tensor]:
+    """One-hot argmax ``(B, K, h, w)`` where ``p`` is confident, else 0; and that mask."""
+    sure = p.amax(dim=1) > THRESHOLD
+    labels = F.one_hot(p.argmax(dim=1), p.shape[1]).permute(0, 3, 1, 2)
+    return (labels * sure[:, None]).float(), sure
+
+
+def self_label(
+    network: UmsfNet, bench: Bench, progress: Progress | None
+) -> tuple[UmsfNet, list[Row]]:
+    """Confident tokens of plain windows teach those of strongly augmented ones; returns the EMA."""
+    config, store, views = bench.config, bench.store, bench.config.views
+    tiles = training_tiles(bench.scenes, views.window_px, views.overlap_px)
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    jitter, average = (views.window_px - views.overlap_px) // 2, key_network(network).eval()
+
+    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+        size, count = views.window_px, config.pretrain.batch
+        where = draw_windows(tiles, count, size, jitter, store.places, generator)
+        windows = store.windows(*where, size)
+        log_std = store.std["sar"][where[0].to(store.device)] if "sar" in store.roles else None
+        with torch.no_grad():
+            p = network(windows.get("optical"), windows.get("sar")).softmax(dim=1)
+        labels, sure = pseudo_labels(p)
+        strong = make_view(windows, log_std, views, generator)
+        images = cut_out(strong, generator)
+        taught = resample(labels, strong.theta)  # the labels of the same ground
+        known = taught.sum(dim=1)
+        target = taught / known[:, None].clamp_min(1e-6)
+        logits = network(images.get("optical"), images.get("sar"))
+        loss = soft_cross_entropy(logits, target, (known > 0.5).float())
+        return loss, {"confident": sure.float().mean()}
+
+    def follow(step: int) -> None:
+        momentum_update(average, network, ema_at(step, config.cluster.ema))
+
+    steps = baseline_steps(bench, pretrained=True)
+    rows = train_module(
+        network, loss_of, steps, config, generator, after_step=follow, progress=progress
+    )
+    return average, rows
+
+
+def cut_out(view: View, generator: torch.Generator) -> dict[str, Tensor]:
+    """The view's images with one square per window set to 0, the mean, in both sensors."""
+    some = next(iter(view.images.values()))
+    size, device = some.shape[-1], some.device
+    side = round(CUT * size)
+    corner = draw_uniform((len(some), 2, 1), generator, device) * (size - side)
+    line = torch.arange(size, device=device)
+    inside = (line >= corner) & (line < corner + side)  # (B, 2, size)
+    hole = inside[:, None, 0, :, None] & inside[:, None, 1, None, :]
+    return {role: images.masked_fill(hole, 0) for role, images in view.images.items()}

@@ -1,0 +1,123 @@
+"""SwAV: each view predicts the balanced code of the other (Caron et al. 2020).
+
+Published: pooled images, crops of two sizes, 3 000 prototypes, LARC, 3 840 queued features from
+epoch 15. Here: dense tokens at the same ground in two views, AdamW, ten prototypes per cluster
+(equal sizes of as many prototypes as classes would cap the accuracy), a queue that counts once it
+is full, prototypes frozen for the first 5 % of the steps, then merged to K.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..bench import Bench
+from ..inference import Classifier
+from ..losses import soft_cross_entropy
+from ..pretrain import WindowSource
+from ..runs import Run
+from ..training import Metrics, Row
+from ..umsf_net import UmsfNet
+from ..views import sample_tokens
+from .heads import TEMPERATURE, PrototypeHead
+from .learning import (
+    Progress,
+    baseline_steps,
+    dense,
+    fused_map,
+    learned,
+    train_module,
+    training_tokens,
+)
+
+EPSILON, ITERATIONS = 0.05, 3
+FROZEN = 0.05  # share of the steps in which the prototypes stand still
+
+
+def swav(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
+    """SwAV from random weights, its prototypes merged to the clusters."""
+    config = run.config
+
+    def head() -> PrototypeHead:
+        count = config.baseline.prototypes * bench.num_clusters
+        return PrototypeHead(config.model, count, bench.num_clusters)
+
+    return learned(run, bench, "swav", head, learn, pretrained=False, progress=progress)
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float = EPSILON, iterations: int = ITERATIONS) -> Tensor:
+    """Codes ``(M, P)``: rows sum to 1, each prototype holds nearly M / P of them.
+
+    Args:
+        scores: ``(M, P)`` cosines.
+        epsilon: smaller is harder.
+        iterations: 3 leave the columns within a few percent of equal, 50 make them so.
+    """
+    codes = ((scores.float() - scores.max()) / epsilon).exp()
+    samples, prototypes = codes.shape
+    codes /= codes.sum()
+    for _ in range(iterations):
+        # A column that has underflowed holds nothing to scale up.
+        codes /= codes.sum(dim=0, keepdim=True).clamp_min(1e-30) * prototypes
+        codes /= codes.sum(dim=1, keepdim=True).clamp_min(1e-30) * samples
+    return codes * samples
+
+
+def swapped_loss(scores: tuple[Tensor, Tensor], codes: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean cross entropy of each view's scores ``(M, P)`` against the other view's codes."""
+    first, second = (x / TEMPERATURE for x in scores)
+    return (soft_cross_entropy(first, codes[1]) + soft_cross_entropy(second, codes[0])) / 2
+
+
+class TokenQueue:
+    """The last ``size`` embeddings of one view, used once there are as many."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.entries = size, torch.zeros(0)
+
+    def codes(self, z: Tensor, prototypes: Tensor) -> Tensor:
+        """Codes ``(M, P)`` of embeddings ``(M, D)``, balanced together with the queue."""
+        full = len(self.entries) == self.size
+        every = torch.cat([z, self.entries]) if full else z
+        return sinkhorn(every @ prototypes.T)[: len(z)]
+
+    def enqueue(self, z: Tensor) -> None:
+        """Put embeddings ``(M, D)`` in front of the older ones."""
+        self.entries = torch.cat([z, self.entries.view(-1, z.shape[1]).to(z)])[: self.size]
+
+
+def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[UmsfNet, list[Row]]:
+    """Train encoders, fusion, projection and prototypes; merge the prototypes."""
+    config, head = dense(bench.config), network.clustering
+    assert isinstance(head, PrototypeHead)
+    source = WindowSource(bench.scenes, bench.store, config)
+    generator = torch.Generator().manual_seed(config.seed)
+    queues = [TokenQueue(config.baseline.queue_size) for _ in range(2)]
+    steps = baseline_steps(bench, pretrained=False)
+
+    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+        batch = source.draw(config.pretrain.batch, generator)
+        views = ((batch.first, batch.here), (batch.second, batch.there))
+        z = [
+            F.normalize(
+                sample_tokens(head.embed(fused_map(network, view.images)), points)[batch.seen],
+                dim=1,
+            )
+            for view, points in views
+        ]  # (M, D) each
+        free = step >= FROZEN * steps
+        prototypes = F.normalize(head.prototypes if free else head.prototypes.detach(), dim=1)
+        fixed = [x.detach() for x in z]
+        codes = [q.codes(x, prototypes.detach()) for q, x in zip(queues, fixed, strict=True)]
+        for queue, x in zip(queues, fixed, strict=True):
+            queue.enqueue(x)
+        loss = swapped_loss((z[0] @ prototypes.T, z[1] @ prototypes.T), (codes[0], codes[1]))
+        used = torch.cat(codes).argmax(dim=1).unique().numel()
+        return loss, {"prototypes_used": float(used)}
+
+    rows = train_module(network, loss_of, steps, config, generator, progress=progress)
+    tokens = F.normalize(training_tokens(network, bench, head.embed), dim=1)
+    head.settle(F.normalize(head.prototypes.detach(), dim=1)[None], tokens)
+    return network, rows

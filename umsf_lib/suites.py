@@ -1,0 +1,211 @@
+"""Suites of runs: what is compared with what, and the tables of it, made from records alone.
+
+One run folder per variant and seed, each with the methods that its suite compares there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .config import Config, MissingStageError
+from .metrics import accuracy, nmi
+from .pipeline import METHODS, USUAL, run_everything
+from .report import dense_tables, headline, load_records, paired_gain
+from .runs import Run, project_root, write_atomically
+
+# Variant -> section -> values that differ from the profile's.
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "base": {},
+    "optical": {"model": {"sensors": "optical"}},
+    "sar": {"model": {"sensors": "sar"}},
+    "concat": {"model": {"fusion": "concat"}},
+    "add": {"model": {"fusion": "add"}},
+    "no_pretraining": {"cluster": {"initial": "random"}},
+    "no_intra": {"pretrain": {"intra": 0.0}},
+    "no_cross": {"pretrain": {"cross": 0.0}},
+    "no_fused": {"pretrain": {"fused": 0.0}},
+    "no_clustering": {"cluster": {"clustering": 0.0}},
+    "no_consistency": {"cluster": {"consistency": 0.0}},
+    "teacher_kmeans": {"cluster": {"teacher": "kmeans"}},
+    "teacher_merged": {"cluster": {"teacher": "merged"}},
+    "balance_0": {"cluster": {"balance": 0.0}},
+    "balance_1": {"cluster": {"balance": 1.0}},
+    "no_smoothing": {"cluster": {"smoothing_px": 0.0}},
+    "windows_32": {"views": {"window_px": 32, "overlap_px": 8}},
+    "windows_128": {"views": {"window_px": 128, "overlap_px": 32}},
+    # Pooled contrast, seven clusters, clustering loss of weight 1 and no teacher; one phase after
+    # the other, where the paper switches the clustering on at a quarter of the epochs.
+    "as_published": {"pretrain": {"pooled": 1.0}, "cluster": {"num_clusters": 7}},
+}
+OURS: Sequence[str] = ("umsf",)
+# Suite -> variant -> methods; "base" comes first, the others copy what they share with it.
+SUITES: dict[str, dict[str, Sequence[str]]] = {
+    "first": {"base": USUAL, "optical": OURS, "sar": OURS},
+    "baselines": {"base": tuple(METHODS), "optical": OURS, "sar": OURS, "no_pretraining": OURS},
+    "ablations": {name: OURS for name in VARIANTS} | {"as_published": ("mutual-information",)},
+}
+AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that leave it as it is
+SHOWN = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "macro_f1": "macro-F1"}
+COMPARED = {"acc": accuracy, "nmi": nmi}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of one suite.
+
+    Attributes:
+        config: of all runs, but for seed and variant.
+        suite: a key of ``SUITES``.
+        seeds: one run of each variant per seed.
+        name: of the runs, before seed and variant.
+    """
+
+    config: Config
+    suite: str
+    seeds: Sequence[int]
+    name: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """``name``, else profile and data set."""
+        config = self.config
+        data = Path(config.data).name if config.data else config.synthetic.difficulty
+        return self.name or f"{config.profile}-{data}"
+
+    def base(self, seed: int) -> Run:
+        """The run of a seed that differs in nothing else."""
+        return Run.open(replace(self.config, seed=seed), f"{self.prefix}-{seed}")
+
+    def run(self) -> None:
+        """Run all that is not finished, base runs first; so it resumes."""
+        for seed in self.seeds:
+            base = self.base(seed)
+            for variant, names in SUITES[self.suite].items():
+                run = _variant(base, variant, keep=True)
+                print(f"run {run.folder.name}", flush=True)
+                run_everything(run, names)
+
+    def finished(self) -> Iterator[tuple[str, int, Run, pd.DataFrame]]:
+        """Variant, seed, run and records of all that have been evaluated.
+
+        The records are those of the suite's methods: dense pixels, the matching that counts.
+        """
+        for seed in self.seeds:
+            for variant, names in SUITES[self.suite].items():
+                ending = "" if variant == "base" else f"-{variant}"
+                folder = project_root() / "runs" / f"{self.prefix}-{seed}{ending}"
+                if (folder / "metrics.json").is_file():
+                    found = headline(load_records([folder]))
+                    found = found[(found.protocol == "dense") & found.method.isin(names)]
+                    run = _variant(self.base(seed), variant, keep=False)
+                    yield variant, seed, run, found.assign(variant=variant)
+
+
+def _variant(base: Run, variant: str, *, keep: bool) -> Run:
+    """The run of a variant beside ``base``, with a copy of the stages that both share."""
+    changes = VARIANTS[variant]
+    if not changes:
+        return base
+    shared = ["data", "despeckle"]
+    if AFTER_PRETRAINING.issuperset(changes):
+        shared.append("pretrain")
+    return base.variant(variant, shared if keep else (), **changes)
+
+
+def score_rows(sweep: Sweep) -> pd.DataFrame:
+    """Mean and std over seeds of each method in each variant.
+
+    Dense pixels of test scenes, matching fitted on validation scenes where there are any.
+
+    Returns:
+        Columns ``variant, method, metric, mean, std, seeds``.
+    """
+    keys = ["variant", "method", "metric"]
+    parts = [records for *_, records in sweep.finished()]
+    every = pd.concat(parts) if parts else load_records([])
+    every = every[every["class"].isna() & every.metric.isin(SHOWN)]
+    grouped = every.groupby(keys, sort=False).value
+    return grouped.agg(["mean", "std", "count"]).rename(columns={"count": "seeds"}).reset_index()
+
+
+def margins(sweep: Sweep) -> pd.DataFrame:
+    """Ours minus each other method and variant, with 95 % intervals.
+
+    The bootstrap resamples the test scenes of each seed, paired, and averages over the seeds that
+    both have finished.
+
+    Returns:
+        Columns ``variant, method, metric, margin, low, high, seeds, scenes``.
+    """
+    tables: dict[tuple[str, str], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    for variant, seed, run, records in sweep.finished():
+        for name in records.method.unique():
+            tables.setdefault((variant, name), {})[seed] = dense_tables(run, name)
+    own, rows = tables.pop(("base", "umsf"), {}), []
+    for (variant, name), theirs in tables.items():
+        seeds = [seed for seed in own if seed in theirs]
+        for metric, statistic in COMPARED.items() if seeds else ():
+            pair = [[found[seed] for seed in seeds] for found in (own, theirs)]
+            row = (variant, name, metric, *paired_gain(pair[0], pair[1], statistic))
+            rows.append((*row, len(seeds), len(pair[0][0][0])))
+    columns = ["variant", "method", "metric", "margin", "low", "high", "seeds", "scenes"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def markdown(scores: pd.DataFrame, gains: pd.DataFrame) -> str:
+    """Both tables as the README shows them: mean ± std over seeds; margin (low to high)."""
+    spread = scores[["mean", "std"]].map(_short)
+    first = _wide(scores.assign(cell=spread["mean"] + " ± " + spread["std"]), SHOWN)
+    ends = gains[["low", "high"]].map(_short)
+    cell = (
+        gains.margin.map(partial(_short, form="+.3f")) + " (" + ends.low + " to " + ends.high + ")"
+    )
+    second = _wide(gains.assign(cell=cell), COMPARED)
+    return f"{first}\nOurs minus each of them, with 95 % intervals over test scenes:\n\n{second}"
+
+
+def _short(value: float, form: str = ".3f") -> str:
+    """Three digits without the leading zero; a dash where one seed has no spread."""
+    return "-" if math.isnan(value) else format(value, form).replace("0.", ".", 1)
+
+
+def _wide(table: pd.DataFrame, metrics: Iterable[str]) -> str:
+    """One line per variant and method, one column per metric."""
+    titles = [SHOWN[metric] for metric in metrics]
+    lines = [
+        f"| method | variant | seeds | {' | '.join(titles)} |",
+        "|---" * (3 + len(titles)) + "|",
+    ]
+    for (variant, method), rows in table.groupby(["variant", "method"], sort=False):
+        cells = rows.set_index("metric").cell.reindex(list(metrics), fill_value="")
+        lines.append(f"| {method} | {variant} | {rows.seeds.max()} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def print_report(sweep: Sweep) -> None:
+    """Print both tables in Markdown and write them to ``runs/``, as CSV and Markdown.
+
+    Raises:
+        MissingStageError: no run of the suite has been evaluated.
+    """
+    scores, gains = score_rows(sweep), margins(sweep)
+    if scores.empty:
+        raise MissingStageError(
+            f"No run of suite '{sweep.suite}' named {sweep.prefix}-<seed> has scores for seeds "
+            f"{', '.join(map(str, sweep.seeds))}; run 'umsf sweep' with the same options first "
+            "(data without labels have none)."
+        )
+    start, text = project_root() / "runs" / f"{sweep.prefix}-{sweep.suite}", markdown(scores, gains)
+    for ending, table in (("scores", scores), ("margins", gains)):
+        path = start.with_name(f"{start.name}-{ending}.csv")
+        write_atomically(path, partial(table.to_csv, index=False))
+    write_atomically(start.with_name(f"{start.name}.md"), lambda path: path.write_text(text))
+    print(text)
