@@ -31,6 +31,7 @@ from umsf_lib.figures.results import _short
 from umsf_lib.layouts import LandClass, load_layout
 from umsf_lib.pretrain import Batch
 from umsf_lib.rasters import Grid
+from umsf_lib.realism import Comparison
 from umsf_lib.umsf_net import UmsfNet
 from umsf_lib.views import View, sample_tokens
 
@@ -112,6 +113,13 @@ SCORES = pd.DataFrame(
 BOUNDS = {"a": (108.0, 31.0, 108.25, 31.2), "b": (108.25, 31.0, 108.5, 31.2), "c": (9, 50, 9.1, 51)}
 SPLIT = {"a": "train", "b": "train", "c": "test"}
 
+COMPARED = [
+    Comparison("class contrasts, optical", "inside", 10, 11, 2),  # half a tolerance above
+    Comparison("class contrasts, optical", "outside", 10, 7, 2),
+    Comparison("class shares", "far", 10, 99, 2),
+    Comparison("class shares", "absent", 10, np.nan, 2),
+]
+
 CASES: dict[str, Callable[[], Figure]] = {
     "scene": lambda: figures.scene_figure(
         RGB, LOG, LABEL, classes=CLASSES, title="NH49E001013", pixel_m=4.3
@@ -128,6 +136,9 @@ CASES: dict[str, Callable[[], Figure]] = {
         LONG,
     ),
     "split": lambda: figures.split_figure(BOUNDS, SPLIT),
+    "split, touching": lambda: figures.split_figure(BOUNDS, SPLIT | {"nowhere": "test"}, ["b"]),
+    "split, no places": lambda: figures.split_figure({}, SPLIT),
+    "realism": lambda: figures.realism_figure({"easy": COMPARED, "realistic": COMPARED[::2]}),
     "views": lambda: figures.views_figure(batch(), (2, 1, 0)),
     "views, one sensor": lambda: figures.views_figure(batch(("sar",)), (2, 1, 0)),
     "despeckle": lambda: figures.despeckle_figure(
@@ -373,6 +384,23 @@ def test_spectra_are_mean_and_std_of_each_class() -> None:
             np.testing.assert_allclose(line.get_ydata(), np.nanmean(values, axis=1))
             lengths = [segment[1, 1] - segment[0, 1] for segment in spans.get_segments()]
             np.testing.assert_allclose(lengths, 2 * np.nanstd(values, axis=1))
+
+
+def test_realism_dots_stand_where_the_values_do_in_tolerances() -> None:
+    easy, realistic = CASES["realism"]().axes
+    assert easy.get_title() == "easy: 1 of 4 within tolerance"
+    assert realistic.get_title() == "realistic: 1 of 2 within tolerance"
+    dots = [line for line in easy.lines if line.get_marker() in ("o", "D")]
+    assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([0.5, -1.5, 3, 3])
+    assert [dot.get_marker() for dot in dots] == ["o", "D", "D", "D"]
+    assert [round(dot.get_ydata()[0]) for dot in dots] == [0, 0, 1, 1]
+    assert [text.get_text() for text in easy.texts] == ["1/2", "0/2"]
+
+
+def test_touching_scenes_are_marked_in_their_middle() -> None:
+    (marked,) = [x for x in CASES["split, touching"]().axes[0].lines if x.get_marker() == "X"]
+    assert marked.get_xydata()[0] == pytest.approx((108.375, 31.1))
+    assert marked.get_label().endswith("(1)")
 
 
 def test_split_boxes_lie_where_the_scenes_do() -> None:
