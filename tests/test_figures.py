@@ -32,6 +32,7 @@ from umsf_lib.figures.panels import add_scale_bar, new_panels, round_length
 from umsf_lib.figures.results import _short
 from umsf_lib.layouts import LandClass, load_layout
 from umsf_lib.rasters import Grid
+from umsf_lib.realism import Comparison
 from umsf_lib.umsf_net import UmsfNet
 from umsf_lib.views import View, sample_tokens
 
@@ -126,6 +127,12 @@ ACCURACY = pd.DataFrame(
 JUDGES = {"rf_acc": "random forest", "knn_acc": "5 nearest neighbours"}
 ANCHORS = np.array([[4, 6], [20, 40]])
 NEAR = ANCHORS[:, None] + np.array([[0, 0], [3, -2], [-4, 5]])  # (2, 3, 2)
+COMPARED = [
+    Comparison("class contrasts, optical", "inside", 10, 11, 2),  # half a tolerance above
+    Comparison("class contrasts, optical", "outside", 10, 7, 2),
+    Comparison("class shares", "far", 10, 99, 2),
+    Comparison("class shares", "absent", 10, np.nan, 2),
+]
 
 CASES: dict[str, Callable[[], Figure]] = {
     "variogram": lambda: figures.variogram_figure(CURVES, [5, 10, 40, 80], radius_m=30),
@@ -148,6 +155,9 @@ CASES: dict[str, Callable[[], Figure]] = {
         LONG,
     ),
     "split": lambda: figures.split_figure(BOUNDS, SPLIT),
+    "split, touching": lambda: figures.split_figure(BOUNDS, SPLIT | {"nowhere": "test"}, ["b"]),
+    "split, no places": lambda: figures.split_figure({}, SPLIT),
+    "realism": lambda: figures.realism_figure({"easy": COMPARED, "realistic": COMPARED[::2]}),
     "views": lambda: figures.views_figure(batch(), (2, 1, 0)),
     "views, one sensor": lambda: figures.views_figure(batch(("sar",)), (2, 1, 0)),
     "despeckle": lambda: figures.despeckle_figure(
@@ -393,6 +403,23 @@ def test_spectra_are_mean_and_std_of_each_class() -> None:
             np.testing.assert_allclose(line.get_ydata(), np.nanmean(values, axis=1))
             lengths = [segment[1, 1] - segment[0, 1] for segment in spans.get_segments()]
             np.testing.assert_allclose(lengths, 2 * np.nanstd(values, axis=1))
+
+
+def test_realism_dots_stand_where_the_values_do_in_tolerances() -> None:
+    easy, realistic = CASES["realism"]().axes
+    assert easy.get_title() == "easy: 1 of 4 within tolerance"
+    assert realistic.get_title() == "realistic: 1 of 2 within tolerance"
+    dots = [line for line in easy.lines if line.get_marker() in ("o", "D")]
+    assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([0.5, -1.5, 3, 3])
+    assert [dot.get_marker() for dot in dots] == ["o", "D", "D", "D"]
+    assert [round(dot.get_ydata()[0]) for dot in dots] == [0, 0, 1, 1]
+    assert [text.get_text() for text in easy.texts] == ["1/2", "0/2"]
+
+
+def test_touching_scenes_are_marked_in_their_middle() -> None:
+    (marked,) = [x for x in CASES["split, touching"]().axes[0].lines if x.get_marker() == "X"]
+    assert marked.get_xydata()[0] == pytest.approx((108.375, 31.1))
+    assert marked.get_label().endswith("(1)")
 
 
 def test_split_boxes_lie_where_the_scenes_do() -> None:

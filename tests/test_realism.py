@@ -95,4 +95,6 @@ def test_a_missing_class_fails_instead_of_passing_silently() -> None:
     image, label = painted()
     rows = {row.name: row for row in compare([image], [np.minimum(label, 5)])}
     assert np.isnan(rows["others red contrast"].value) and not rows["others red contrast"].passed
-    assert Comparison("x", 1.0, 1.1, 0.2).passed and not Comparison("x", 1.0, 1.3, 0.2).passed
+    near, far = (Comparison("", "x", 1.0, value, 0.2) for value in (1.1, 0.7))
+    assert near.passed and not far.passed
+    assert (near.deviation, far.deviation) == pytest.approx((0.5, -1.5))

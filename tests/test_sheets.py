@@ -58,9 +58,9 @@ def test_a_sheet_lies_where_its_number_says() -> None:
     sheet = sheet_of("NH49E001013.tif")
     assert sheet is not None and (sheet.north_deg, sheet.west_deg) == (32, 111)
     for name in listed(TRAIN) + listed(TEST):
-        found, (west, _, east, north) = sheet_of(name), box(name)
+        found, (west, south, east, north) = sheet_of(name), box(name)
         assert found is not None
-        assert (found.west_deg, found.north_deg) == pytest.approx((float(west), float(north)))
+        assert found.bounds_deg == pytest.approx(tuple(map(float, (west, south, east, north))))
         assert 29.33 <= north <= 32.7 and west >= 109.5 and east <= 116.01  # where Hubei is
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from umsf_lib import suites
 from umsf_lib.__main__ import main
@@ -28,7 +28,7 @@ TINY = load_config("tiny")
 def test_every_variant_is_one_change_that_the_profile_accepts(name: str) -> None:
     changes = VARIANTS[name]
     pairs = [
-        f"{section}.{key}={yaml.safe_dump(value).split()[0]}"
+        f"{section}.{key}={json.dumps(value, separators=(',', ':'))}"
         for section, values in changes.items()
         for key, value in values.items()
     ]

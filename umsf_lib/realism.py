@@ -41,7 +41,8 @@ TILE_PX = 256
 class Comparison:
     """One statistic of the simulator, its target, and how far apart they may lie."""
 
-    name: str
+    group: str  # of statistics of one kind, "class shares"
+    name: str  # "road share %"
     target: float
     value: float
     tolerance: float
@@ -50,6 +51,11 @@ class Comparison:
     def passed(self) -> bool:
         """Whether the value lies within the tolerance; a NaN does not."""
         return bool(abs(self.value - self.target) <= self.tolerance)
+
+    @property
+    def deviation(self) -> float:
+        """Distance from the target in tolerances, negative below it."""
+        return (self.value - self.target) / self.tolerance
 
 
 def compare(images: Sequence[NDArray[np.uint8]], labels: Sequence[NDArray[np.uint8]]) -> list:
@@ -66,11 +72,12 @@ def compare(images: Sequence[NDArray[np.uint8]], labels: Sequence[NDArray[np.uin
     images, labels = ([t for array in arrays for t in tiles(array)] for arrays in (images, labels))
     rows += class_contrasts(images, labels) + autocorrelations(images) + variations(images, labels)
     density = float(np.mean([boundary_density(t) for t in labels if np.ptp(t)]))  # mixed tiles
-    return [*rows, _relative("label boundaries", BOUNDARY_DENSITY, density, 0.3)]
+    name = "label boundaries"
+    return [*rows, _relative(name, name, BOUNDARY_DENSITY, density, 0.3)]
 
 
-def _relative(name: str, target: float, value: float, share: float) -> Comparison:
-    return Comparison(name, target, float(value), share * abs(target))
+def _relative(group: str, name: str, target: float, value: float, share: float) -> Comparison:
+    return Comparison(group, name, target, float(value), share * abs(target))
 
 
 def tiles(array: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
@@ -87,10 +94,12 @@ def levels(images: Sequence[NDArray[np.uint8]]) -> list[Comparison]:
     square = np.mean([np.square(p).mean(axis=1) for p in pixels], axis=0)
     std = np.sqrt(np.maximum(square - mean**2, 0))
     rows = [
-        _relative(f"{b} mean", t, m, 0.1) for b, t, m in zip(BANDS, SCENE_MEAN, mean, strict=True)
+        _relative("band means", f"{b} mean", t, m, 0.1)
+        for b, t, m in zip(BANDS, SCENE_MEAN, mean, strict=True)
     ]
     return rows + [
-        _relative(f"{b} std", t, s, 0.3) for b, t, s in zip(BANDS, SCENE_STD, std, strict=True)
+        _relative("band stds", f"{b} std", t, s, 0.3)
+        for b, t, s in zip(BANDS, SCENE_STD, std, strict=True)
     ]
 
 
@@ -99,7 +108,10 @@ def class_shares(labels: Sequence[NDArray[np.uint8]]) -> list[Comparison]:
     counts = sum(np.bincount(label.ravel(), minlength=len(CLASSES)) for label in labels)
     shares = 100 * np.asarray(counts) / np.sum(counts)
     pairs = zip(CLASSES, SHARES, shares, strict=True)
-    return [_relative(f"{name} share %", target, share, 0.3) for name, target, share in pairs]
+    return [
+        _relative("class shares", f"{name} share %", target, share, 0.3)
+        for name, target, share in pairs
+    ]
 
 
 def class_contrasts(
@@ -116,10 +128,13 @@ def class_contrasts(
         pixels = np.concatenate(parts, axis=1)  # (4, n)
         for k, band in enumerate(CONTRAST_BANDS):
             title, wanted = f"{name} {BANDS[band]}", table[k]
+            sensor = "SAR" if BANDS[band] == "sar" else "optical"
             mean = float(pixels[k].mean()) if pixels.size else np.nan
             std = float(pixels[k].std()) if pixels.size else np.nan
-            rows.append(Comparison(f"{title} contrast", wanted, mean, max(3.0, 0.5 * abs(wanted))))
-            rows.append(_relative(f"{title} std", table[k + 4], std, 0.25))
+            near, group = max(3.0, 0.5 * abs(wanted)), f"class contrasts, {sensor}"
+            rows.append(Comparison(group, f"{title} contrast", wanted, mean, near))
+            group = f"stds within a class, {sensor}"
+            rows.append(_relative(group, f"{title} std", table[k + 4], std, 0.25))
     return rows
 
 
@@ -134,7 +149,9 @@ def autocorrelations(images: Sequence[NDArray[np.uint8]]) -> list[Comparison]:
     found = np.mean([[autocorrelation(band, LAGS) for band in image] for image in images], axis=0)
     values = {"optical": found[:3].mean(axis=0), "sar": found[4]}
     return [
-        Comparison(f"{sensor} autocorrelation at {lag} px", target, float(value), 0.08)
+        Comparison(
+            "autocorrelations", f"{sensor} autocorrelation at {lag} px", target, float(value), 0.08
+        )
         for sensor, targets in AUTOCORRELATION.items()
         for lag, target, value in zip(LAGS, targets, values[sensor], strict=True)
     ]
@@ -157,7 +174,7 @@ def variations(
         pairs = zip(images, labels, strict=True)
         found = np.concatenate([variation(i[4], np.isin(label, classes)) for i, label in pairs])
         value = float(np.median(found)) if found.size else np.nan
-        rows.append(_relative(f"SAR variation on {name}", target, value, 0.15))
+        rows.append(_relative("SAR variation", f"SAR variation on {name}", target, value, 0.15))
     return rows
 
 

@@ -31,6 +31,11 @@ class Sheet:
         """Longitude of the left edge."""
         return self.column / 4
 
+    @property
+    def bounds_deg(self) -> tuple[float, float, float, float]:
+        """West, south, east, north."""
+        return self.west_deg, self.north_deg - 1 / 6, self.west_deg + 1 / 4, self.north_deg
+
 
 @dataclass(frozen=True)
 class Leakage:

@@ -54,16 +54,17 @@ HIDDEN: dict[str, dict[int, dict[int, float]]] = {
         CITY: {FOREST: 0.04, OTHERS: 0.04},
     },
     "realistic": {
-        FARMLAND: {FOREST: 0.12, WATER: 0.03, VILLAGE: 0.02, OTHERS: 0.03},
-        FOREST: {FARMLAND: 0.14, OTHERS: 0.03, ORCHARD: 0.05},
-        VILLAGE: {FARMLAND: 0.20, FOREST: 0.12, OTHERS: 0.05},
+        FARMLAND: {FOREST: 0.20, WATER: 0.02, VILLAGE: 0.02, OTHERS: 0.02},
+        FOREST: {FARMLAND: 0.23, OTHERS: 0.02, ORCHARD: 0.02},
+        VILLAGE: {FARMLAND: 0.12, FOREST: 0.06, OTHERS: 0.05},
         CITY: {FOREST: 0.10, OTHERS: 0.15, VILLAGE: 0.08},
-        WATER: {FARMLAND: 0.15, FOREST: 0.08, OTHERS: 0.05},
+        WATER: {FARMLAND: 0.10, FOREST: 0.06, OTHERS: 0.04},
         ROAD: {FARMLAND: 0.35, FOREST: 0.10},
         OTHERS: {FARMLAND: 0.30, FOREST: 0.15, CITY: 0.05},
     },
 }
-ORCHARD_SHARE = {"easy": 0.08, "realistic": 0.15}  # of the fields
+HIDDEN_PX = {"easy": 9.0, "realistic": 40.0}  # scale of the patches
+ORCHARD_SHARE = {"easy": 0.08, "realistic": 0.06}  # of the fields
 RAGGED = {"easy": 0.3, "realistic": 5.0}  # weight of the fine outline of forests and lakes
 
 
@@ -180,7 +181,7 @@ def _true_cover(
     estate = parcel >> 7  # a few fields side by side
     orchard = rng.random(int(estate.max()) + 1) < ORCHARD_SHARE[difficulty]
     cover[(label == FARMLAND) & orchard[estate]] = ORCHARD
-    place = ndtr(fractal(label.shape, 9, rng, octaves=2))  # uniform in [0, 1], patchy
+    place = ndtr(fractal(label.shape, HIDDEN_PX[difficulty], rng, octaves=2))  # uniform in [0, 1]
     for drawn, hidden in HIDDEN[difficulty].items():
         here = label == drawn
         low = 0.0

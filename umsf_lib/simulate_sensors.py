@@ -42,14 +42,14 @@ OPTICAL = {
         (101, 93, 74, 115, 5, 5, 5),
     ),
     "realistic": (
-        (105.4, 97.4, 86.7, 104, 9, 13, 12),
+        (105.6, 97.6, 86.5, 103, 7, 9, 16),
         (118, 114, 119, 88, 11, 8, 16),
-        (111, 101, 91, 95, 15, 13, 19),
+        (109, 99, 88, 95, 15, 13, 19),
         (96, 86, 68, 60, 18, 11, 11),
-        (92, 81, 64.5, 108, 8, 12, 12),
-        (117, 109, 95, 90, 17, 12, 15),
+        (90.6, 79.5, 62, 110, 7, 9, 16),
+        (116, 107.5, 93, 90, 20, 14, 15),
         (113, 105, 92, 96, 24, 14, 20),
-        (100, 90, 76, 110, 9, 13, 12),
+        (100, 90, 75, 110, 7, 9, 16),
     ),
 }
 BRIGHTER = (0.8, 0.9, 0.9, 1.1)  # DN per unit of brightness in each band
@@ -69,14 +69,14 @@ SAR = {
         (46, -1.0, 1.0, 1.0, 0.5),
     ),
     "realistic": (
-        (47, -2.0, 2.0, 1.5, 1.5),
-        (43, 0.0, 1.5, 3.0, 0.0),
-        (58, 0.0, 1.5, 3.0, 0.0),
-        (20, 0.0, 3.0, 9.0, 0.0),
-        (55, 0.0, 1.0, 1.0, 0.0),
-        (32, 0.0, 2.0, 2.0, 0.0),
+        (54, -0.5, 1.6, 0.0, 0.5),
+        (45.5, 0.0, 1.5, 3.0, 0.0),
+        (65, 0.0, 1.5, 3.0, 0.0),
+        (17, 0.0, 3.0, 10.0, 0.0),
+        (41.5, 0.0, 0.5, 5.0, 0.0),
+        (35, 0.0, 2.5, 4.0, 0.0),
         (62, 0.0, 2.0, 3.0, 0.0),
-        (54, 0.0, 1.5, 2.0, 0.5),
+        (48, 0.0, 1.0, 2.5, 0.5),
     ),
 }
 
@@ -89,14 +89,31 @@ class Setting:
     scene_dn: float  # spread of the scene offsets, both sensors
     haze: float  # 1: 9 DN in blue where it is twice as thick as usual
     relief: float  # 1: full hill shading and layover; less: partly corrected
-    texture_px: float  # scale of the fine optical texture
+    optical_texture_px: float  # scale of the fine texture
+    sar_texture_px: float
+    speckle_px: float  # imagery is resampled, so speckle is correlated over a pixel or two
 
 
 SETTINGS = {
-    "easy": Setting(looks=3.0, scene_dn=4.0, haze=0.4, relief=0.2, texture_px=2.5),
-    "realistic": Setting(looks=1.0, scene_dn=7.0, haze=1.0, relief=1.0, texture_px=1.4),
+    "easy": Setting(
+        looks=3.0,
+        scene_dn=4.0,
+        haze=0.4,
+        relief=0.2,
+        optical_texture_px=2.5,
+        sar_texture_px=4.0,
+        speckle_px=1.0,
+    ),
+    "realistic": Setting(
+        looks=1.0,
+        scene_dn=7.0,
+        haze=1.0,
+        relief=0.5,
+        optical_texture_px=1.4,
+        sar_texture_px=4.5,
+        speckle_px=0.88,
+    ),
 }
-SPECKLE_PX = 1.0  # radar imagery is resampled, so its speckle is correlated over a pixel or two
 INCIDENCE = np.float32(np.deg2rad(35))
 
 SHEET_PX = 5556  # of a 1:50 000 map sheet, 15' of longitude wide
@@ -141,7 +158,9 @@ def optical_image(land: Landscape, seed: int, difficulty: str = "easy") -> NDArr
     table = np.array(OPTICAL[difficulty], np.float32).T
     fields = np.isin(land.cover, (FARMLAND, ORCHARD))
     bright = table[4][land.cover] * vary(fields, land.parcel, rng)
-    bright += table[6][land.cover] * fractal(land.cover.shape, setting.texture_px, rng, octaves=2)
+    bright += table[6][land.cover] * fractal(
+        land.cover.shape, setting.optical_texture_px, rng, octaves=2
+    )
     bright += _roofs_and_shadows(land, rng)
     south, east = np.gradient(land.elevation, np.float32(PIXEL_M))
     bright -= setting.relief * np.clip(
@@ -182,14 +201,16 @@ def sar_image(land: Landscape, seed: int, difficulty: str = "easy") -> NDArray[n
     fields = np.isin(land.cover, (FARMLAND, ORCHARD))
     level_db = table[1][land.cover] * land.vigour
     level_db += table[2][land.cover] * vary(fields, land.parcel, rng)
-    level_db += table[3][land.cover] * fractal(land.cover.shape, 4, rng, octaves=2)
+    level_db += table[3][land.cover] * fractal(
+        land.cover.shape, setting.sar_texture_px, rng, octaves=2
+    )
     # Rows across the look direction (the column axis) reflect more.
     level_db += table[4][land.cover] * np.cos(2 * land.row_direction)
     level_db += setting.relief * _slope_db(land, look)
     scene = rng.normal(1, setting.scene_dn / 60)
     amplitude = table[0][land.cover] * scene / mean_amplitude(setting.looks)
     intensity = amplitude**2 * 10 ** (level_db / 10) * _wall_factor(land, look)
-    intensity *= gamma_speckle(intensity.shape, setting.looks, rng, SPECKLE_PX)
+    intensity *= gamma_speckle(intensity.shape, setting.looks, rng, setting.speckle_px)
     return np.clip(np.sqrt(intensity), 1, 248).astype(np.uint8)[None]
 
 

@@ -10,6 +10,7 @@ the figure; a script calls ``figure.savefig(path)``.
 from .data import (
     class_shares_figure,
     histogram_figure,
+    realism_figure,
     scene_figure,
     spectra_figure,
     split_figure,
@@ -57,6 +58,7 @@ __all__ = [
     "optical_composite",
     "per_class_f1_figure",
     "pixel_width_m",
+    "realism_figure",
     "present_classes",
     "probe_figure",
     "sar_image",

@@ -1,9 +1,9 @@
-"""Figures of the data: scenes, SAR statistics, classes, split."""
+"""Figures of the data: scenes, SAR statistics, classes, split, how real the simulator is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..layouts import LandClass
+from ..realism import Comparison
 from .imagery import Array, is_labelled, label_image, present_classes, sar_image, unit_rgb
 from .panels import (
     COLORS,
@@ -196,27 +197,35 @@ def _draw_spectra(
 
 @styled
 def split_figure(
-    bounds: Mapping[str, tuple[float, float, float, float]], split: Mapping[str, str]
+    bounds: Mapping[str, tuple[float, float, float, float]],
+    split: Mapping[str, str],
+    touching: Collection[str] = (),
 ) -> Figure:
     """Draw where the scenes lie, coloured by the part of the split they belong to.
 
     Args:
-        bounds: scene -> (west, south, east, north) in degrees.
-        split: scene -> "train", "val", "test", ...
+        bounds: scene -> (west, south, east, north) in degrees; may be empty.
+        split: scene -> "train", "val", "test", ...; those without bounds are left out.
+        touching: scenes to mark: test scenes beside ground that was trained on.
     """
+    if not bounds:
+        return note_figure("The places of these scenes are not known, so there is no map of them.")
     figure, axes = new_panels(1, 1, 9, 4.5)
     ax = axes[0, 0]
-    parts = list(dict.fromkeys(split.values()))
+    parts = list(dict.fromkeys(split[scene] for scene in split if scene in bounds))
     for part, color, hatch in zip(parts, COLORS, ("", "//", "..", "xx"), strict=False):
-        boxes = [bounds[scene] for scene in split if split[scene] == part]
+        boxes = [bounds[scene] for scene in split if scene in bounds and split[scene] == part]
         for number, (west, south, east, north) in enumerate(boxes):
             box = Rectangle((west, south), east - west, north - south, hatch=hatch)
             box.set(facecolor=(color, 0.35), edgecolor=color)
             box.set_label(f"{part} ({len(boxes)})" if number == 0 else "")
             ax.add_patch(box)
         # a dot keeps scenes visible that are small beside the distance between them
-        middles = [((west + east) / 2, (south + north) / 2) for west, south, east, north in boxes]
-        ax.plot(*np.transpose(middles), "o", ms=3, color=color)
+        ax.plot(*_middles(boxes), "o", ms=3, color=color)
+    if touching:
+        marked = _middles([bounds[scene] for scene in touching])
+        label = f"test, touches a training or validation scene ({len(touching)})"
+        ax.plot(*marked, "X", ms=9, color="white", markeredgecolor="black", label=label)
     ax.autoscale_view()
     ax.margins(0.05)
     middle = np.mean([south + north for _, south, _, north in bounds.values()]) / 2
@@ -226,5 +235,48 @@ def split_figure(
         title="where the scenes lie (number of scenes)",
     )
     ax.set_aspect(1 / math.cos(math.radians(middle)), adjustable="datalim")
-    figure.legend(loc="outside lower center", ncols=len(parts))
+    figure.legend(loc="outside lower center", ncols=len(parts) + 1)
     return figure
+
+
+def _middles(boxes: Sequence[tuple[float, float, float, float]]) -> Array:
+    """Longitudes and latitudes ``(2, n)``."""
+    west, south, east, north = np.transpose(boxes)
+    return np.array([(west + east) / 2, (south + north) / 2])
+
+
+@styled
+def realism_figure(compared: Mapping[str, Sequence[Comparison]]) -> Figure:
+    """Show how far statistics of simulated scenes lie from those of real imagery.
+
+    A dot per statistic, in tolerances from its target: the shaded band is what may be. Those more
+    than three tolerances away stand at the border.
+
+    Args:
+        compared: title of a panel -> the result of ``realism.compare``.
+    """
+    groups = list(dict.fromkeys(row.group for rows in compared.values() for row in rows))
+    figure, axes = new_panels(
+        1, len(compared), min(2.6 + 4.2 * len(compared), 11), 0.32 * len(groups) + 1.2, sharey=True
+    )
+    for ax, (name, rows) in zip(axes[0], compared.items(), strict=True):
+        ax.axvspan(-1, 1, color="0.92")
+        ax.axvline(0, color="0.6", lw=0.8)
+        for place, group in enumerate(groups):
+            _draw_deviations(ax, place, [row for row in rows if row.group == group])
+        passed = sum(row.passed for row in rows)
+        ax.set(xlim=(-3.3, 3.9), title=f"{name}: {passed} of {len(rows)} within tolerance")
+        ax.set(xlabel="distance from the measured value (tolerances)", xticks=range(-3, 4))
+    axes[0, 0].set_yticks(range(len(groups)), groups)
+    axes[0, 0].set_ylim(len(groups) - 0.5, -0.5)
+    return figure
+
+
+def _draw_deviations(ax: Axes, place: int, rows: Sequence[Comparison]) -> None:
+    spread = np.linspace(-0.25, 0.25, len(rows)) if len(rows) > 1 else np.zeros(1)
+    for row, step in zip(rows, spread, strict=True):
+        x = np.clip(np.nan_to_num(row.deviation, nan=3), -3, 3)  # NaN: a class that is absent
+        marker, color = ("o", COLORS[0]) if row.passed else ("D", COLORS[1])
+        ax.plot(x, place + step, marker, ms=4, color=color, mec="white", mew=0.4)
+    passed = sum(row.passed for row in rows)
+    ax.text(3.85, place, f"{passed}/{len(rows)}", ha="right", va="center", fontsize=8)
