@@ -23,7 +23,7 @@ LIBRARY = ROOT / "umsf_lib"
 ORDER = """
 config runs rasters layouts scene_files scenes sheets align data_check simulate_relief
 simulate_settlements simulate_landscape simulate_sensors realism prepare windows neighbours views
-losses momentum metrics distributed checkpoints training encoders fusion umsf_net contrast
+losses momentum metrics distributed batches checkpoints training encoders fusion umsf_net contrast
 objectives despeckle pretrain inference tokens cluster bench self_training classify baselines
 figures map_files mapping report probe browser pipeline tutorial __main__
 """.split()  # noqa: SIM905  (a list to read, top to bottom)
