@@ -15,19 +15,19 @@ train the same two encoders (same backbone, output stride and despeckling front 
   compares pooled windows only: no fusion, no cross-sensor contrast, no matched tokens;
 - (c') the same with lightly's components, where it is installed.
 
-A pair is 2 images trained and 2 passed forward, that is 2.67 trained images, the unit in which (a) is
-divided by (b). The last line is JSON. ``--small`` (the default without CUDA) is the same code with
-ResNet-18, 64 px and few steps; ``--data`` is a folder below data/prepared/ (real windows).
+A pair is 2 images trained and 2 passed forward, that is 2.67 trained images: the unit in which (a)
+is divided by (b). The last line is JSON. ``--small`` (the default without CUDA) is the same code
+with ResNet-18, 64 px and few steps; ``--data`` is a folder below data/prepared/ (real windows).
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -236,7 +236,7 @@ def pooled_encoder(encoder: nn.Module, channels: int, dim: int) -> nn.Sequential
 
 
 class Moco(nn.Module):
-    """facebookresearch/moco's builder for one sensor and one GPU, with its temperature and queue."""
+    """facebookresearch/moco's builder for one sensor on one device."""
 
     def __init__(self, encoder: nn.Module, form: SimpleNamespace) -> None:
         super().__init__()
@@ -287,10 +287,8 @@ def lightly_moco(encoder: nn.Module, form: SimpleNamespace) -> nn.Module:
             width, dim = form.model.channels, form.model.projection_dim
             self.backbone = nn.Sequential(encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten())
             self.head = MoCoProjectionHead(width, width, dim)
-            self.key_backbone, self.key_head = (
-                copy.deepcopy(self.backbone),
-                copy.deepcopy(self.head),
-            )
+            self.key_backbone = copy.deepcopy(self.backbone)
+            self.key_head = copy.deepcopy(self.head)
             deactivate_requires_grad(self.key_backbone)
             deactivate_requires_grad(self.key_head)
             bank = (form.pretrain.queue_size, dim)
@@ -384,6 +382,8 @@ def peers(form: SimpleNamespace, pixels: Pixels, batch: int, workers: int) -> di
 def peak_memory_gb(step: Callable[[], Any], device: torch.device) -> float:
     """Of one step on a GPU; of the whole process so far on a CPU."""
     if device.type != "cuda":
+        import resource  # Unix only
+
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     torch.cuda.reset_peak_memory_stats()
     seconds(step, 1, device)
@@ -429,9 +429,19 @@ def measure(
         "compile": form.pretrain.compile,
         "peer_workers": options.workers,
         "threads": torch.get_num_threads(),
+        "lightly": importlib.metadata.version("lightly") if "lightly" in took else None,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
+
+
+def projection(row: dict[str, Any]) -> str:
+    """What the paper profile's epochs would take at the measured rate."""
+    form = f"{row['backbone']}, {row['window_px']} px, batch {row['batch']}"
+    return (
+        f"{form}: {row['pairs_per_s']} pairs/s; at this rate an epoch of {EPOCH} windows takes "
+        f"{row['epoch_minutes']} min and {EPOCHS} epochs {row['epochs_200_hours']} h"
+    )
 
 
 def cpu_name() -> str:
@@ -460,9 +470,7 @@ def main() -> None:
     rows = []
     for batch in form.batches:
         rows.append(measure(form, pixels, batch, options))
-        print(f"batch {batch}: {rows[-1]['pairs_per_s']} pairs/s; at this rate", file=sys.stderr)
-        print(f"  an epoch of {EPOCH} windows: {rows[-1]['epoch_minutes']} min", file=sys.stderr)
-        print(f"  {EPOCHS} epochs: {rows[-1]['epochs_200_hours']} h", file=sys.stderr)
+        print(projection(rows[-1]), file=sys.stderr)
     print(json.dumps(rows[-1] | ({"other_batches": rows[:-1]} if rows[1:] else {})))
 
 

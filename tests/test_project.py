@@ -100,6 +100,29 @@ def test_imports_go_one_way() -> None:
     assert wrong == []
 
 
+def imported_with(name: str) -> set[str]:
+    """Packages that importing a file of ours imports, through all of ours that it imports."""
+    path = LIBRARY / f"{name}.py"
+    path = path if path.is_file() else LIBRARY / name / "__init__.py"
+    here = path.relative_to(ROOT).with_suffix("").parts
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:  # not those inside a function
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = [*here[1 : len(here) - node.level], *(node.module or "").split(".")]
+            found |= imported_with("/".join(base))
+    return found - set(sys.stdlib_module_names)
+
+
+def test_the_pretraining_step_needs_torch_alone() -> None:
+    """So its benchmark can be carried to a machine without the tutorial's environment."""
+    assert imported_with("contrast") == {"torch"}
+    assert "rasterio" in imported_with("pretrain")  # the function looks deep enough
+
+
 def test_every_file_has_its_place_in_the_order() -> None:
     there = {p.name.removesuffix(".py") for p in LIBRARY.iterdir() if p.suffix == ".py"}
     there |= {p.parent.name for p in LIBRARY.glob("*/__init__.py")}
