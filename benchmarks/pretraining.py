@@ -45,8 +45,9 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
+from umsf_lib.batches import Batch, two_views
 from umsf_lib.config import ModelConfig, PretrainConfig, ViewConfig
-from umsf_lib.contrast import Batch, MomentumContrast, two_views
+from umsf_lib.contrast import MomentumContrast
 from umsf_lib.umsf_net import UmsfNet
 
 BANDS = {"optical": 4, "sar": 1}
@@ -153,15 +154,16 @@ class Ours:
         self.generator = torch.Generator().manual_seed(0)
         self.learner = MomentumContrast(new_network(form), form.pretrain, self.generator).to(device)
         if device.type == "cuda":
-            self.learner.tune_for_cuda()
+            self.learner.tune_for_cuda(form.pretrain.compile)
         self.optimizer = sgd(self.learner.query, device)
         self.log_std = torch.full((batch, BANDS["sar"]), LOG_STD, device=device)
 
     def feed(self) -> Batch:
         views, size = self.form.views, self.form.views.window_px
         where = self.pixels.draw(self.batch, size, self.generator)
-        windows, tokens = self.pixels.windows(where, size), self.form.pretrain.tokens
-        return two_views(windows, self.log_std, where, views, tokens, self.generator)
+        windows = 2 * [(self.pixels.windows(where, size), self.log_std)]
+        corners, tokens = 2 * (torch.stack(where[1:], 1).float(),), self.form.pretrain.tokens
+        return two_views(windows, where[0], corners, views, tokens=tokens, generator=self.generator)
 
     def step(self) -> None:
         batch = self.feed()
