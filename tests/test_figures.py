@@ -25,8 +25,8 @@ from matplotlib.text import Text
 from rasterio.crs import CRS
 
 from umsf_lib import figures
+from umsf_lib.batches import Batch
 from umsf_lib.config import IGNORE, DataError, load_config
-from umsf_lib.contrast import Batch
 from umsf_lib.figures.imagery import IGNORE_RGB, RIGHT_RGB, WRONG_RGB, error_image
 from umsf_lib.figures.panels import add_scale_bar, new_panels, round_length
 from umsf_lib.figures.results import _short

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 import umsf_lib.pretrain
+from umsf_lib.batches import key_places, places
 from umsf_lib.config import Config, ConfigError, ViewConfig, load_config
-from umsf_lib.contrast import embeddings, key_places, places, unit
+from umsf_lib.contrast import embeddings, unit
 from umsf_lib.despeckle import train_despeckler
 from umsf_lib.losses import barlow_twins, decur_cross
 from umsf_lib.objectives import OBJECTIVES

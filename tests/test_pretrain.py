@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umsf_lib.__main__ import main
+from umsf_lib.batches import places
 from umsf_lib.checkpoints import Checkpoints, Stopped
 from umsf_lib.config import (
     CheckpointError,
@@ -31,7 +32,7 @@ from umsf_lib.config import (
     ViewConfig,
     load_config,
 )
-from umsf_lib.contrast import MomentumContrast, places
+from umsf_lib.contrast import MomentumContrast
 from umsf_lib.despeckle import train_despeckler
 from umsf_lib.layouts import load_layout
 from umsf_lib.prepare import SceneSet, load_data, normalisation

@@ -23,9 +23,10 @@ LIBRARY = ROOT / "umsf_lib"
 ORDER = """
 config runs rasters layouts scene_files scenes sheets align data_check simulate_relief
 simulate_settlements simulate_landscape simulate_sensors realism flat_arrays prepare windows
-neighbours views losses momentum metrics distributed checkpoints training encoders fusion umsf_net
-contrast objectives despeckle pretrain inference tokens cluster bench self_training classify
-baselines figures map_files mapping report probe browser pipeline suites tutorial __main__
+neighbours views losses momentum metrics distributed batches checkpoints training encoders fusion
+umsf_net contrast objectives despeckle pretrain inference tokens cluster bench self_training
+classify baselines figures map_files mapping report probe browser pipeline suites tutorial
+__main__
 """.split()  # noqa: SIM905  (a list to read, top to bottom)
 
 
@@ -98,6 +99,29 @@ def test_imports_go_one_way() -> None:
             elif ORDER.index(other) > ORDER.index(own):
                 wrong.append(f"{path.relative_to(ROOT)} imports {other}, which stands after {own}")
     assert wrong == []
+
+
+def imported_with(name: str) -> set[str]:
+    """Packages that importing a file of ours imports, through all of ours that it imports."""
+    path = LIBRARY / f"{name}.py"
+    path = path if path.is_file() else LIBRARY / name / "__init__.py"
+    here = path.relative_to(ROOT).with_suffix("").parts
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:  # not those inside a function
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = [*here[1 : len(here) - node.level], *(node.module or "").split(".")]
+            found |= imported_with("/".join(base))
+    return found - set(sys.stdlib_module_names)
+
+
+def test_the_pretraining_step_needs_torch_alone() -> None:
+    """So its benchmark can be carried to a machine without the tutorial's environment."""
+    assert imported_with("contrast") == {"torch"}
+    assert "rasterio" in imported_with("pretrain")  # the function looks deep enough
 
 
 def test_every_file_has_its_place_in_the_order() -> None:

@@ -120,6 +120,7 @@ class PretrainConfig:
     tokens: int = 16  # dense positives per window
     pooled: float = 0.5  # share of the pooled contrast; the rest is dense
     amp: bool = True
+    compile: bool = False  # torch.compile of networks and loss, on CUDA only; not measured yet
     checkpoint_every: int = 100  # steps
 
 

@@ -8,17 +8,17 @@ knows of files, and nothing waits for the device.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batches import Batch, key_places, on_device, places
 from .config import PretrainConfig
 from .distributed import gather_rows, world_size
 from .losses import info_nce
-from .momentum import Places, Queue, key_network, momentum_update
+from .momentum import Queue, key_network, momentum_update
 from .umsf_net import UmsfNet
 from .views import View, sample_tokens, to_device
 
@@ -30,35 +30,6 @@ CROSS = {
 }
 FUSED = {"fused": ("fused", "fused")}
 Keys = dict[str, tuple[Tensor, Tensor]]  # projector -> unit rows of tokens (M, D), windows (B, D)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Two views of a batch of windows and the ground positions both see.
-
-    ``scene (B,)``, or the plane of scenes that lie side by side (``neighbours.Ground``), where all
-    rows and columns are counted, in px; ``centre (B, 2)`` of the windows that the first view shows
-    and ``second_centre (B, 2)`` of those of the second, the same or neighbours; ``here`` and
-    ``there (B, n, 2)`` view coordinates; ``ground (B, n, 2)`` row, col; ``seen (B, n)``; all on the
-    CPU. Where several processes share the batch, these tell of all its windows, and the views are
-    those of ``rows``.
-    """
-
-    first: View
-    second: View
-    scene: Tensor
-    centre: Tensor
-    second_centre: Tensor
-    here: Tensor
-    there: Tensor
-    ground: Tensor
-    seen: Tensor
-    rows: slice = field(default_factory=lambda: slice(None))
-
-    def own(self) -> Batch:
-        """The windows of this process only."""
-        names = ("scene", "centre", "second_centre", "here", "there", "ground", "seen")
-        return replace(self, **{name: getattr(self, name)[self.rows] for name in names})
 
 
 def contrasts_of(network: UmsfNet) -> dict[str, tuple[str, str]]:
@@ -84,6 +55,14 @@ class Learner(nn.Module):
     query: UmsfNet
     contrasts: dict[str, tuple[str, str]]
 
+    def tune_for_cuda(self, compiled: bool) -> None:
+        """Choose the GPU's fast paths: channels last, TF32, and torch.compile where asked for."""
+        self.to(memory_format=torch.channels_last)
+        torch.set_float32_matmul_precision("high")
+        if compiled:
+            for network in (m for m in self.children() if isinstance(m, UmsfNet)):
+                network.features = torch.compile(network.features)  # type: ignore[method-assign]
+
     def enqueue(self, batch: Batch, keys: Keys) -> None:
         """After the optimiser step: keep what later steps compare with; here nothing."""
 
@@ -97,6 +76,7 @@ class MomentumContrast(Learner):
     def __init__(self, query: UmsfNet, config: PretrainConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
+        self.info_nce = info_nce
         self.query = query
         self.key = key_network(query).eval()  # see ``train``
         names = query.projectors.keys()
@@ -114,6 +94,12 @@ class MomentumContrast(Learner):
         super().train(mode)
         self.key.eval()
         return self
+
+    def tune_for_cuda(self, compiled: bool) -> None:
+        """As any objective, and the loss, which reads the queue several times otherwise."""
+        super().tune_for_cuda(compiled)
+        if compiled:
+            self.info_nce = torch.compile(info_nce, dynamic=True)  # matched tokens vary in number
 
     @property
     def queues(self) -> dict[str, Queue]:
@@ -145,7 +131,7 @@ class MomentumContrast(Learner):
         for name, (mine, other) in self.contrasts.items():
             queue = self.queues[other].entries
             dense_loss, pooled_loss = (
-                info_nce(q, k, queue, self.config.tau, mask)
+                self.info_nce(q, k, queue, self.config.tau, mask)
                 for q, k, mask in zip(query[mine], key[other], masks, strict=True)
             )
             parts[name] = shares[0] * dense_loss + shares[1] * pooled_loss
@@ -221,25 +207,6 @@ def unit(rows: Keys) -> Keys:
         name: (F.normalize(tokens, dim=1), F.normalize(pooled, dim=1))
         for name, (tokens, pooled) in rows.items()
     }
-
-
-def places(batch: Batch) -> tuple[Places, Places]:
-    """(scene, row, col) of the tokens seen by both views, and of the first windows; on the CPU."""
-    scene = batch.scene[:, None].expand_as(batch.seen)[batch.seen]
-    row, col = batch.ground[batch.seen].T
-    return (scene, row, col), (batch.scene, batch.centre[:, 0], batch.centre[:, 1])
-
-
-def key_places(batch: Batch) -> tuple[Places, Places]:
-    """As ``places``, with the windows that the second view shows; tokens are of the same ground."""
-    row, col = batch.second_centre.T
-    return places(batch)[0], (batch.scene, row, col)
-
-
-def on_device(place: Places, device: torch.device) -> Places:
-    """The same places where they are needed."""
-    scene, row, col = (to_device(x, device) for x in place)
-    return scene, row, col
 
 
 def gathered(keys: Keys, batch: Batch) -> Keys:

@@ -39,7 +39,7 @@ def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
 
     Source: He et al. 2020 (MoCo), which averages the parameters only.
     """
-    # One kernel for all parameters; torch.optim.swa_utils averages by the same call.
+    # A few kernels for all parameters; torch.optim.swa_utils averages by the same call.
     torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
     if buffers := list(key.buffers()):
         torch._foreach_copy_(buffers, list(query.buffers()))

@@ -11,20 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batches import Batch, key_places, on_device, places
 from .config import PretrainConfig
-from .contrast import (
-    Batch,
-    Keys,
-    Learner,
-    MomentumContrast,
-    contrasts_of,
-    embeddings,
-    key_places,
-    on_device,
-    places,
-    unit,
-    weighted,
-)
+from .contrast import Keys, Learner, MomentumContrast, contrasts_of, embeddings, unit, weighted
 from .losses import barlow_twins, decur_cross, in_batch_nce
 from .momentum import Places, key_network, momentum_update, own_ground
 from .umsf_net import UmsfNet, projection_head

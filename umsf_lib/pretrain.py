@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .batches import Batch, two_views
 from .checkpoints import Checkpoints, load_checkpoint
 from .config import Config, ConfigError
-from .contrast import Batch, Learner
+from .contrast import Learner
 from .despeckle import load_despeckler
 from .distributed import any_process, own_rows, rank, world_size
 from .losses import embedding_statistics
@@ -26,7 +27,7 @@ from .prepare import SceneSet, normalisation_of, training_statistics
 from .runs import Run, seed_everything, write_atomically
 from .training import Row, train, trainable
 from .umsf_net import UmsfNet
-from .views import Share, Source, View, draw_geometry, draw_matches, show_view, to_device
+from .views import to_device
 from .windows import PixelStore, draw_windows, open_store, training_tiles
 
 LOG_EVERY = 10  # steps
@@ -55,25 +56,12 @@ class WindowSource:
         size, jitter = views.window_px, (views.window_px - views.overlap_px) // 2
         anchors = draw_windows(self.tiles, count, size, jitter, store.places, generator)
         others = self._partners(anchors, generator)
-        rows, noise = own_rows(count), self._noise(generator)
+        rows = own_rows(count)
         pixels = self._pixels(anchors, rows)
-        drawn = (pixels, pixels if others is anchors else self._pixels(others, rows))
-        shown, thetas = [], []
-        for windows, log_std in drawn:
-            theta = draw_geometry(count, views.scale_min, generator)
-            shown.append(show_view(windows, theta[rows], log_std, views, noise))
-            thetas.append(theta)
-        corner, other = (self.ground.corner(*place) for place in (anchors, others))  # (B, 2)
-        shift = (other - corner).flip(1) / size * 2  # row, col in px -> (x, y)
-        tokens = self.config.pretrain.tokens
-        here, there, ground, seen = draw_matches(
-            View({}, thetas[0]), View({}, thetas[1]), tokens, generator, shift
-        )
-        ground = corner[:, None] + (ground.flip(2) + 1) / 2 * size  # (x, y) -> row, col in px
-        centres = corner + size / 2, other + size / 2
-        plane = self.ground.plane[anchors[0]]
-        first, second = shown
-        return Batch(first, second, plane, *centres, here, there, ground, seen, rows)
+        windows = (pixels, pixels if others is anchors else self._pixels(others, rows))
+        corners = self.ground.corner(*anchors), self.ground.corner(*others)  # (B, 2)
+        plane, tokens = self.ground.plane[anchors[0]], self.config.pretrain.tokens
+        return two_views(windows, plane, corners, views, tokens=tokens, generator=generator)
 
     def _partners(self, anchors: Corners, generator: torch.Generator) -> Corners:
         """What the second views show: the same windows, or with its share of draws a neighbour."""
@@ -92,14 +80,6 @@ class WindowSource:
         windows = store.windows(scene, row, col, self.config.views.window_px)
         log_std = store.std["sar"][to_device(scene, store.device)] if "sar" in store.roles else None
         return windows, log_std
-
-    def _noise(self, generator: torch.Generator) -> Source:
-        """Source of the photometric draws: on a GPU they are made there, seeded for this batch."""
-        device = self.store.device
-        if device.type == "cuda":
-            seed = int(torch.randint(2**62, (), generator=generator))
-            generator = torch.Generator(device).manual_seed(seed)
-        return Share(generator, rank(), world_size())
 
 
 def steps_per_epoch(config: Config, tiles: int) -> int:
@@ -224,7 +204,10 @@ def build_learner(
     source = WindowSource(scenes, store, config)
     settings = replace(config.pretrain, queue_size=queue_size(config, len(source.tiles)))
     network = new_network(run, scenes)
-    return OBJECTIVES[settings.objective](network, settings, generator).to(run.device), source
+    learner = OBJECTIVES[settings.objective](network, settings, generator).to(run.device)
+    if run.device.type == "cuda":
+        learner.tune_for_cuda(settings.compile)
+    return learner, source
 
 
 def shared(learner: Learner) -> nn.Module:

@@ -96,7 +96,7 @@ class PixelStore:
 
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, range(threads)))
-        return {role: torch.from_numpy(array).to(self.device) for role, array in batch.items()}
+        return {role: _sent(torch.from_numpy(array), self.device) for role, array in batch.items()}
 
     def _fill(self, piece: dict[str, np.ndarray], places: list[tuple[int, int, int]]) -> None:
         """Standardise what lies at ``places`` (scene, row, col) into ``(len(places), C, h, w)``."""
@@ -214,6 +214,11 @@ class Recycled:
         if owner.nbytes <= RECYCLED_BYTES:
             weakref.finalize(lent, self.spare.__setitem__, role, owner)
         return lent
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device beside its work; torch keeps the pinned copy until the GPU has it."""
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
 def _tensor(array: np.ndarray) -> Tensor:

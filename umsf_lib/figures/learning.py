@@ -28,7 +28,7 @@ from .panels import (
 )
 
 if TYPE_CHECKING:  # the browser draws without a network, and torchvision takes seconds to import
-    from ..contrast import Batch
+    from ..batches import Batch
     from ..umsf_net import UmsfNet
 
 _MONITORS = {

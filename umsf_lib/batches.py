@@ -1,0 +1,109 @@
+"""A batch of pretraining: two views of each window, and where on the ground they lie.
+
+Geometry is drawn and matched on the CPU: what two views share decides the shapes of what follows,
+and a GPU that is asked for it keeps the host waiting. Pixels and their noise stay on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .config import ViewConfig
+from .distributed import own_rows, rank, world_size
+from .momentum import Places
+from .views import Share, View, draw_geometry, draw_matches, show_view, to_device
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Two views of a batch of windows and the ground positions both see.
+
+    ``scene (B,)``, or the plane of scenes that lie side by side (``neighbours.Ground``), where all
+    rows and columns are counted, in px; ``centre (B, 2)`` of the windows that the first view shows
+    and ``second_centre (B, 2)`` of those of the second, the same or neighbours; ``here`` and
+    ``there (B, n, 2)`` view coordinates; ``ground (B, n, 2)`` row, col; ``seen (B, n)``; all on the
+    CPU. Where several processes share the batch, these tell of all its windows, and the views are
+    those of ``rows``.
+    """
+
+    first: View
+    second: View
+    scene: Tensor
+    centre: Tensor
+    second_centre: Tensor
+    here: Tensor
+    there: Tensor
+    ground: Tensor
+    seen: Tensor
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    def own(self) -> Batch:
+        """The windows of this process only."""
+        names = ("scene", "centre", "second_centre", "here", "there", "ground", "seen")
+        return replace(self, **{name: getattr(self, name)[self.rows] for name in names})
+
+
+def two_views(
+    windows: Sequence[tuple[dict[str, Tensor], Tensor | None]],
+    plane: Tensor,
+    corners: tuple[Tensor, Tensor],
+    views: ViewConfig,
+    *,
+    tokens: int,
+    generator: torch.Generator,
+) -> Batch:
+    """Draw two views of a batch and the positions that both see.
+
+    Args:
+        windows: what the first and the second views show, of this process's rows, each with the
+            std of its ln intensity; see ``make_view``.
+        plane: ``(B,)`` of the whole batch; ``scene`` of ``Batch``.
+        corners: ``(B, 2)`` each, row, col of the first and the second windows, in px.
+        views: window size and strengths.
+        tokens: positions to draw per window.
+        generator: of all draws, on the CPU; on a GPU it seeds those that are made there.
+    """
+    count, size, rows = len(plane), views.window_px, own_rows(len(plane))
+    source = _noise(generator, next(iter(windows[0][0].values())).device)
+    shown, thetas = [], []
+    for pixels, log_std in windows:
+        thetas.append(draw_geometry(count, views.scale_min, generator))
+        shown.append(show_view(pixels, thetas[-1][rows], log_std, views, source))
+    first, second = corners
+    shift = (second - first).flip(1) / size * 2  # row, col in px -> (x, y)
+    one, other = (View({}, theta) for theta in thetas)
+    here, there, ground, seen = draw_matches(one, other, tokens, generator, shift)
+    ground = first[:, None] + (ground.flip(2) + 1) / 2 * size  # (x, y) -> row, col in px
+    centres = first + size / 2, second + size / 2
+    return Batch(shown[0], shown[1], plane, *centres, here, there, ground, seen, rows)
+
+
+def _noise(generator: torch.Generator, device: torch.device) -> Share:
+    """Source of the photometric draws: on a GPU they are made there, seeded for this batch."""
+    if device.type == "cuda":
+        seed = int(torch.randint(2**62, (), generator=generator))
+        generator = torch.Generator(device).manual_seed(seed)
+    return Share(generator, rank(), world_size())
+
+
+def places(batch: Batch) -> tuple[Places, Places]:
+    """(scene, row, col) of the tokens seen by both views, and of the first windows; on the CPU."""
+    scene = batch.scene[:, None].expand_as(batch.seen)[batch.seen]
+    row, col = batch.ground[batch.seen].T
+    return (scene, row, col), (batch.scene, batch.centre[:, 0], batch.centre[:, 1])
+
+
+def key_places(batch: Batch) -> tuple[Places, Places]:
+    """As ``places``, with the windows that the second view shows; tokens are of the same ground."""
+    row, col = batch.second_centre.T
+    return places(batch)[0], (batch.scene, row, col)
+
+
+def on_device(place: Places, device: torch.device) -> Places:
+    """The same places where they are needed."""
+    scene, row, col = (to_device(x, device) for x in place)
+    return scene, row, col
