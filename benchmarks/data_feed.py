@@ -63,7 +63,7 @@ SIZE, BATCH, WORKERS = 256, 32, 2
 HEIGHT, WIDTH, PIECE = 3704, 5556, 926  # px; a scene repeats a simulated piece, mirrored
 DIFFERENT, FEW, WHU = 3, 4, 100  # scenes: simulated, prepared first, in WHU-OPT-SAR
 SCENE_MB = HEIGHT * WIDTH * 5 / 1e6  # decompressed
-TURNS, SETTLE_S, COMPARED = 3, 5.0, 4  # turns of each way, seconds before each, batches
+TURNS, SETTLE_S, COMPARED = 3, 3.0, 4  # turns of each way, seconds before each, batches
 ROLES = ("optical", "sar")
 Batch = dict[str, Tensor]
 

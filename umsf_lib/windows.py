@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -82,20 +83,20 @@ class PixelStore:
             for role, planes in self.planes.items()
         }
         windows, rows = max(1, PIECE_PX // (height * width)), max(1, PIECE_PX // width)
-        pieces = [
-            (slice(first, first + windows), slice(top, top + rows))
-            for first in range(0, count, windows)
-            for top in range(0, height, rows)
-        ]
-        threads = min(torch.get_num_threads(), max(1, len(pieces)))
+        firsts, tops = range(0, count, windows), range(0, height, rows)
+        pieces = iter([(first, top) for first in firsts for top in tops])
 
-        def work(start: int) -> None:
-            for some, lines in pieces[start::threads]:
-                places = [(s, r + lines.start, c) for s, r, c in at.T[some].tolist()]
+        def work() -> None:
+            for first, top in pieces:  # shared: the thread that is free takes the next
+                some, lines = slice(first, first + windows), slice(top, top + rows)
+                places = [(s, r + top, c) for s, r, c in at.T[some].tolist()]
                 self._fill({role: x[some, :, lines] for role, x in batch.items()}, places)
 
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, range(threads)))
+        helpers = torch.get_num_threads() - 1
+        others = [_pool(helpers).submit(work) for _ in range(helpers)]
+        work()
+        for other in others:
+            other.result()
         return {role: _sent(torch.from_numpy(array), self.device) for role, array in batch.items()}
 
     def _fill(self, piece: dict[str, np.ndarray], places: list[tuple[int, int, int]]) -> None:
@@ -157,6 +158,15 @@ class PixelStore:
     def unscaled(self, x: Tensor, role: str, index: int) -> Tensor:
         """Undo the standardisation of ``(B, C, h, w)``: source values, SAR as ln intensity."""
         return x * self.std[role][index][:, None, None] + self.mean[role][index][:, None, None]
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has the pool, but not its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @functools.cache
