@@ -42,11 +42,11 @@ OPTICAL = {
         (101, 93, 74, 115, 5, 5, 5),
     ),
     "realistic": (
-        (105.6, 97.6, 86.5, 103, 7, 9, 16),
+        (105.6, 97.6, 86.5, 104, 7, 9, 16),
         (118, 114, 119, 88, 11, 8, 16),
-        (109, 99, 88, 95, 15, 13, 19),
-        (96, 86, 68, 60, 18, 11, 11),
-        (90.6, 79.5, 62, 110, 7, 9, 16),
+        (109, 99.5, 89, 95, 15, 13, 19),
+        (97.5, 88.5, 71.5, 60, 18, 11, 11),
+        (90.6, 79.5, 62, 107, 7, 9, 16),
         (116, 107.5, 93, 90, 20, 14, 15),
         (113, 105, 92, 96, 24, 14, 20),
         (100, 90, 75, 110, 7, 9, 16),
@@ -56,7 +56,9 @@ BRIGHTER = (0.8, 0.9, 0.9, 1.1)  # DN per unit of brightness in each band
 GREENER = (-0.6, -0.7, -1.2, 1.3)
 HAZE = (9.0, 6.0, 4.0, 1.5)  # short waves scatter most
 
-# Columns: mean amplitude (DN); parcel-to-parcel spread, fine texture, row effect (dB).
+# Columns: mean amplitude (DN); effect of vigour, parcel-to-parcel spread, fine texture, row effect
+# (dB). Real fields and forest have one mean and one spread, but the median of forest is lower: its
+# spread is texture (crowns), theirs lies between parcels.
 SAR = {
     "easy": (
         (40, -2.9, 0.6, 0.5, 0.5),
@@ -70,11 +72,11 @@ SAR = {
     ),
     "realistic": (
         (54, -0.5, 1.6, 0.0, 0.5),
-        (45.5, 0.0, 1.5, 3.0, 0.0),
+        (43, 0.0, 1.5, 3.0, 0.0),
         (65, 0.0, 1.5, 3.0, 0.0),
         (17, 0.0, 3.0, 10.0, 0.0),
         (41.5, 0.0, 0.5, 5.0, 0.0),
-        (35, 0.0, 2.5, 4.0, 0.0),
+        (33, 0.0, 2.5, 4.0, 0.0),
         (62, 0.0, 2.0, 3.0, 0.0),
         (48, 0.0, 1.0, 2.5, 0.5),
     ),
