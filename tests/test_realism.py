@@ -21,6 +21,7 @@ from umsf_lib.realism import (
     tiles,
     variation,
 )
+from umsf_lib.simulate_sensors import simulate_scene
 
 RNG = np.random.default_rng(0)
 
@@ -98,3 +99,19 @@ def test_a_missing_class_fails_instead_of_passing_silently() -> None:
     near, far = (Comparison("", "x", 1.0, value, 0.2) for value in (1.1, 0.7))
     assert near.passed and not far.passed
     assert (near.deviation, far.deviation) == pytest.approx((0.5, -1.5))
+
+
+def test_realistic_scenes_are_like_real_imagery_and_easy_ones_are_not() -> None:
+    """Few small scenes, so rare classes may miss; the benchmark takes twenty large ones."""
+    passed = {}
+    for difficulty in ("easy", "realistic"):
+        made = [simulate_scene(100 + k, 384, 384, difficulty) for k in range(6)]
+        images = [np.concatenate([scene["optical"], scene["sar"]]) for scene in made]
+        rows = compare(images, [scene["label"] // 10 - 1 for scene in made])
+        assert len(rows) == 86
+        passed[difficulty] = {row.name for row in rows if row.passed}
+        if difficulty == "realistic":
+            missed = [row for row in rows if not row.passed]
+            common = ("band", "autocorrelations", "SAR variation", "label boundaries")
+            assert [row for row in missed if row.group.startswith(common)] == []
+    assert len(passed["easy"]) < 50 and len(passed["realistic"]) > 65

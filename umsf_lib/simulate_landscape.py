@@ -65,7 +65,7 @@ HIDDEN: dict[str, dict[int, dict[int, float]]] = {
 }
 HIDDEN_PX = {"easy": 9.0, "realistic": 40.0}  # scale of the patches
 ORCHARD_SHARE = {"easy": 0.08, "realistic": 0.06}  # of the fields
-RAGGED = {"easy": 0.3, "realistic": 5.0}  # weight of the fine outline of forests and lakes
+RAGGED = {"easy": 0.3, "realistic": 8.0}  # weight of the fine outline of forests and lakes
 
 
 @dataclass(frozen=True)
