@@ -464,6 +464,14 @@ def test_bands_of_floats_keep_their_names(tmp_path: Path) -> None:
         assert source.descriptions == ("low", "high") and source.dtypes[0] == "float32"
 
 
+def test_a_fourth_band_is_no_transparency(tmp_path: Path) -> None:
+    path = tmp_path / "four.tif"
+    write_raster(path, np.zeros((4, 8, 8), np.uint8), crs=UTM, transform=METRES)
+    with rasterio.open(path) as source:
+        assert "alpha" not in [meaning.name for meaning in source.colorinterp]
+        assert (source.read_masks() == 255).all()
+
+
 def test_a_write_that_fails_leaves_the_old_map(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     write_raster(path, np.ones((4, 4), np.uint8), crs=None, transform=Affine.identity())

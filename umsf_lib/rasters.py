@@ -234,6 +234,7 @@ def write_raster(
     """
     bands = array if array.ndim == 3 else array[None]  # (C, h, w)
     form = {"driver": "GTiff", "tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
+    form["alpha"] = "unspecified"  # else GDAL takes a fourth 8-bit band, NIR, for transparency
     shape = dict(zip(("count", "height", "width"), bands.shape, strict=True))
     place = {"crs": crs, "transform": transform, "nodata": nodata, "dtype": bands.dtype.name}
 
