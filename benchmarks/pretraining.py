@@ -60,7 +60,7 @@ SMALL = SimpleNamespace(
         backbone="resnet18", channels=512, stride=16, projection_hidden=512, projection_dim=128
     ),
     views=ViewConfig(window_px=64),
-    pretrain=PretrainConfig(queue_size=4096),
+    pretrain=PretrainConfig(),
     batches=(16,),
     steps=4,
 )
@@ -136,10 +136,9 @@ def new_network(form: SimpleNamespace) -> UmsfNet:
     return UmsfNet(form.model, SimpleNamespace(optical=optical), torch.tensor([LOG_STD]))
 
 
-def sgd(module: nn.Module, device: torch.device, fused: bool = True) -> torch.optim.Optimizer:
+def sgd(module: nn.Module, fused: bool | None = True) -> torch.optim.Optimizer:
     parameters = [p for p in module.parameters() if p.requires_grad]
-    fast = True if fused and device.type == "cuda" else None
-    return torch.optim.SGD(parameters, LR, momentum=0.9, weight_decay=1e-4, fused=fast)
+    return torch.optim.SGD(parameters, LR, momentum=0.9, weight_decay=1e-4, fused=fused)
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -155,7 +154,7 @@ class Ours:
         self.learner = MomentumContrast(new_network(form), form.pretrain, self.generator).to(device)
         if device.type == "cuda":
             self.learner.tune_for_cuda(form.pretrain.compile)
-        self.optimizer = sgd(self.learner.query, device)
+        self.optimizer = sgd(self.learner.query)
         self.log_std = torch.full((batch, BANDS["sar"]), LOG_STD, device=device)
 
     def feed(self) -> Batch:
@@ -188,7 +187,7 @@ class Bare:
             if form.pretrain.compile:
                 for encoder in self.encoders.values():
                     encoder.compile()
-        self.optimizer = sgd(self.encoders, self.device)
+        self.optimizer = sgd(self.encoders)
         size = form.views.window_px
         self.images = {
             role: torch.randn(batch, bands, size, size, device=self.device)
@@ -323,7 +322,7 @@ class Peer:
         encoders = {"optical": network.optical, "sar": network.sar}
         self.mocos = nn.ModuleDict({role: make(e, form) for role, e in encoders.items()})
         self.mocos.to(self.device)
-        self.optimizer = sgd(self.mocos, self.device, fused=False)
+        self.optimizer = sgd(self.mocos, fused=None)  # torch's default, as the reference
         windows = TwoCrops(pixels, form.views.window_px, 10**6)
         pinned = self.device.type == "cuda"
         options: dict[str, Any] = {"pin_memory": pinned, "drop_last": True}

@@ -280,6 +280,22 @@ def test_a_long_queue_is_capped_and_said(project: Path) -> None:
         pretrain(run, scenes)
 
 
+def test_collapsed_embeddings_are_said(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the last look of the monitor, not by the first."""
+    run, scenes = ready("mine", "pretrain.epochs=2")
+    found = [{"std": 0.0, "mean_cosine": 1.0, "top1": 0.0}, {"std": 1.0, "mean_cosine": 0.0}]
+    monkeypatch.setattr("umsf_lib.pretrain.LOG_EVERY", 4)
+    looks = iter(found)
+    monkeypatch.setattr("umsf_lib.pretrain.embedding_statistics", lambda *_: next(looks))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pretrain(run, scenes)
+    looks = iter(reversed(found))
+    run, scenes = ready("other", "pretrain.epochs=2")
+    with pytest.warns(UserWarning, match="embeddings have collapsed: std 0.0000"):
+        pretrain(run, scenes)
+
+
 def test_a_batch_of_one(project: Path) -> None:
     run, scenes = ready("one", "pretrain.batch=1")
     with pytest.raises(ConfigError, match="pretrain.batch is 1, but batch norm.*model.norm=group"):

@@ -14,10 +14,10 @@ from .bench import Bench
 from .checkpoints import load_checkpoint, write_state
 from .inference import Classifier, scene_map
 from .prepare import normalisation_of
-from .pretrain import load_pretrained, new_network, write_rows
+from .pretrain import load_pretrained, new_network
 from .runs import Run, write_arrays
 from .self_training import posteriors_of, self_train
-from .training import Row
+from .training import Row, write_rows
 from .umsf_net import UmsfNet
 from .windows import training_tiles
 

@@ -43,10 +43,10 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, tau: float, mask: Tensor | Non
     with torch.autocast(q.device.type, enabled=False):
         q, k, queue = (_at_least_float32(x) for x in (q, k.detach(), queue.detach()))
         positive = (q * k).sum(1) / tau  # (M,)
-        negative = q @ queue.T / tau  # (M, D) x (D, Q) -> (M, Q)
+        negative = (q / tau) @ queue.T  # (M, D) x (D, Q) -> (M, Q), the one large tensor here
         if mask is not None:
             # The lowest finite number, not -inf: a row without negatives would have a nan gradient.
-            negative = negative.masked_fill(~mask, torch.finfo(negative.dtype).min)
+            negative.masked_fill_(~mask, torch.finfo(negative.dtype).min)
         # -ln[e^p / (e^p + e^n)] = softplus(n - p): exact also where the loss is tiny.
         return F.softplus(negative.logsumexp(1) - positive).sum() / max(len(q), 1)
 

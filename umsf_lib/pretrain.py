@@ -6,10 +6,8 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,12 +18,12 @@ from .config import Config, ConfigError
 from .contrast import Learner
 from .despeckle import load_despeckler
 from .distributed import any_process, own_rows, rank, world_size
-from .losses import embedding_statistics
+from .losses import collapsed, embedding_statistics
 from .neighbours import Corners, Ground, Neighbours
 from .objectives import OBJECTIVES
 from .prepare import SceneSet, normalisation_of, training_statistics
-from .runs import Run, seed_everything, write_atomically
-from .training import Row, train, trainable
+from .runs import Run, seed_everything
+from .training import Row, train, trainable, write_rows
 from .umsf_net import UmsfNet
 from .views import to_device
 from .windows import PixelStore, draw_windows, open_store, training_tiles
@@ -147,7 +145,7 @@ def _pretrain(
         lr=settings.lr * settings.batch / BASE_BATCH,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        fused=True if run.device.type == "cuda" else None,
+        fused=True,
     )
     step_of = shared(learner)
     stash: dict[str, Any] = {}
@@ -179,6 +177,7 @@ def _pretrain(
         log_every=LOG_EVERY,
         progress=progress,
     )
+    _say_if_collapsed(rows, learner.query.projection_dim)
     if rank() == 0:
         write_rows(run.path("pretrain.csv"), rows)
     return ["pretrain.csv", f"checkpoints/{checkpoints.paths()[-1].name}"]
@@ -249,6 +248,14 @@ def _say_if_capped(config: Config, tiles: int) -> None:
         )
 
 
+def _say_if_collapsed(rows: list[Row], dim: int) -> None:
+    """By the last row that the collapse monitor is in; early ones always look like it."""
+    monitored = [row for row in rows if "std" in row]
+    said = collapsed(monitored[-1], dim) if monitored and rank() == 0 else None
+    if said:
+        warnings.warn(said, stacklevel=2)
+
+
 def build_network(config: Config, scenes: SceneSet) -> UmsfNet:
     """The network of a run's settings for the bands of its scenes; weights from torch's seed."""
     statistics = training_statistics(scenes)
@@ -289,8 +296,3 @@ def _monitor(extra: dict[str, Any], step: int) -> dict[str, float]:
         return {}
     q, k = extra["query"]["fused"][0], extra["key"]["fused"][0]
     return embedding_statistics(q, k, extra["negatives"], extra["mask"])
-
-
-def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write a training log as CSV."""
-    write_atomically(path, lambda temporary: pd.DataFrame(rows).to_csv(temporary, index=False))

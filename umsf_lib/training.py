@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from .checkpoints import (
 )
 from .config import ConfigError, UmsfError
 from .distributed import ProcessLostError, any_process, mean_over_processes, rank, reported
+from .runs import write_atomically
 
 Row = dict[str, float]
 Metrics = Mapping[str, Tensor | float]
@@ -240,3 +242,8 @@ class _State:
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """The parameters that require a gradient."""
     return [p for p in parameters if p.requires_grad]
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Write a training log as CSV."""
+    write_atomically(path, lambda temporary: pd.DataFrame(rows).to_csv(temporary, index=False))

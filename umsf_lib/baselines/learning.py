@@ -17,15 +17,9 @@ from ..checkpoints import load_checkpoint, write_state
 from ..classify import network_classifier
 from ..config import Config
 from ..inference import Classifier, scene_map
-from ..pretrain import (
-    load_pretrained,
-    new_network,
-    pretraining_inputs,
-    steps_per_epoch,
-    write_rows,
-)
+from ..pretrain import load_pretrained, new_network, pretraining_inputs, steps_per_epoch
 from ..runs import Run
-from ..training import Metrics, Row, train, trainable
+from ..training import Metrics, Row, train, trainable, write_rows
 from ..umsf_net import UmsfNet
 from ..windows import training_tiles
 
