@@ -60,8 +60,8 @@ def print_sweep(run: Run, suite: str, name: str = "") -> Sweep:
         print(f"suite {suite}: records of runs {start}<seed>, seeds {', '.join(map(str, seeds))}")
         return replace(sweep, seeds=seeds)
     print(
-        f"suite {suite}: no records of runs {start}<seed>, so its smallest part is run now, one "
-        f"seed; 'umsf sweep --suite {suite} --seeds 0,1,2,3,4' makes all of it"
+        f"suite {suite}: no records of runs {start}<seed>, so this run stands in for them with the "
+        f"smallest part; 'umsf sweep --suite {suite} --seeds 0,1,2,3,4' makes all of it"
     )
     smallest = OneRun(run.config, suite, (run.config.seed,), run.folder.name)
     smallest.run()
