@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from umsf_lib.baselines import BASELINES, LEARNED
+from umsf_lib.baselines import BASELINES, CEILING, LEARNED
 from umsf_lib.baselines.deepcluster import Memory, spherical_kmeans
 from umsf_lib.baselines.heads import Heads, PrototypeHead, merged
 from umsf_lib.baselines.learning import baseline_steps
@@ -31,8 +31,9 @@ from umsf_lib.baselines.scan import (
 )
 from umsf_lib.baselines.swav import TokenQueue, sinkhorn, swapped_loss
 from umsf_lib.bench import Bench
-from umsf_lib.config import ConfigError, load_config
+from umsf_lib.config import ConfigError, DataError, load_config
 from umsf_lib.despeckle import train_despeckler
+from umsf_lib.pipeline import methods
 from umsf_lib.prepare import load_data
 from umsf_lib.pretrain import new_network, pretrain
 from umsf_lib.runs import Run
@@ -315,6 +316,13 @@ def test_each_learned_baseline_from_end_to_end(unlabelled, name: str) -> None:
 
     before = classifier.posteriors(0)
     assert torch.equal(LEARNED[name](run, bench, progress=never).posteriors(0), before)
+
+
+def test_the_ceiling_is_left_out_where_there_are_no_labels(unlabelled) -> None:
+    run, bench = unlabelled
+    assert methods(run, bench, ["supervised"]) == {}
+    with pytest.raises(DataError, match="supervised: the training scenes of .* have no labels"):
+        CEILING["supervised"](run, bench)
 
 
 def test_baselines_see_as_many_windows_as_ours(unlabelled) -> None:

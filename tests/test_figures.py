@@ -195,10 +195,30 @@ CASES: dict[str, Callable[[], Figure]] = {
         RGB, None, PREDICTION, RGB[..., 0], classes=CLASSES, title="student"
     ),
     "scores": lambda: figures.scores_figure(SCORES, constant={"acc": 0.407}),
+    "intervals": lambda: figures.intervals_figure(
+        INTERVALS, SCORE_TITLES, label="ours minus the other", lines={"equal to ours": {"acc": 0}}
+    ),
+    "maps": lambda: figures.maps_figure(
+        {f"mixture-statistics: 0.{n}": figures.label_image(PREDICTION, LONG) for n in range(6)},
+        LONG,
+        pixel_m=30,
+    ),
     "f1": lambda: figures.per_class_f1_figure(
         {"k-means on local statistics": np.full(7, np.nan), "mixture": np.arange(7) / 7}, CLASSES
     ),
 }
+
+SCORE_TITLES = {"acc": "ACC", "nmi": "NMI"}
+INTERVALS = pd.DataFrame(
+    [
+        ("sensors", "optical", "acc", 0.1, 0.05, 0.15),
+        ("sensors", "optical", "nmi", 0.2, np.nan, np.nan),
+        ("sensors", "umsf no_pretraining, a long name", "acc", -0.1, -0.2, 0.02),
+        ("fusion", "add", "acc", 0.0, 0.0, 0.0),
+        ("fusion", "add", "nmi", 0.3, 0.1, 0.4),
+    ],
+    columns=["group", "name", "metric", "value", "low", "high"],
+)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -634,6 +654,25 @@ def test_scores_bars_intervals_and_constant_line() -> None:
     assert [t.get_text() for t in nmi.texts] == ["0.200"]  # the other method has no NMI
 
 
+def test_intervals_stand_in_the_rows_that_carry_their_names() -> None:
+    acc, nmi = CASES["intervals"]().axes
+    names = [tick.get_text() for tick in acc.get_yticklabels()]
+    long = "umsf no_pretraining, a long name"
+    assert names == ["sensors", "optical", long, "fusion", "add"]
+    bold = [tick.get_fontweight() == "bold" for tick in acc.get_yticklabels()]
+    assert bold == [name in ("sensors", "fusion") for name in names]
+    row = dict(zip(names, acc.get_yticks(), strict=True))
+    for ax, metric in ((acc, "acc"), (nmi, "nmi")):
+        wanted = INTERVALS[INTERVALS.metric == metric]
+        dots = [line for line in ax.lines if line.get_marker() == "o"]
+        found = {(float(d.get_xdata()[0]), float(d.get_ydata()[0])) for d in dots}
+        assert found == {(r.value, row[r["name"]]) for _, r in wanted.iterrows()}
+        ends = [d.get_xdata() for d in ax.lines if d.get_marker() != "o" and d.get_ls() == "-"]
+        known = wanted.dropna()
+        assert [tuple(e) for e in ends] == list(zip(known.low, known.high, strict=True))
+    assert legend_names(CASES["intervals"]()) == ["equal to ours"]
+
+
 def test_without_labels_a_sentence_stands_for_the_figure() -> None:
     nothing = np.full_like(LABEL, IGNORE)
     network = UmsfNet(
@@ -644,6 +683,7 @@ def test_without_labels_a_sentence_stands_for_the_figure() -> None:
         figures.spectra_figure({"optical": {"red": RGB[:, :, 0]}}, nothing, ()),
         figures.scores_figure(SCORES[:0], constant={"acc": np.nan}),
         figures.per_class_f1_figure({}, ()),
+        figures.intervals_figure(INTERVALS[:0], SCORE_TITLES, label=""),
         figures.probe_figure(ACCURACY[:0], JUDGES),
         figures.confusion_figure(np.zeros((0, 0), int), (), np.zeros(0, int)),
         figures.network_attention_figure(network, {}, (0, 1, 2)),

@@ -21,12 +21,12 @@ LIBRARY = ROOT / "umsf_lib"
 # The order in which data meets the files. A file imports only what stands before it; a folder is
 # one entry, whose files may import each other.
 ORDER = """
-config runs rasters layouts scene_files scenes sheets align data_check simulate_relief
+config costs runs rasters layouts scene_files scenes sheets align data_check simulate_relief
 simulate_settlements simulate_landscape simulate_sensors realism flat_arrays prepare windows
 neighbours views losses momentum metrics distributed batches checkpoints training encoders fusion
 umsf_net contrast objectives despeckle pretrain inference tokens cluster bench self_training
-classify baselines figures map_files mapping report probe browser pipeline suites tutorial
-__main__
+classify baselines figures map_files mapping report probe browser pipeline suites comparison
+tutorial __main__
 """.split()  # noqa: SIM905  (a list to read, top to bottom)
 
 

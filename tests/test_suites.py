@@ -19,7 +19,16 @@ from umsf_lib.metrics import accuracy, confusion, nmi, scores
 from umsf_lib.pipeline import METHODS
 from umsf_lib.report import dense_tables
 from umsf_lib.runs import Run, sha256_of, write_json
-from umsf_lib.suites import SUITES, VARIANTS, Sweep, margins, markdown, print_report, score_rows
+from umsf_lib.suites import (
+    GROUPS,
+    SUITES,
+    VARIANTS,
+    Sweep,
+    margins,
+    markdown,
+    print_report,
+    score_rows,
+)
 
 TINY = load_config("tiny")
 
@@ -45,6 +54,7 @@ def test_every_suite_names_known_variants_and_methods_and_begins_with_base() -> 
         assert set(variants) <= set(VARIANTS)
         assert {name for names in variants.values() for name in names} <= set(METHODS)
     assert "no_pretraining" in SUITES["baselines"]
+    assert sum(map(len, GROUPS.values())) == len(VARIANTS) - 1  # no variant in two groups
 
 
 def fake_run(config: Config, name: str, tables: dict[str, np.ndarray]) -> Run:
@@ -101,6 +111,7 @@ def test_scores_are_means_over_seeds_of_the_suites_methods(fakes: list[Run]) -> 
     assert row["std"] == pytest.approx(np.std(values, ddof=1)) and row["seeds"] == 2
     more = score_rows(Sweep(TINY, "baselines", (0, 1)))
     assert "swav" in set(more.method)
+    assert score_rows(Sweep(TINY, "first", (0, 1)), "patch").empty  # these have dense pixels only
 
 
 def test_margins_are_paired_differences(fakes: list[Run]) -> None:
@@ -150,7 +161,7 @@ def test_one_seed_has_no_spread_and_no_run_no_table(fakes: list[Run], capsys) ->
 
 
 def test_a_sweep_runs_each_variant_once_and_shares_its_stages(project: Path, monkeypatch) -> None:
-    few = {"base": ("umsf",), "no_consistency": ("umsf", "kmeans-pixels")}
+    few = {"base": ("umsf",), "no_consistency": ("umsf", "kmeans-pixels", "supervised")}
     monkeypatch.setitem(SUITES, "few", few)
     sweep = Sweep(TINY, "few", (3,), "mine")
     sweep.run()
@@ -161,7 +172,7 @@ def test_a_sweep_runs_each_variant_once_and_shares_its_stages(project: Path, mon
     methods = score_rows(sweep).groupby("variant", sort=False).method.unique()
     assert {variant: list(names) for variant, names in methods.items()} == {
         "base": ["umsf"],
-        "no_consistency": ["kmeans-pixels", "umsf"],
+        "no_consistency": ["kmeans-pixels", "supervised", "umsf"],
     }
     files = [p for p in (project / "runs").rglob("*") if p.suffix in (".pt", ".npz", ".csv")]
     times = {path: path.stat().st_mtime_ns for path in files}

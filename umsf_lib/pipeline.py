@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from .baselines import BASELINES, LEARNED, Fit
+from .baselines import BASELINES, CEILING, LEARNED, Fit, has_ceiling
 from .bench import Bench
 from .classify import cluster, feature_tokens, load_clustered, network_classifier
 from .despeckle import train_despeckler
@@ -39,8 +39,19 @@ PRETRAINED: dict[str, Fit] = {
     f"{kind}-pretrained": partial(clusters_of_pretrained, kind)
     for kind in ("kmeans", "mixture", "merged")
 }
-METHODS: dict[str, Fit] = BASELINES | PRETRAINED | LEARNED | {"umsf": ours}
+TRAINED = LEARNED | CEILING  # each in a stage of its own
+METHODS: dict[str, Fit] = BASELINES | PRETRAINED | TRAINED | {"umsf": ours}
+FROM_PRETRAINED = {*PRETRAINED, "mutual-information", "scan", "umsf"}  # the others know random ones
 USUAL = (*BASELINES, *PRETRAINED, "umsf")  # what costs seconds beside our own training
+
+
+def stages_of(method: str) -> tuple[str, ...]:
+    """The stages of a run whose work a method uses; what fits in seconds beside them has none."""
+    if method in BASELINES and not method.endswith("-random"):
+        return ()
+    started = ("despeckle", "pretrain") if method in FROM_PRETRAINED else ("despeckle",)
+    own = {"umsf": ("cluster",)} | {name: (name,) for name in TRAINED}
+    return (*started, *own.get(method, ()))
 
 
 def methods(
@@ -48,7 +59,8 @@ def methods(
 ) -> dict[str, Callable[[], Classifier]]:
     """What makes each classifier that a run compares: the named ones and those scored before.
 
-    Learned baselines that the run lacks are trained now.
+    Learned baselines that the run lacks are trained now. The supervised ceiling is left out where
+    there is none (see ``has_ceiling``).
 
     Raises:
         MissingStageError: ours is among them, and the run has no finished clustering.
@@ -56,9 +68,11 @@ def methods(
     wanted = {*names, *load_records([run.folder]).method}
     if "umsf" in wanted:
         run.outputs_of("cluster")  # said now, not after all others have been fitted
-    for name in LEARNED:
+    if wanted.intersection(CEILING) and not has_ceiling(bench.scenes):
+        wanted -= set(CEILING)
+    for name in TRAINED:
         if name in wanted:
-            LEARNED[name](run, bench, progress=print_progress(name))
+            TRAINED[name](run, bench, progress=print_progress(name))
     return {name: partial(fit, run, bench) for name, fit in METHODS.items() if name in wanted}
 
 

@@ -17,7 +17,6 @@ import random
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from .config import (
     injected_parameters,
     load_config,
 )
+from .costs import measured
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "rasterio", "papermill")
 # Stage -> what makes it, for the sentence a reader gets when it is missing.
@@ -265,12 +265,12 @@ class Run:
             self._reload()
             if self.manifest["stages"].pop(name, None):
                 self._save()  # if this fails midway, nobody takes the old result for the new one
-            start = time.perf_counter()
-            outputs = make()
+            with measured() as cost:
+                outputs = make()
             self.manifest["stages"][name] = {
                 "inputs": digest(inputs),
                 "outputs": {file: sha256_of(self.path(file)) for file in outputs},
-                "wall_s": round(time.perf_counter() - start, 2),
+                **cost,
                 "git": git_id(),
             }
             self._save()

@@ -21,30 +21,43 @@ from .pipeline import METHODS, USUAL, run_everything
 from .report import dense_tables, headline, load_records, paired_gain
 from .runs import Run, project_root, write_atomically
 
-# Variant -> section -> values that differ from the profile's.
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "base": {},
-    "optical": {"model": {"sensors": "optical"}},
-    "sar": {"model": {"sensors": "sar"}},
-    "concat": {"model": {"fusion": "concat"}},
-    "add": {"model": {"fusion": "add"}},
-    "no_pretraining": {"cluster": {"initial": "random"}},
-    "no_intra": {"pretrain": {"positives": (0.0, 1.0, 0.0)}},
-    "no_cross": {"pretrain": {"positives": (1.0, 0.0, 0.0)}},
-    "no_fused": {"pretrain": {"fused": 0.0}},
-    "no_clustering": {"cluster": {"clustering": 0.0}},
-    "no_consistency": {"cluster": {"consistency": 0.0}},
-    "teacher_kmeans": {"cluster": {"teacher": "kmeans"}},
-    "teacher_merged": {"cluster": {"teacher": "merged"}},
-    "balance_0": {"cluster": {"balance": 0.0}},
-    "balance_1": {"cluster": {"balance": 1.0}},
-    "no_smoothing": {"cluster": {"smoothing_px": 0.0}},
-    "windows_32": {"views": {"window_px": 32, "overlap_px": 8}},
-    "windows_128": {"views": {"window_px": 128, "overlap_px": 32}},
+# Question -> variant -> section -> values that differ from the profile's.
+GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "sensors": {
+        "optical": {"model": {"sensors": "optical"}},
+        "sar": {"model": {"sensors": "sar"}},
+    },
+    "fusion": {
+        "concat": {"model": {"fusion": "concat"}},
+        "add": {"model": {"fusion": "add"}},
+    },
+    "pretraining": {"no_pretraining": {"cluster": {"initial": "random"}}},
+    "loss terms": {
+        "no_intra": {"pretrain": {"positives": (0.0, 1.0, 0.0)}},
+        "no_cross": {"pretrain": {"positives": (1.0, 0.0, 0.0)}},
+        "no_fused": {"pretrain": {"fused": 0.0}},
+        "no_clustering": {"cluster": {"clustering": 0.0}},
+        "no_consistency": {"cluster": {"consistency": 0.0}},
+    },
+    "teacher": {
+        "teacher_kmeans": {"cluster": {"teacher": "kmeans"}},
+        "teacher_merged": {"cluster": {"teacher": "merged"}},
+    },
+    "balance": {
+        "balance_0": {"cluster": {"balance": 0.0}},
+        "balance_1": {"cluster": {"balance": 1.0}},
+    },
+    "smoothing": {"no_smoothing": {"cluster": {"smoothing_px": 0.0}}},
+    "windows": {
+        "windows_32": {"views": {"window_px": 32, "overlap_px": 8}},
+        "windows_128": {"views": {"window_px": 128, "overlap_px": 32}},
+    },
     # Pooled contrast, seven clusters, clustering loss of weight 1 and no teacher; one phase after
     # the other, where the paper switches the clustering on at a quarter of the epochs.
-    "as_published": {"pretrain": {"pooled": 1.0}, "cluster": {"num_clusters": 7}},
+    "as published": {"as_published": {"pretrain": {"pooled": 1.0}, "cluster": {"num_clusters": 7}}},
 }
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"base": {}}
+VARIANTS |= {name: changes for group in GROUPS.values() for name, changes in group.items()}
 OURS: Sequence[str] = ("umsf",)
 # Suite -> variant -> methods; "base" comes first, the others copy what they share with it.
 SUITES: dict[str, dict[str, Sequence[str]]] = {
@@ -80,15 +93,24 @@ class Sweep:
         data = Path(config.data).name if config.data else config.synthetic.difficulty
         return self.name or f"{config.profile}-{data}"
 
+    @property
+    def variants(self) -> dict[str, Sequence[str]]:
+        """Variant -> methods."""
+        return SUITES[self.suite]
+
+    def base_name(self, seed: int) -> str:
+        """Of the run of a seed that differs in nothing else."""
+        return f"{self.prefix}-{seed}"
+
     def base(self, seed: int) -> Run:
-        """The run of a seed that differs in nothing else."""
-        return Run.open(replace(self.config, seed=seed), f"{self.prefix}-{seed}")
+        """The run of that name."""
+        return Run.open(replace(self.config, seed=seed), self.base_name(seed))
 
     def run(self) -> None:
         """Run all that is not finished, base runs first; so it resumes."""
         for seed in self.seeds:
             base = self.base(seed)
-            for variant, names in SUITES[self.suite].items():
+            for variant, names in self.variants.items():
                 run = _variant(base, variant, keep=True)
                 print(f"run {run.folder.name}", flush=True)
                 run_everything(run, names)
@@ -96,15 +118,15 @@ class Sweep:
     def finished(self) -> Iterator[tuple[str, int, Run, pd.DataFrame]]:
         """Variant, seed, run and records of all that have been evaluated.
 
-        The records are those of the suite's methods: dense pixels, the matching that counts.
+        The records are those of the suite's methods; ``variant`` is named as the suite does.
         """
         for seed in self.seeds:
-            for variant, names in SUITES[self.suite].items():
+            for variant, names in self.variants.items():
                 ending = "" if variant == "base" else f"-{variant}"
-                folder = project_root() / "runs" / f"{self.prefix}-{seed}{ending}"
+                folder = project_root() / "runs" / f"{self.base_name(seed)}{ending}"
                 if (folder / "metrics.json").is_file():
-                    found = headline(load_records([folder]))
-                    found = found[(found.protocol == "dense") & found.method.isin(names)]
+                    found = load_records([folder])
+                    found = found[found.method.isin(names)]
                     run = _variant(self.base(seed), variant, keep=False)
                     yield variant, seed, run, found.assign(variant=variant)
 
@@ -120,18 +142,23 @@ def _variant(base: Run, variant: str, *, keep: bool) -> Run:
     return base.variant(variant, shared if keep else (), **changes)
 
 
-def score_rows(sweep: Sweep) -> pd.DataFrame:
+def suite_records(sweep: Sweep) -> pd.DataFrame:
+    """Records of all its runs that have been evaluated, as one table."""
+    parts = [records for *_, records in sweep.finished()]
+    return pd.concat(parts, ignore_index=True) if parts else load_records([])
+
+
+def score_rows(sweep: Sweep, protocol: str = "dense") -> pd.DataFrame:
     """Mean and std over seeds of each method in each variant.
 
-    Dense pixels of test scenes, matching fitted on validation scenes where there are any.
+    Test scenes, matching fitted on validation scenes where there are any.
 
     Returns:
         Columns ``variant, method, metric, mean, std, seeds``.
     """
     keys = ["variant", "method", "metric"]
-    parts = [records for *_, records in sweep.finished()]
-    every = pd.concat(parts) if parts else load_records([])
-    every = every[every["class"].isna() & every.metric.isin(SHOWN)]
+    every = headline(suite_records(sweep))
+    every = every[every["class"].isna() & every.metric.isin(SHOWN) & (every.protocol == protocol)]
     grouped = every.groupby(keys, sort=False).value
     return grouped.agg(["mean", "std", "count"]).rename(columns={"count": "seeds"}).reset_index()
 
@@ -160,16 +187,23 @@ def margins(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def markdown(scores: pd.DataFrame, gains: pd.DataFrame) -> str:
-    """Both tables as the README shows them: mean ± std over seeds; margin (low to high)."""
+def scores_markdown(scores: pd.DataFrame) -> str:
+    """The table of ``score_rows`` as the README shows it: mean ± std over seeds."""
     spread = scores[["mean", "std"]].map(_short)
-    first = _wide(scores.assign(cell=spread["mean"] + " ± " + spread["std"]), SHOWN)
+    return _wide(scores.assign(cell=spread["mean"] + " ± " + spread["std"]), SHOWN)
+
+
+def margins_markdown(gains: pd.DataFrame) -> str:
+    """The table of ``margins`` as the README shows it: margin (low to high)."""
     ends = gains[["low", "high"]].map(_short)
-    cell = (
-        gains.margin.map(partial(_short, form="+.3f")) + " (" + ends.low + " to " + ends.high + ")"
-    )
-    second = _wide(gains.assign(cell=cell), COMPARED)
-    return f"{first}\nOurs minus each of them, with 95 % intervals over test scenes:\n\n{second}"
+    middle = gains.margin.map(partial(_short, form="+.3f"))
+    return _wide(gains.assign(cell=middle + " (" + ends.low + " to " + ends.high + ")"), COMPARED)
+
+
+def markdown(scores: pd.DataFrame, gains: pd.DataFrame) -> str:
+    """Both tables."""
+    between = "Ours minus each of them, with 95 % intervals over test scenes:"
+    return f"{scores_markdown(scores)}\n{between}\n\n{margins_markdown(gains)}"
 
 
 def _short(value: float, form: str = ".3f") -> str:

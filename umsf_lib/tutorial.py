@@ -26,7 +26,11 @@ NOTEBOOKS = (
     "06_tsne_and_maps",
     "12_results_browser",
 )
-FURTHER = ("10_spatial_contrast",)  # each by itself, when its question comes up
+FURTHER = (
+    "07_comparison",
+    "08_ablations",
+    "10_spatial_contrast",
+)  # each by itself, when its question comes up
 CELL_TIMEOUT_S = 6 * 3600  # papermill's own default is for ever
 GALLERY_BYTES = 800_000  # what a code host still renders quickly
 JPEG_FROM_BYTES = 60_000  # smaller pictures are line drawings, which PNG shows sharper

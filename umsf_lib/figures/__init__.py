@@ -7,6 +7,7 @@ Nothing here touches pyplot. In a notebook, run ``%matplotlib inline`` once and 
 the figure; a script calls ``figure.savefig(path)``.
 """
 
+from .comparison import intervals_figure, maps_figure
 from .data import (
     class_shares_figure,
     histogram_figure,
@@ -51,8 +52,10 @@ __all__ = [
     "error_image",
     "false_color",
     "histogram_figure",
+    "intervals_figure",
     "label_image",
     "map_figure",
+    "maps_figure",
     "neighbours_figure",
     "network_attention_figure",
     "optical_composite",

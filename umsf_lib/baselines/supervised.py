@@ -1,0 +1,114 @@
+"""The supervised ceiling: our network, trained with the labels of the training scenes.
+
+The one method that sees labels, and no rival of the others: it says what this network can reach on
+these inputs with as many windows as ours. Nothing but the tables reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..bench import Bench
+from ..config import IGNORE, DataError
+from ..inference import Classifier
+from ..losses import soft_cross_entropy
+from ..momentum import key_network, momentum_update
+from ..prepare import SceneSet, valid_labels
+from ..runs import Run
+from ..self_training import Lessons, ema_at, texture_kept
+from ..training import Metrics, Row
+from ..umsf_net import UmsfNet, clustering_head
+from ..windows import training_tiles
+from .learning import Progress, baseline_steps, learned, train_module
+
+
+def supervised(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
+    """Cross-entropy from random weights; one output per class, matched as every method's.
+
+    Raises:
+        DataError: see ``has_ceiling``.
+    """
+    if not has_ceiling(bench.scenes):
+        raise DataError(
+            f"supervised: the training scenes of {bench.scenes.folder.name} have no labels, or are "
+            "the test scenes too; leave this method out."
+        )
+    model, per_class = run.config.model, replace(run.config.cluster, num_clusters=0)
+    bench = Bench(bench.scenes, bench.store, replace(run.config, cluster=per_class))
+
+    def head() -> nn.Module:
+        return clustering_head(model.channels, model.cluster_hidden, bench.num_clusters)
+
+    return learned(run, bench, "supervised", head, learn, pretrained=False, progress=progress)
+
+
+def has_ceiling(scenes: SceneSet) -> bool:
+    """Whether training scenes have labels and are not those that are scored."""
+    train = scenes.indices("train")
+    if not scenes.labelled or set(train) & set(scenes.indices("test")):
+        return False
+    return any((valid_labels(scenes, scene) != IGNORE).any() for scene in train)
+
+
+def class_fractions(labels: Tensor, stride: int, classes: int) -> Tensor:
+    """What each token's pixels are, as fractions of all of them.
+
+    Args:
+        labels: ``(H, W)`` class ids, 255 = ignore.
+        stride: px per token.
+        classes: K.
+
+    Returns:
+        ``(K, ceil(H / stride), ceil(W / stride))`` float32; unlabelled pixels are missing from
+        the sum over K.
+    """
+    maps = [
+        F.avg_pool2d((labels == c).float()[None, None], stride, ceil_mode=True)[0, 0]
+        for c in range(classes)  # one by one: all at full size would fill the memory
+    ]
+    return torch.stack(maps)
+
+
+def label_loss(logits: Tensor, fractions: Tensor) -> Tensor:
+    """Cross entropy ``(B, K, h, w)`` in nats, a mean over labelled pixels; 0 without any."""
+    known = fractions.sum(dim=1)  # (B, h, w)
+    return soft_cross_entropy(logits, fractions / known[:, None].clamp_min(1e-6), known)
+
+
+def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[UmsfNet, list[Row]]:
+    """The views and the moving average of our self-training, with labels for a teacher."""
+    settings, scenes, device = bench.config, bench.scenes, bench.store.device
+    batch = replace(settings.cluster, batch=settings.pretrain.batch)
+    config = replace(settings, views=texture_kept(settings.views), cluster=batch)
+    tiles = training_tiles(scenes, config.views.window_px, config.views.overlap_px)
+    teacher = {
+        scene: class_fractions(
+            torch.from_numpy(valid_labels(scenes, scene)).to(device),
+            network.stride,
+            bench.num_clusters,
+        )
+        for scene in scenes.indices("train")
+    }
+    lessons = Lessons(bench.store, tiles, teacher, config)
+    generator, average = torch.Generator().manual_seed(config.seed), key_network(network).eval()
+
+    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+        drawn = lessons.draw(generator)
+        losses = [
+            label_loss(network(view.images.get("optical"), view.images.get("sar")), fractions)
+            for view, fractions in zip((drawn.first, drawn.second), drawn.taught, strict=True)
+        ]
+        return torch.stack(losses).mean(), {}
+
+    def follow(step: int) -> None:
+        momentum_update(average, network, ema_at(step, config.cluster.ema))
+
+    steps = baseline_steps(bench, pretrained=False)
+    rows = train_module(
+        network, loss_of, steps, config, generator, after_step=follow, progress=progress
+    )
+    return average, rows
