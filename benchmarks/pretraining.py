@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import datetime
 import importlib.metadata
 import json
 import os
@@ -182,11 +183,9 @@ class Bare:
         network, self.device = new_network(form), pixels.device
         self.encoders = nn.ModuleDict({"optical": network.optical, "sar": network.sar})
         self.encoders.to(self.device)
-        if self.device.type == "cuda":
-            self.encoders.to(memory_format=torch.channels_last)
-            if form.pretrain.compile:
-                for encoder in self.encoders.values():
-                    encoder.compile()
+        if self.device.type == "cuda" and form.pretrain.compile:
+            for encoder in self.encoders.values():
+                encoder.compile()
         self.optimizer = sgd(self.encoders)
         size = form.views.window_px
         self.images = {
@@ -213,7 +212,7 @@ class TwoCrops(Dataset[dict[str, tuple[Tensor, Tensor]]]):
                 v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True),
                 v2.RandomHorizontalFlip(),
                 v2.RandomVerticalFlip(),
-                v2.RandomApply([v2.GaussianBlur(3, (0.1, 2.0))], p=0.5),
+                v2.RandomApply([v2.GaussianBlur(9, (0.1, 2.0))], p=0.5),
             ]
         )
 
@@ -321,8 +320,8 @@ class Peer:
         network, self.device = new_network(form), pixels.device
         encoders = {"optical": network.optical, "sar": network.sar}
         self.mocos = nn.ModuleDict({role: make(e, form) for role, e in encoders.items()})
-        self.mocos.to(self.device)
-        self.optimizer = sgd(self.mocos, fused=None)  # torch's default, as the reference
+        self.mocos.to(self.device, memory_format=torch.contiguous_format)  # as the reference
+        self.optimizer = sgd(self.mocos, fused=None)
         windows = TwoCrops(pixels, form.views.window_px, 10**6)
         pinned = self.device.type == "cuda"
         options: dict[str, Any] = {"pin_memory": pinned, "drop_last": True}
@@ -431,6 +430,7 @@ def measure(
         "peer_workers": options.workers,
         "threads": torch.get_num_threads(),
         "lightly": importlib.metadata.version("lightly") if "lightly" in took else None,
+        "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }

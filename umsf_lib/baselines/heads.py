@@ -48,29 +48,28 @@ class PrototypeHead(nn.Module):
             candidates: ``(H, P, D)`` unit prototypes of several heads.
             tokens: ``(n, D)`` unit embeddings of training tokens.
         """
-        nearest = [(tokens @ prototypes.T).argmax(dim=1).cpu() for prototypes in candidates]
-        groups = [
-            merged(prototypes.cpu().numpy(), np.unique(index), self.num_clusters)
-            for prototypes, index in zip(candidates, nearest, strict=True)
-        ]
-        chosen = central([g[index] for g, index in zip(groups, nearest, strict=True)])
+        groups, labels = [], []
+        for prototypes in candidates:
+            shares = (tokens @ prototypes.T / TEMPERATURE).softmax(dim=1).cpu().numpy()  # (n, P)
+            groups.append(merged(shares, self.num_clusters))
+            labels.append(groups[-1][shares.argmax(axis=1)])
+        chosen = central(labels)
         self.prototypes.copy_(candidates[chosen])
         self.groups.copy_(torch.from_numpy(groups[chosen]))
 
 
-def merged(prototypes: np.ndarray, used: np.ndarray, num_clusters: int) -> np.ndarray:
-    """Cluster ``(P,)`` of each prototype, by Ward's linkage of those in use.
+def merged(shares: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Cluster ``(P,)`` of each prototype: those that the same tokens waver between are joined.
+
+    Average linkage of the cosines between the rows of ``shares' shares``. The distance between
+    prototypes themselves says less: SwAV's are no centres of anything.
 
     Args:
-        prototypes: ``(P, D)``, unit rows.
-        used: indices of the prototypes that have a token; the others follow the nearest of these.
-        num_clusters: K; where fewer prototypes are in use, some clusters stay empty.
+        shares: ``(n, P)`` probability of each prototype for each token.
+        num_clusters: K <= P.
     """
-    groups = np.arange(len(used))
-    if len(used) > num_clusters:
-        linkage = AgglomerativeClustering(num_clusters, linkage="ward")
-        groups = linkage.fit_predict(prototypes[used])
-    result: np.ndarray = groups[(prototypes @ prototypes[used].T).argmax(axis=1)]
+    linkage = AgglomerativeClustering(num_clusters, metric="cosine", linkage="average")
+    result: np.ndarray = linkage.fit_predict(shares.T @ shares)
     return result
 
 
