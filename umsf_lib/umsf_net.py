@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
@@ -77,7 +76,6 @@ class UmsfNet(nn.Module):
         names = PROJECTORS[self.sensors]
         self.projectors = nn.ModuleDict({name: projection_head(*sizes) for name in names})
         self.clustering: nn.Module | None = None
-        self.to(memory_format=torch.channels_last)  # faster on a GPU and, by a tenth, on a CPU
 
     @property
     def despeckler(self) -> Despeckle | None:
