@@ -58,8 +58,8 @@ class Learner(nn.Module):
     def tune_for_cuda(self, compiled: bool) -> None:
         """Choose the GPU's fast paths: channels last, TF32, and torch.compile where asked for.
 
-        On a CPU channels last saves a tenth, too, but oneDNN's 1 x 1 kernels (AVX2, torch 2.15) then
-        hang in the backward pass of some narrow layers.
+        On a CPU channels last saves a tenth, too, but oneDNN's 1 x 1 kernels (AVX2, torch 2.15)
+        then hang in the backward pass of some narrow layers.
         """
         self.to(memory_format=torch.channels_last)
         torch.set_float32_matmul_precision("high")
