@@ -29,6 +29,7 @@ from .views import to_device
 from .windows import PixelStore, draw_windows, open_store, training_tiles
 
 LOG_EVERY = 10  # steps
+FIRST_LOOKS = 10  # of the collapse monitor, at a network that has hardly learnt
 BASE_BATCH = 32  # that pretrain.lr is for
 
 
@@ -249,10 +250,10 @@ def _say_if_capped(config: Config, tiles: int) -> None:
 
 
 def _say_if_collapsed(rows: list[Row], dim: int) -> None:
-    """By the last row that the collapse monitor is in; early ones always look like it."""
-    monitored = [row for row in rows if "std" in row]
-    said = collapsed(monitored[-1], dim) if monitored and rank() == 0 else None
-    if said:
+    """By the last look of the collapse monitor; the first ones always look like it."""
+    looks = [row for row in rows if "std" in row]
+    said = collapsed(looks[-1], dim) if len(looks) > FIRST_LOOKS else None
+    if said and rank() == 0:
         warnings.warn(said, stacklevel=2)
 
 
