@@ -51,6 +51,10 @@ MAKERS = {
 }
 
 
+# What the benchmarks of this checkout have recorded; the README and two notebooks read it.
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+
+
 def project_root() -> Path:
     """Folder that holds ``data/`` and ``runs/``: UMSF_ROOT, else the checkout of this package."""
     chosen = os.environ.get("UMSF_ROOT")
