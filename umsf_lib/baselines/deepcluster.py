@@ -7,6 +7,8 @@ clusterings over the training (which is but a few epochs long), then the centroi
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +21,7 @@ from ..training import Metrics, Row
 from ..umsf_net import UmsfNet
 from ..views import View, invert_affine, make_view, sample_tokens
 from ..windows import training_tiles
-from .heads import TEMPERATURE, PrototypeHead
+from .heads import TEMPERATURE, PrototypeHead, prototype_head
 from .learning import (
     Progress,
     baseline_steps,
@@ -35,12 +37,7 @@ CLUSTERINGS = 10  # over the whole training
 
 def deepcluster(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
     """DeepCluster v2 from random weights, the centroids of one head merged to the clusters."""
-    config = run.config
-
-    def head() -> PrototypeHead:
-        count = config.baseline.prototypes * bench.num_clusters
-        return PrototypeHead(config.model, count, bench.num_clusters)
-
+    head = partial(prototype_head, bench)
     return learned(run, bench, "deepcluster", head, learn, pretrained=False, progress=progress)
 
 

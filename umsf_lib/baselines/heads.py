@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
+from ..bench import Bench
 from ..cluster import central
 from ..config import ModelConfig
 from ..umsf_net import clustering_head, projection_head
@@ -56,6 +57,12 @@ class PrototypeHead(nn.Module):
         chosen = central(labels)
         self.prototypes.copy_(candidates[chosen])
         self.groups.copy_(torch.from_numpy(groups[chosen]))
+
+
+def prototype_head(bench: Bench) -> PrototypeHead:
+    """A fresh head with ``baseline.prototypes`` for each cluster."""
+    config, clusters = bench.config, bench.num_clusters
+    return PrototypeHead(config.model, config.baseline.prototypes * clusters, clusters)
 
 
 def merged(shares: np.ndarray, num_clusters: int) -> np.ndarray:

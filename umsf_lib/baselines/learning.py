@@ -17,8 +17,10 @@ from ..checkpoints import load_checkpoint, write_state
 from ..classify import network_classifier
 from ..config import Config
 from ..inference import Classifier, scene_map
+from ..momentum import momentum_update
 from ..pretrain import load_pretrained, new_network, pretraining_inputs, steps_per_epoch
 from ..runs import Run
+from ..self_training import ema_at
 from ..training import Metrics, Row, train, trainable, write_rows
 from ..umsf_net import UmsfNet
 from ..windows import training_tiles
@@ -100,12 +102,20 @@ def train_module(
     config: Config,
     generator: torch.Generator,
     *,
-    after_step: Callable[[int], None] | None = None,
+    average: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """``training.train`` with AdamW, a short warm-up and a cosine."""
+    """``training.train`` with AdamW, a short warm-up and a cosine.
+
+    ``average`` becomes the exponential average of the module, as that of our self-training.
+    """
     settings = trainable(module.parameters())
     optimizer = torch.optim.AdamW(settings, config.baseline.lr, weight_decay=1e-4)
+
+    def follow(step: int) -> None:
+        if average is not None:
+            momentum_update(average, module, ema_at(step, config.cluster.ema))
+
     module.train()
     return train(
         module,
@@ -116,7 +126,7 @@ def train_module(
         generator=generator,
         batch=("pretrain.batch", config.pretrain.batch),
         amp=config.pretrain.amp,
-        after_step=after_step,
+        after_step=follow,
         progress=progress,
     )
 

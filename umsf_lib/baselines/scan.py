@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from ..bench import Bench
 from ..inference import Classifier
 from ..losses import soft_cross_entropy
-from ..momentum import key_network, momentum_update
+from ..momentum import key_network
 from ..runs import Run
-from ..self_training import ema_at
 from ..training import Metrics, Row
 from ..umsf_net import UmsfNet
 from ..views import View, draw_uniform, make_view, resample
@@ -176,12 +175,9 @@ def self_label(
         loss = soft_cross_entropy(logits, target, (known > 0.5).float())
         return loss, {"confident": sure.float().mean()}
 
-    def follow(step: int) -> None:
-        momentum_update(average, network, ema_at(step, config.cluster.ema))
-
     steps = baseline_steps(bench, pretrained=True)
     rows = train_module(
-        network, loss_of, steps, config, generator, after_step=follow, progress=progress
+        network, loss_of, steps, config, generator, average=average, progress=progress
     )
     return average, rows
 

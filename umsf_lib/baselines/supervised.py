@@ -16,10 +16,10 @@ from ..bench import Bench
 from ..config import IGNORE, DataError
 from ..inference import Classifier
 from ..losses import soft_cross_entropy
-from ..momentum import key_network, momentum_update
+from ..momentum import key_network
 from ..prepare import SceneSet, valid_labels
 from ..runs import Run
-from ..self_training import Lessons, ema_at, texture_kept
+from ..self_training import Lessons, texture_kept
 from ..training import Metrics, Row
 from ..umsf_net import UmsfNet, clustering_head
 from ..windows import training_tiles
@@ -104,11 +104,8 @@ def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[Um
         ]
         return torch.stack(losses).mean(), {}
 
-    def follow(step: int) -> None:
-        momentum_update(average, network, ema_at(step, config.cluster.ema))
-
     steps = baseline_steps(bench, pretrained=False)
     rows = train_module(
-        network, loss_of, steps, config, generator, after_step=follow, progress=progress
+        network, loss_of, steps, config, generator, average=average, progress=progress
     )
     return average, rows

@@ -8,6 +8,8 @@ is full, prototypes frozen for the first 5 % of the steps, then merged to K.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,7 @@ from ..runs import Run
 from ..training import Metrics, Row
 from ..umsf_net import UmsfNet
 from ..views import sample_tokens
-from .heads import TEMPERATURE, PrototypeHead
+from .heads import TEMPERATURE, PrototypeHead, prototype_head
 from .learning import (
     Progress,
     baseline_steps,
@@ -37,12 +39,7 @@ FROZEN = 0.05  # share of the steps in which the prototypes stand still
 
 def swav(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
     """SwAV from random weights, its prototypes merged to the clusters."""
-    config = run.config
-
-    def head() -> PrototypeHead:
-        count = config.baseline.prototypes * bench.num_clusters
-        return PrototypeHead(config.model, count, bench.num_clusters)
-
+    head = partial(prototype_head, bench)
     return learned(run, bench, "swav", head, learn, pretrained=False, progress=progress)
 
 
