@@ -183,11 +183,9 @@ class Bare:
         network, self.device = new_network(form), pixels.device
         self.encoders = nn.ModuleDict({"optical": network.optical, "sar": network.sar})
         self.encoders.to(self.device)
-        if self.device.type == "cuda":
-            self.encoders.to(memory_format=torch.channels_last)
-            if form.pretrain.compile:
-                for encoder in self.encoders.values():
-                    encoder.compile()
+        if self.device.type == "cuda" and form.pretrain.compile:
+            for encoder in self.encoders.values():
+                encoder.compile()
         self.optimizer = sgd(self.encoders)
         size = form.views.window_px
         self.images = {
@@ -322,7 +320,7 @@ class Peer:
         network, self.device = new_network(form), pixels.device
         encoders = {"optical": network.optical, "sar": network.sar}
         self.mocos = nn.ModuleDict({role: make(e, form) for role, e in encoders.items()})
-        self.mocos.to(self.device)
+        self.mocos.to(self.device, memory_format=torch.contiguous_format)  # as the reference
         self.optimizer = sgd(self.mocos, fused=None)
         windows = TwoCrops(pixels, form.views.window_px, 10**6)
         pinned = self.device.type == "cuda"

@@ -7,16 +7,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
 from umsf_lib.bench import Bench
 from umsf_lib.cluster import (
+    MixtureClusters,
     central,
     fit,
     fit_kmeans,
     fit_merged,
     fit_mixture,
+    merge_by_means,
     posterior_map,
 )
 from umsf_lib.config import ClusterConfig, ConfigError, load_config
@@ -24,7 +27,7 @@ from umsf_lib.prepare import SceneSet
 from umsf_lib.windows import PixelStore
 
 KINDS = ("kmeans", "mixture", "merged")
-SETTINGS = ClusterConfig(restarts=2, over_clusters=9)
+SETTINGS = ClusterConfig(restarts=2, components=2)
 
 
 def gaussians(
@@ -103,29 +106,32 @@ def test_kmeans_assigns_the_nearest_centre() -> None:
     np.testing.assert_array_equal(found.posteriors(tokens), np.eye(4)[distances.argmin(axis=1)])
 
 
-def test_merging_finds_rare_clusters_that_kmeans_gives_up() -> None:
-    tokens, truth = gaussians([[0, 0], [8, 0], [0, 8]], [np.eye(2)] * 3, [6000, 150, 50])
-    merged = fit_merged(tokens, 12, 3, seed=0)
-    assert merged.groups.shape == (12,) and set(merged.groups) == {0, 1, 2}
-    found = merged.posteriors(tokens).argmax(axis=1)
-    distances = ((tokens[:, None] - merged.model.cluster_centers_[None]) ** 2).sum(axis=2)
-    np.testing.assert_array_equal(found, merged.groups[distances.argmin(axis=1)])
-    plain = fit_kmeans(tokens, 3, seed=0).posteriors(tokens).argmax(axis=1)
-    assert adjusted_rand_score(truth, found) > 0.95
-    assert adjusted_rand_score(truth, plain) < 0.3  # it splits the common one
+def test_merging_joins_the_components_of_one_group() -> None:
+    """A bent group, which is no Gaussian, and a rare one inside of its bend."""
+    bend = [[6, 0], [4, 4], [0, 6], [-4, 4], [-6, 0]]
+    tokens, blob = gaussians(
+        [*bend, [0, 0]], [2 * np.eye(2)] * 5 + [np.eye(2) / 9], [600] * 5 + [99]
+    )
+    merged = fit_merged(tokens, 6, 2, restarts=3, seed=0)
+    assert merged.groups.shape == (6,) and set(merged.groups) == {0, 1}
+    assert adjusted_rand_score(blob == 5, merged.posteriors(tokens).argmax(axis=1)) > 0.95
+    fine = MixtureClusters(merged.model, np.arange(6), 6).posteriors(tokens)
+    sums = [fine[:, merged.groups == k].sum(axis=1) for k in (0, 1)]
+    np.testing.assert_allclose(merged.posteriors(tokens), np.stack(sums, axis=1))
+    plain = fit_mixture(tokens, 2, restarts=3, seed=0).posteriors(tokens).argmax(axis=1)
+    assert adjusted_rand_score(blob == 5, plain) < 0.5
 
 
-def test_merging_few_to_many_is_refused() -> None:
-    tokens = np.random.default_rng(0).normal(size=(50, 2))
-    with pytest.raises(ConfigError, match="cluster.over_clusters is 5.*the 8 clusters.*raise it"):
-        fit_merged(tokens, 5, 8, seed=0)
-    assert fit_merged(tokens, 8, 8, seed=0).num_clusters == 8
+def test_merging_by_means_is_average_linkage() -> None:
+    means = np.random.default_rng(0).normal(size=(12, 5))
+    expected = fcluster(linkage(means, "average"), 4, "maxclust")
+    assert adjusted_rand_score(expected, merge_by_means(means, 4)) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_clusters_than_tokens_are_refused(kind: str) -> None:
     tokens = np.random.default_rng(0).normal(size=(6, 2))
-    with pytest.raises(ConfigError, match=r"cluster\.\w+ asks for \d+ clusters of 6 tokens"):
+    with pytest.raises(ConfigError, match=r"num_clusters asks for 7 clusters.* of 6 tokens"):
         fit(kind, tokens, 7, SETTINGS, seed=0)
 
 

@@ -11,23 +11,27 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+import torch.nn.functional as F
 
 from umsf_lib.baselines import LEARNED
 from umsf_lib.bench import Bench
 from umsf_lib.classify import (
     cluster,
     load_clustered,
+    merge_components,
     network_classifier,
     starting_network,
     teacher_of,
 )
 from umsf_lib.config import IGNORE, CheckpointError, ConfigError, MissingStageError, load_config
+from umsf_lib.inference import Classifier
 from umsf_lib.mapping import legend_of, write_maps
 from umsf_lib.pipeline import USUAL, methods, run_everything
 from umsf_lib.prepare import SceneSet, load_data, normalisation_of, valid_labels
 from umsf_lib.pretrain import load_pretrained
 from umsf_lib.report import evaluate, fitted_matching, load_records
 from umsf_lib.runs import Run
+from umsf_lib.umsf_net import merged_logits
 
 
 @pytest.fixture
@@ -70,11 +74,10 @@ def test_features_are_those_of_the_network_at_their_place(tiny_run: Run, bench: 
 
 def test_the_clustered_network_is_an_average_of_the_training(tiny_run: Run, bench: Bench) -> None:
     start, end = starting_network(tiny_run, bench), load_clustered(tiny_run, bench)
-    assert start.state_dict().keys() == end.state_dict().keys()
-    assert any(
-        not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True)
-    )
+    pairs = zip(start.parameters(), end.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
     pretrained = load_pretrained(tiny_run, bench.scenes).state_dict()
+    assert {k for k in end.state_dict() if "groups" in k} == {"clustering.groups"}
     kept = {k: v for k, v in start.state_dict().items() if not k.startswith("clustering")}
     assert all(torch.equal(pretrained[k], v) for k, v in kept.items())
     posteriors = network_classifier(end, bench).posteriors(0)
@@ -82,11 +85,31 @@ def test_the_clustered_network_is_an_average_of_the_training(tiny_run: Run, benc
     assert torch.allclose(posteriors.sum(0), torch.ones(posteriors.shape[1:]), atol=1e-5)
 
 
-def test_the_teacher_is_the_baseline_of_its_name(tiny_run: Run, bench: Bench) -> None:
+def test_the_teacher_is_finer_than_the_clusters(bench: Bench) -> None:
     teacher = teacher_of(bench)
-    assert teacher.name == "mixture-statistics"
-    again = bench.cluster("again", "mixture", bench.statistics, bench.stride)
-    assert torch.equal(teacher.posteriors(0), again.posteriors(0))
+    fine = bench.with_clusters(14).cluster("again", "mixture", bench.statistics, bench.stride)
+    assert torch.equal(teacher.posteriors(0), fine.posteriors(0))
+    groups = merge_components(teacher, bench.statistics, bench)
+    assert sorted(set(groups.tolist())) == list(range(7)) and len(groups) == 14
+
+
+def test_components_merge_by_their_mean_tokens(bench: Bench) -> None:
+    """In the space given, a component lies where the one seven places on does."""
+    rows = torch.arange(32) % 14
+    at = {s: rows[:, None].expand(32, 32) for s in bench.scenes.indices("train")}
+    fine = Classifier("fine", 14, 4, lambda s: F.one_hot(at[s], 14).permute(2, 0, 1).float())
+    groups = merge_components(fine, lambda s: (at[s] % 7)[None].float() * 10, bench)
+    assert torch.equal(groups[:7], groups[7:]) and len(groups[:7].unique()) == 7
+    plain = bench.with_clusters(14)
+    assert merge_components(fine, lambda s: at[s][None].float(), plain).tolist() == list(range(14))
+
+
+def test_a_merged_head_sums_probabilities() -> None:
+    logits, groups = torch.randn(2, 5, 3, 3), torch.tensor([1, 0, 2, 1, 1])
+    shares = merged_logits(logits, groups, 3).softmax(dim=1)
+    fine = logits.softmax(dim=1)
+    assert torch.allclose(shares[:, 1], fine[:, [0, 3, 4]].sum(dim=1), atol=1e-6)
+    assert torch.allclose(shares[:, 0], fine[:, 1], atol=1e-6)
 
 
 def test_clustering_needs_pretraining(project: Path) -> None:

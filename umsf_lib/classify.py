@@ -12,13 +12,15 @@ from torch import Tensor
 
 from .bench import Bench
 from .checkpoints import load_checkpoint, write_state
+from .cluster import merge_by_means
 from .inference import Classifier, scene_map
 from .prepare import normalisation_of
 from .pretrain import load_pretrained, new_network
 from .runs import Run, write_arrays
 from .self_training import posteriors_of, self_train
+from .tokens import TokenMap, token_validity
 from .training import Row, write_rows
-from .umsf_net import UmsfNet
+from .umsf_net import MergedHead, UmsfNet
 from .windows import training_tiles
 
 NETWORK = "checkpoints/clustered.pt"
@@ -36,9 +38,30 @@ def cluster_inputs(run: Run) -> dict[str, Any]:
 
 
 def teacher_of(bench: Bench) -> Classifier:
-    """The label-free teacher: clusters of local statistics (``cluster.teacher``)."""
-    kind = bench.config.cluster.teacher
-    return bench.cluster(f"{kind}-statistics", kind, bench.statistics, bench.stride)
+    """The label-free teacher: components of local statistics (``cluster.teacher``), not merged."""
+    kind = "kmeans" if bench.config.cluster.teacher == "kmeans" else "mixture"
+    fine = bench.with_clusters(bench.num_components)
+    return fine.cluster("teacher", kind, bench.statistics, bench.stride)
+
+
+def merge_components(teacher: Classifier, tokens: TokenMap, bench: Bench) -> Tensor:
+    """Cluster ``(P,)`` int64 of each of the teacher's components, found without labels.
+
+    Args:
+        teacher: P components.
+        tokens: the space in which components of one land cover should lie close together.
+        bench: training scenes, and K <= P.
+    """
+    if teacher.num_clusters == bench.num_clusters:
+        return torch.arange(bench.num_clusters)
+    sums, weights = torch.zeros(()), torch.zeros(())
+    for scene in bench.scenes.indices("train"):
+        valid = token_validity(bench.store, scene, bench.stride)
+        shares = teacher.posteriors(scene)[:, valid].double()  # (P, n)
+        sums = sums + shares @ tokens(scene)[:, valid].double().T  # (P, D)
+        weights = weights + shares.sum(dim=1)
+    means = sums / weights.clamp_min(1e-9)[:, None]
+    return torch.from_numpy(merge_by_means(means.cpu().numpy(), bench.num_clusters))
 
 
 def cluster(
@@ -64,9 +87,12 @@ def _cluster(
     config, store = run.config, bench.store
     network = starting_network(run, bench).to(run.device)
     teacher = teacher_of(bench)
+    groups = merge_components(teacher, merging_tokens(network, bench), bench).to(run.device)
     lessons = {scene: teacher.posteriors(scene) for scene in bench.scenes.indices("train")}
     tiles = training_tiles(bench.scenes, config.views.window_px, config.views.overlap_px)
     network, rows = self_train(network, store, tiles, lessons, config, progress=progress)
+    assert network.clustering is not None
+    network.clustering = MergedHead(network.clustering, groups, bench.num_clusters)
     content = {"settings": inputs, "module": network.state_dict()}
     write_state(run.path(NETWORK), content)
     write_rows(run.path("self_training.csv"), rows)
@@ -78,8 +104,15 @@ def starting_network(run: Run, bench: Bench) -> UmsfNet:
     """Pretrained encoders and fusion, or random ones (``cluster.initial``); fresh head."""
     make = load_pretrained if run.config.cluster.initial == "pretrained" else new_network
     network = make(run, bench.scenes)
-    network.set_num_clusters(bench.num_clusters)
+    network.set_num_clusters(bench.num_components)
     return network
+
+
+def merging_tokens(network: UmsfNet, bench: Bench) -> TokenMap:
+    """Fused tokens of the pretrained network; local statistics where nothing was pretrained."""
+    if bench.config.cluster.initial == "random":
+        return bench.statistics
+    return feature_tokens(network.eval(), bench, "fused")
 
 
 def load_clustered(run: Run, bench: Bench) -> UmsfNet:
@@ -90,7 +123,10 @@ def load_clustered(run: Run, bench: Bench) -> UmsfNet:
     """
     run.outputs_of("cluster")
     network = new_network(run, bench.scenes)
-    network.set_num_clusters(bench.num_clusters)
+    network.set_num_clusters(bench.num_components)
+    assert network.clustering is not None
+    groups = torch.zeros(bench.num_components, dtype=torch.int64)
+    network.clustering = MergedHead(network.clustering, groups, bench.num_clusters)
     network.load_state_dict(load_checkpoint(run.path(NETWORK), cluster_inputs(run))["module"])
     return network.to(run.device).eval()
 

@@ -133,14 +133,14 @@ class ClusterConfig:
     max_dims: int = 16  # of the statistics, by PCA where there are more
     tokens: int = 16000
     restarts: int = 5
-    over_clusters: int = 28
-    teacher: str = "mixture"  # mixture | kmeans | merged
+    components: int = 2  # of the finer mixture, per cluster: merged without labels
+    teacher: str = "merged"  # merged: the finer mixture | mixture | kmeans
     initial: str = "pretrained"  # pretrained | random
-    rounds: int = 2
-    steps: int = 200  # per round
+    rounds: int = 1
+    steps: int = 400  # of all rounds
     batch: int = 8
     lr: float = 2e-3
-    clustering: float = 0.5
+    clustering: float = 0.0  # its confidence costs rare classes
     consistency: float = 0.5
     balance: float = 0.1  # weak: land cover is far from balanced
     temperature: float = 0.5
@@ -211,7 +211,7 @@ CHOICES = {
     "model.norm": ("group", "batch"),
     "model.fusion": ("concat", "add", "attention"),
     "pretrain.objective": ("moco", "mocov3", "decur"),
-    "cluster.teacher": ("mixture", "kmeans", "merged"),
+    "cluster.teacher": ("merged", "mixture", "kmeans"),
     "cluster.initial": ("pretrained", "random"),
 }
 

@@ -56,12 +56,7 @@ class Learner(nn.Module):
     contrasts: dict[str, tuple[str, str]]
 
     def tune_for_cuda(self, compiled: bool) -> None:
-        """Choose the GPU's fast paths: channels last, TF32, and torch.compile where asked for.
-
-        On a CPU channels last saves a tenth, too, but oneDNN's 1 x 1 kernels (AVX2, torch 2.15)
-        then hang in the backward pass of some narrow layers.
-        """
-        self.to(memory_format=torch.channels_last)
+        """Choose the GPU's fast paths: TF32, and torch.compile where asked for."""
         torch.set_float32_matmul_precision("high")
         if compiled:
             for network in (m for m in self.children() if isinstance(m, UmsfNet)):

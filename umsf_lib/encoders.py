@@ -55,8 +55,10 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or before != after:
+            # Pooling over one pixel is a stride: oneDNN's strided 1 x 1 kernel (AVX2, torch 2.15)
+            # overruns its memory in channels last with fewer than eight channels.
             self.shortcut = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), norm(after)
+                nn.MaxPool2d(1, stride), nn.Conv2d(before, after, 1, bias=False), norm(after)
             )
 
     def forward(self, x: Tensor) -> Tensor:

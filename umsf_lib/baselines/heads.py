@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
 from ..bench import Bench
-from ..cluster import central
+from ..cluster import central, merge_by_overlap
 from ..config import ModelConfig
-from ..umsf_net import clustering_head, projection_head
+from ..umsf_net import clustering_head, merged_logits, projection_head
 
 TEMPERATURE = 0.1  # of cosines to prototypes (Caron et al. 2020)
 
@@ -37,9 +35,7 @@ class PrototypeHead(nn.Module):
         """Logits ``(B, K, h, w)``: a cluster's probability is the sum of its prototypes'."""
         prototypes = F.normalize(self.prototypes, dim=1)
         scores = torch.einsum("bdhw,pd->bphw", self.embed(features), prototypes)
-        members = F.one_hot(self.groups, self.num_clusters).float()  # (P, K)
-        shares = torch.einsum("bphw,pk->bkhw", (scores / TEMPERATURE).softmax(dim=1), members)
-        return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+        return merged_logits(scores / TEMPERATURE, self.groups, self.num_clusters)
 
     @torch.no_grad()
     def settle(self, candidates: Tensor, tokens: Tensor) -> None:
@@ -52,7 +48,7 @@ class PrototypeHead(nn.Module):
         groups, labels = [], []
         for prototypes in candidates:
             shares = (tokens @ prototypes.T / TEMPERATURE).softmax(dim=1).cpu().numpy()  # (n, P)
-            groups.append(merged(shares, self.num_clusters))
+            groups.append(merge_by_overlap(shares, self.num_clusters))
             labels.append(groups[-1][shares.argmax(axis=1)])
         chosen = central(labels)
         self.prototypes.copy_(candidates[chosen])
@@ -63,21 +59,6 @@ def prototype_head(bench: Bench) -> PrototypeHead:
     """A fresh head with ``baseline.prototypes`` for each cluster."""
     config, clusters = bench.config, bench.num_clusters
     return PrototypeHead(config.model, config.baseline.prototypes * clusters, clusters)
-
-
-def merged(shares: np.ndarray, num_clusters: int) -> np.ndarray:
-    """Cluster ``(P,)`` of each prototype: those that the same tokens waver between are joined.
-
-    Average linkage of the cosines between the rows of ``shares' shares``. The distance between
-    prototypes themselves says less: SwAV's are no centres of anything.
-
-    Args:
-        shares: ``(n, P)`` probability of each prototype for each token.
-        num_clusters: K <= P.
-    """
-    linkage = AgglomerativeClustering(num_clusters, metric="cosine", linkage="average")
-    result: np.ndarray = linkage.fit_predict(shares.T @ shares)
-    return result
 
 
 class Heads(nn.Module):

@@ -1,4 +1,4 @@
-"""Full-covariance Gaussian mixture on local statistics: the baseline to beat."""
+"""Full-covariance Gaussian mixtures on local statistics: the baselines to beat."""
 
 from __future__ import annotations
 
@@ -8,5 +8,10 @@ from ..runs import Run
 
 
 def mixture_statistics(run: Run, bench: Bench) -> Classifier:
-    """The mixture that also teaches the network (``cluster.fit_mixture``)."""
+    """One component per cluster (``cluster.fit_mixture``)."""
     return bench.cluster("mixture-statistics", "mixture", bench.statistics, bench.stride)
+
+
+def merged_statistics(run: Run, bench: Bench) -> Classifier:
+    """More components, merged by the tokens they share (``cluster.fit_merged``)."""
+    return bench.cluster("merged-statistics", "merged", bench.statistics, bench.stride)
