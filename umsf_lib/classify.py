@@ -64,6 +64,18 @@ def merge_components(teacher: Classifier, tokens: TokenMap, bench: Bench) -> Ten
     return torch.from_numpy(merge_by_means(means.cpu().numpy(), bench.num_clusters))
 
 
+def merged_teacher(run: Run, bench: Bench) -> Classifier:
+    """The teacher with its components merged as our network merges them: what it learns from."""
+    fine, network = teacher_of(bench), starting_network(run, bench).to(run.device)
+    groups = merge_components(fine, merging_tokens(network, bench), bench)
+    members = F.one_hot(groups, bench.num_clusters).float().to(run.device)  # (P, K)
+
+    def posteriors(scene: int) -> Tensor:
+        return torch.einsum("phw,pk->khw", fine.posteriors(scene), members)
+
+    return Classifier("teacher", bench.num_clusters, fine.stride, posteriors)
+
+
 def cluster(
     run: Run, bench: Bench, *, progress: Callable[[int, int, Row], None] | None = None
 ) -> bool:
