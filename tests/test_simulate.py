@@ -194,6 +194,16 @@ def test_what_cannot_be_made_is_refused(change: dict[str, object], message: str)
         simulate_scene(**request)  # type: ignore[arg-type]
 
 
+def test_mild_scenes_are_easy_ones_with_rare_classes_less_rare() -> None:
+    def shares(difficulty: str) -> np.ndarray:
+        labels = [simulate_scene(k, 256, 256, difficulty)["label"] // 10 - 1 for k in range(6)]
+        return np.bincount(np.ravel(labels), minlength=7) / np.size(labels)
+
+    easy, mild = shares("easy"), shares("mild")
+    rare = [1, 2, 3, 5, 6]
+    assert (mild[rare] > 1.2 * easy[rare]).all() and (mild[[0, 4]] < easy[[0, 4]]).all()
+
+
 def test_both_sensors_together_read_what_neither_reads_alone(tmp_path: Path) -> None:
     """A random forest with labels on the statistics of unseen scenes (DESIGN 7)."""
     names = scene_names(8)

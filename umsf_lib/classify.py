@@ -67,13 +67,18 @@ def merge_components(teacher: Classifier, tokens: TokenMap, bench: Bench) -> Ten
 def merged_teacher(run: Run, bench: Bench) -> Classifier:
     """The teacher with its components merged as our network merges them: what it learns from."""
     fine, network = teacher_of(bench), starting_network(run, bench).to(run.device)
-    groups = merge_components(fine, merging_tokens(network, bench), bench)
-    members = F.one_hot(groups, bench.num_clusters).float().to(run.device)  # (P, K)
+    return merged(fine, merge_components(fine, merging_tokens(network, bench), bench), "teacher")
+
+
+def merged(fine: Classifier, groups: Tensor, name: str) -> Classifier:
+    """A classifier whose clusters are the ``groups (P,)`` of another's P components."""
+    members = F.one_hot(groups).float()  # (P, K)
 
     def posteriors(scene: int) -> Tensor:
-        return torch.einsum("phw,pk->khw", fine.posteriors(scene), members)
+        components = fine.posteriors(scene)  # (P, h, w)
+        return torch.einsum("phw,pk->khw", components, members.to(components))
 
-    return Classifier("teacher", bench.num_clusters, fine.stride, posteriors)
+    return Classifier(name, members.shape[1], fine.stride, posteriors)
 
 
 def cluster(

@@ -49,7 +49,7 @@ class SyntheticConfig:
     val: int = 4
     test: int = 12  # a bootstrap over scenes needs a dozen
     size_px: int = 512
-    difficulty: str = "easy"
+    difficulty: str = "easy"  # easy | mild: with less imbalance | realistic
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class ClusterConfig:
     tokens: int = 16000
     restarts: int = 5
     components: int = 2  # of the finer mixture, per cluster: merged without labels
-    teacher: str = "merged"  # merged: the finer mixture | mixture | kmeans
+    teacher: str = "merged"  # merged: the finer mixture | kmeans
     initial: str = "pretrained"  # pretrained | random
     rounds: int = 1
     steps: int = 400  # of all rounds
@@ -204,14 +204,14 @@ PARAMETERS: dict[str, type] = {
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
-    "synthetic.difficulty": ("easy", "realistic"),
+    "synthetic.difficulty": ("easy", "mild", "realistic"),
     "model.sensors": ("both", "optical", "sar"),
     "model.backbone": ("small", "resnet18", "resnet50"),
     "model.weights": ("none", "imagenet"),
     "model.norm": ("group", "batch"),
     "model.fusion": ("concat", "add", "attention"),
     "pretrain.objective": ("moco", "mocov3", "decur"),
-    "cluster.teacher": ("merged", "mixture", "kmeans"),
+    "cluster.teacher": ("merged", "kmeans"),
     "cluster.initial": ("pretrained", "random"),
 }
 

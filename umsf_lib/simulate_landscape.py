@@ -8,6 +8,7 @@ this one land (``simulate_sensors``), which is why both images of a scene are re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,9 @@ ORCHARD = 7  # a cover only: labelled farmland, but woody
 # Pixel shares measured over all WHU-OPT-SAR scenes; one scene departs from them.
 SHARES = {FARMLAND: 0.404, CITY: 0.038, VILLAGE: 0.057, WATER: 0.064, FOREST: 0.407}
 SHARES |= {ROAD: 0.010, OTHERS: 0.019}
+# For the question what imbalance costs: the same land with rare classes less rare.
+MILD_SHARES = {FARMLAND: 0.29, CITY: 0.09, VILLAGE: 0.11, WATER: 0.13, FOREST: 0.30}
+MILD_SHARES |= {ROAD: 0.02, OTHERS: 0.06}
 
 SMALLEST_PX = 96  # below it there is no room for a village and a field
 BLOCK_PX = 96  # ground between two ditches or tracks, parcelled in one direction
@@ -93,7 +97,14 @@ class Landscape:
     vigour: FloatMap
 
 
-def landscape(height: int, width: int, seed: int, *, difficulty: str = "easy") -> Landscape:
+def landscape(
+    height: int,
+    width: int,
+    seed: int,
+    *,
+    difficulty: str = "easy",
+    shares: Mapping[int, float] = SHARES,
+) -> Landscape:
     """Make the land of one scene.
 
     Args:
@@ -101,6 +112,7 @@ def landscape(height: int, width: int, seed: int, *, difficulty: str = "easy") -
         width: columns, at least 96.
         seed: decides everything.
         difficulty: "easy" (smooth outlines, labels nearly true) or "realistic".
+        shares: of the classes, on average over scenes.
 
     Raises:
         ConfigError: unknown difficulty, or a side below 96 px.
@@ -108,7 +120,7 @@ def landscape(height: int, width: int, seed: int, *, difficulty: str = "easy") -
     check_request(height, width, difficulty)
     rng = np.random.default_rng([seed, 0])
     shape = (height, width)
-    share = {c: s * float(np.exp(rng.normal(0, 0.15))) for c, s in SHARES.items()}
+    share = {c: s * float(np.exp(rng.normal(0, 0.15))) for c, s in shares.items()}
     elevation = relief(shape, rng)
     label = natural_cover(elevation, share, RAGGED[difficulty], rng)
     parcel, row_direction = _parcels(shape, rng)

@@ -25,7 +25,7 @@ from .config import DataError
 from .layouts import load_layout
 from .rasters import write_raster
 from .sheets import sheet_of
-from .simulate_landscape import ORCHARD, Landscape, landscape, vary
+from .simulate_landscape import MILD_SHARES, ORCHARD, SHARES, Landscape, landscape, vary
 from .simulate_relief import FARMLAND, PIXEL_M, WATER, FloatMap, fractal, smooth_noise
 
 # Rows: farmland, city, village, water, forest, road, others, orchard.
@@ -243,13 +243,22 @@ def simulate_scene(
 ) -> dict[str, NDArray[np.uint8]]:
     """One scene in the form of WHU-OPT-SAR.
 
+    Args:
+        seed: decides everything.
+        height: rows, at least 96.
+        width: columns, at least 96.
+        difficulty: "easy", "realistic", or "mild": easy, with rare classes less rare.
+
     Returns:
         optical (4, H, W) uint8, sar (1, H, W) uint8, label (H, W) uint8 with codes 10..70.
 
     Raises:
         ConfigError: unknown difficulty, or a side below 96 px.
     """
-    land = landscape(height, width, seed, difficulty=difficulty)
+    shares = SHARES
+    if difficulty == "mild":
+        difficulty, shares = "easy", MILD_SHARES
+    land = landscape(height, width, seed, difficulty=difficulty, shares=shares)
     return {
         "optical": optical_image(land, seed, difficulty),
         "sar": sar_image(land, seed, difficulty),

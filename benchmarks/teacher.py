@@ -1,0 +1,106 @@
+"""What a label-free teacher knows: mixtures of local statistics, and the rules that merge them.
+
+    python benchmarks/teacher.py [--profile quick] [--seeds 100,101,102,103,104]
+
+Per seed one set of synthetic scenes and one pretraining (about two minutes, kept in ``runs/``).
+Every merged mixture is scored like any method: dense pixels of the test scenes, clusters matched on
+validation scenes. ``labels`` gives each component its most frequent class of the validation scenes:
+what no rule without labels passes by much. These seeds are for choices; report on others. Writes
+``runs/teacher.csv``; the last line is all of it as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+
+from umsf_lib.baselines.random_network import random_tokens
+from umsf_lib.bench import Bench
+from umsf_lib.classify import feature_tokens, merge_components, merged
+from umsf_lib.cluster import fit_mixture, merge_by_overlap, posterior_map
+from umsf_lib.config import load_config
+from umsf_lib.despeckle import train_despeckler
+from umsf_lib.inference import Classifier
+from umsf_lib.metrics import hungarian, scores
+from umsf_lib.prepare import load_data
+from umsf_lib.pretrain import load_pretrained, pretrain
+from umsf_lib.report import score_scenes
+from umsf_lib.runs import Run, project_root, write_atomically
+
+COMPONENTS = (1, 2, 3)  # per cluster
+SHOWN = ("acc", "nmi", "macro_f1")
+
+
+def tables(classifier: Classifier, bench: Bench, part: str) -> np.ndarray:
+    """``(K, classes)`` pixels of a part of the scenes."""
+    found = score_scenes([classifier], bench, bench.scenes.indices(part))
+    table: np.ndarray = found[classifier.name]["dense"].sum(axis=0)
+    return table
+
+
+def mixture_of(bench: Bench, tokens: np.ndarray, components: int) -> tuple[Classifier, np.ndarray]:
+    """A mixture as a classifier of scenes, and its posteriors ``(n, P)`` of the tokens."""
+    config = bench.config
+    found = fit_mixture(tokens, components, config.cluster.restarts, config.seed)
+
+    def posteriors(scene: int) -> torch.Tensor:
+        return posterior_map(found, bench.statistics, scene)
+
+    return Classifier("fine", components, bench.stride, posteriors), found.posteriors(tokens)
+
+
+def rows_of(run: Run) -> list[dict[str, object]]:
+    """One row per number of components and rule."""
+    scenes = load_data(run)
+    train_despeckler(run, scenes)
+    pretrain(run, scenes)
+    bench, rows = Bench.of_run(run, scenes), []
+    tokens, clusters = bench.sample(bench.statistics, bench.stride), bench.num_clusters
+    spaces = {
+        "pretrained features": feature_tokens(load_pretrained(run, scenes).eval(), bench, "fused"),
+        "random features": random_tokens(run, bench),
+        "local statistics": bench.statistics,
+    }
+    for components in (clusters * per for per in COMPONENTS):
+        fine, shares = mixture_of(bench, tokens, components)
+        groups = {"labels": torch.from_numpy(tables(fine, bench, "val").argmax(axis=1))}
+        if components == clusters:
+            groups["-"] = torch.arange(clusters)
+        else:
+            groups["shared tokens"] = torch.from_numpy(merge_by_overlap(shares, clusters))
+            for name, space in spaces.items():
+                groups[name] = merge_components(fine, space, bench)
+        for name, group in groups.items():
+            clusterer = merged(fine, group, "merged")
+            matching = hungarian(tables(clusterer, bench, "val"))
+            found = scores(tables(clusterer, bench, "test"), matching)
+            row = {"seed": run.config.seed, "components": components, "merged by": name}
+            rows.append(row | {metric: round(float(found[metric]), 4) for metric in SHOWN})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--seeds", default="100,101,102,103,104")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    rows = []
+    for seed in map(int, options.seeds.split(",")):
+        name = f"teacher-{options.profile}-{seed}"
+        rows += rows_of(Run.open(load_config(options.profile, seed=seed), name))
+    table = pd.DataFrame(rows)
+    write_atomically(project_root() / "runs" / "teacher.csv", partial(table.to_csv, index=False))
+    print(table.groupby(["components", "merged by"], sort=False)[list(SHOWN)].mean().round(3))
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
