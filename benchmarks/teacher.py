@@ -20,10 +20,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from umsf_lib.baselines.heads import merged as shared_tokens
 from umsf_lib.baselines.random_network import random_tokens
 from umsf_lib.bench import Bench
-from umsf_lib.classify import feature_tokens, merge_components, merged
-from umsf_lib.cluster import fit_mixture, merge_by_overlap, posterior_map
+from umsf_lib.classify import feature_tokens, merge_by, merged
+from umsf_lib.cluster import bhattacharyya, fit_mixture, merge, posterior_map
 from umsf_lib.config import load_config
 from umsf_lib.despeckle import train_despeckler
 from umsf_lib.inference import Classifier
@@ -33,7 +34,7 @@ from umsf_lib.pretrain import load_pretrained, pretrain
 from umsf_lib.report import score_scenes
 from umsf_lib.runs import Run, project_root, write_atomically
 
-COMPONENTS = (1, 2, 3)  # per cluster
+COMPONENTS = (1, 2, 3, 4)  # per cluster
 SHOWN = ("acc", "nmi", "macro_f1")
 
 
@@ -44,17 +45,6 @@ def tables(classifier: Classifier, bench: Bench, part: str) -> np.ndarray:
     return table
 
 
-def mixture_of(bench: Bench, tokens: np.ndarray, components: int) -> tuple[Classifier, np.ndarray]:
-    """A mixture as a classifier of scenes, and its posteriors ``(n, P)`` of the tokens."""
-    config = bench.config
-    found = fit_mixture(tokens, components, config.cluster.restarts, config.seed)
-
-    def posteriors(scene: int) -> torch.Tensor:
-        return posterior_map(found, bench.statistics, scene)
-
-    return Classifier("fine", components, bench.stride, posteriors), found.posteriors(tokens)
-
-
 def rows_of(run: Run) -> list[dict[str, object]]:
     """One row per number of components and rule."""
     scenes = load_data(run)
@@ -63,19 +53,22 @@ def rows_of(run: Run) -> list[dict[str, object]]:
     bench, rows = Bench.of_run(run, scenes), []
     tokens, clusters = bench.sample(bench.statistics, bench.stride), bench.num_clusters
     spaces = {
-        "pretrained features": feature_tokens(load_pretrained(run, scenes).eval(), bench, "fused"),
         "random features": random_tokens(run, bench),
-        "local statistics": bench.statistics,
+        "pretrained features": feature_tokens(load_pretrained(run, scenes).eval(), bench, "fused"),
     }
     for components in (clusters * per for per in COMPONENTS):
-        fine, shares = mixture_of(bench, tokens, components)
+        mixture = fit_mixture(tokens, components, run.config.cluster.restarts, run.config.seed)
+        posteriors = partial(posterior_map, mixture, bench.statistics)
+        fine = Classifier("fine", components, bench.stride, posteriors)
         groups = {"labels": torch.from_numpy(tables(fine, bench, "val").argmax(axis=1))}
         if components == clusters:
             groups["-"] = torch.arange(clusters)
         else:
-            groups["shared tokens"] = torch.from_numpy(merge_by_overlap(shares, clusters))
-            for name, space in spaces.items():
-                groups[name] = merge_components(fine, space, bench)
+            shared = shared_tokens(mixture.posteriors(tokens), clusters)
+            apart = merge(bhattacharyya(mixture.model), mixture.model.weights_, clusters)
+            groups["shared tokens, average linkage"] = torch.from_numpy(shared)
+            groups["Gaussians"] = torch.from_numpy(apart)
+            groups |= {name: merge_by(space, fine, bench) for name, space in spaces.items()}
         for name, group in groups.items():
             clusterer = merged(fine, group, "merged")
             matching = hungarian(tables(clusterer, bench, "val"))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from umsf_lib.baselines import BASELINES, CEILING, LEARNED
 from umsf_lib.baselines.deepcluster import Memory, spherical_kmeans
-from umsf_lib.baselines.heads import Heads, PrototypeHead
+from umsf_lib.baselines.heads import Heads, PrototypeHead, merged
 from umsf_lib.baselines.learning import baseline_steps
 from umsf_lib.baselines.random_network import settle_norms
 from umsf_lib.baselines.scan import (
@@ -32,7 +32,6 @@ from umsf_lib.baselines.scan import (
 )
 from umsf_lib.baselines.swav import TokenQueue, sinkhorn, swapped_loss
 from umsf_lib.bench import Bench
-from umsf_lib.cluster import merge_by_overlap
 from umsf_lib.config import ConfigError, DataError, load_config
 from umsf_lib.despeckle import train_despeckler
 from umsf_lib.pipeline import methods
@@ -231,14 +230,12 @@ def test_merging_joins_prototypes_that_share_tokens() -> None:
     rng, group = np.random.default_rng(0), np.array([0, 1, 1, 2, 2, 2, 0, 1])
     own = rng.choice(3, 400, p=[0.9, 0.07, 0.03])
     shares = rng.random((400, 8)) * (group == own[:, None]) + 1e-3
-    found = merge_by_overlap(shares / shares.sum(axis=1, keepdims=True), 3)
+    found = merged(shares / shares.sum(axis=1, keepdims=True), 3)
     assert adjusted_rand_score(group, found) == 1
 
 
 def test_one_token_for_all_merges_to_something() -> None:
-    assert merge_by_overlap(np.full((5, 6), 1 / 6), 3).shape == (
-        6,
-    )  # one cluster left: any will do
+    assert merged(np.full((5, 6), 1 / 6), 3).shape == (6,)  # one cluster left: any will do
 
 
 def test_a_cluster_is_as_likely_as_its_prototypes_together() -> None:

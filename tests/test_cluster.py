@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.stats import multivariate_normal
 from sklearn.metrics import adjusted_rand_score
 
 from umsf_lib.bench import Bench
 from umsf_lib.cluster import (
-    MixtureClusters,
+    bhattacharyya,
     central,
     fit,
     fit_kmeans,
     fit_merged,
     fit_mixture,
-    merge_by_means,
+    merge,
     posterior_map,
+    unmerged,
 )
 from umsf_lib.config import ClusterConfig, ConfigError, load_config
 from umsf_lib.prepare import SceneSet
@@ -107,25 +108,67 @@ def test_kmeans_assigns_the_nearest_centre() -> None:
 
 
 def test_merging_joins_the_components_of_one_group() -> None:
-    """A bent group, which is no Gaussian, and a rare one inside of its bend."""
-    bend = [[6, 0], [4, 4], [0, 6], [-4, 4], [-6, 0]]
-    tokens, blob = gaussians(
-        [*bend, [0, 0]], [2 * np.eye(2)] * 5 + [np.eye(2) / 9], [600] * 5 + [99]
-    )
-    merged = fit_merged(tokens, 6, 2, restarts=3, seed=0)
-    assert merged.groups.shape == (6,) and set(merged.groups) == {0, 1}
-    assert adjusted_rand_score(blob == 5, merged.posteriors(tokens).argmax(axis=1)) > 0.95
-    fine = MixtureClusters(merged.model, np.arange(6), 6).posteriors(tokens)
-    sums = [fine[:, merged.groups == k].sum(axis=1) for k in (0, 1)]
+    """Two common groups, neither of them a Gaussian, and a rare one."""
+    means = [[0, 0], [4, 2], [0, 14], [4, 12], [14, 7]]
+    tokens, blob = gaussians(means, [2 * np.eye(2)] * 4 + [np.eye(2) / 9], [900] * 4 + [120])
+    truth = np.array([0, 0, 1, 1, 2])[blob]
+    merged = fit_merged(tokens, 9, 3, restarts=3, seed=0)
+    assert merged.groups.shape == (9,) and set(merged.groups) == {0, 1, 2}
+    assert adjusted_rand_score(truth, merged.posteriors(tokens).argmax(axis=1)) > 0.99
+    fine, groups = unmerged(merged)
+    shares = fine.posteriors(tokens)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    sums = [shares[:, groups == k].sum(axis=1) for k in range(3)]
     np.testing.assert_allclose(merged.posteriors(tokens), np.stack(sums, axis=1))
-    plain = fit_mixture(tokens, 2, restarts=3, seed=0).posteriors(tokens).argmax(axis=1)
-    assert adjusted_rand_score(blob == 5, plain) < 0.5
 
 
-def test_merging_by_means_is_average_linkage() -> None:
-    means = np.random.default_rng(0).normal(size=(12, 5))
-    expected = fcluster(linkage(means, "average"), 4, "maxclust")
-    assert adjusted_rand_score(expected, merge_by_means(means, 4)) == 1
+def slow_merge(distance: np.ndarray, shares: np.ndarray, wanted: int, alike: float) -> list[set]:
+    """Greedy joining, every gain summed anew over pairs."""
+    count = len(shares)
+    every = [(i, j) for i in range(count) for j in range(count) if i != j]
+    mean = sum(shares[i] * shares[j] * distance[i, j] for i, j in every)
+    mean /= sum(shares[i] * shares[j] for i, j in every)
+    groups = [{i} for i in range(count)]
+
+    def gain(a: set, b: set) -> float:
+        return sum(shares[i] * shares[j] * (alike * mean - distance[i, j]) for i in a for j in b)
+
+    while len(groups) > wanted:
+        one, other = max(itertools.combinations(groups, 2), key=lambda pair: gain(*pair))
+        groups = [g for g in groups if g not in (one, other)] + [one | other]
+    return groups
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_merging_equals_a_slow_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points, shares = rng.normal(size=(11, 3)), rng.dirichlet(np.ones(11))
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2)
+    groups = merge(distance, shares, 4, 0.8)
+    assert set(groups) == {0, 1, 2, 3}
+    expected = slow_merge(distance, shares, 4, 0.8)
+    assert {frozenset(np.flatnonzero(groups == k)) for k in range(4)} == set(
+        map(frozenset, expected)
+    )
+    np.testing.assert_array_equal(groups, merge(7 * distance, shares, 4, 0.8))  # in any unit
+
+
+def test_merging_joins_what_is_common_before_what_is_rare() -> None:
+    """Two halves of the forest before two villages that are no farther apart."""
+    distance = np.array([[0, 1, 4, 4], [1, 0, 4, 4], [4, 4, 0, 1], [4, 4, 1, 0]], float)
+    groups = merge(distance, np.array([0.45, 0.45, 0.05, 0.05]), 3)
+    assert groups[0] == groups[1] and len({groups[0], groups[2], groups[3]}) == 3
+    assert merge(np.zeros((4, 4)), np.full(4, 0.25), 2).max() == 1  # all alike: any will do
+    assert merge(distance, np.array([1.0, 0, 0, 0]), 2).max() == 1  # nothing but one component
+
+
+def test_bhattacharyya_distances_in_closed_form() -> None:
+    tokens, _ = gaussians([[0, 0], [8, 0]], [np.diag([1, 4]), np.diag([4, 1])], [3000, 3000])
+    model = fit_mixture(tokens, 2, restarts=1, seed=0).model
+    model.means_ = np.array([[0.0, 0.0], [8.0, 0.0]])
+    model.covariances_ = np.stack([np.diag([1.0, 4.0]), np.diag([4.0, 1.0])])
+    expected = 64 / 2.5 / 8 + np.log(2.5 * 2.5 / 4) / 2
+    np.testing.assert_allclose(bhattacharyya(model) ** 2, expected * (1 - np.eye(2)), atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)

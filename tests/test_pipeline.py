@@ -17,10 +17,13 @@ from umsf_lib.baselines import LEARNED
 from umsf_lib.bench import Bench
 from umsf_lib.classify import (
     cluster,
+    feature_tokens,
     load_clustered,
-    merge_components,
+    merge_by,
+    merged,
     network_classifier,
     starting_network,
+    taught,
     teacher_of,
 )
 from umsf_lib.config import IGNORE, CheckpointError, ConfigError, MissingStageError, load_config
@@ -86,11 +89,11 @@ def test_the_clustered_network_is_an_average_of_the_training(tiny_run: Run, benc
 
 
 def test_the_teacher_is_finer_than_the_clusters(bench: Bench) -> None:
-    teacher = teacher_of(bench)
-    fine = bench.with_clusters(14).cluster("again", "mixture", bench.statistics, bench.stride)
-    assert torch.equal(teacher.posteriors(0), fine.posteriors(0))
-    groups = merge_components(teacher, bench.statistics, bench)
-    assert sorted(set(groups.tolist())) == list(range(7)) and len(groups) == 14
+    teacher, groups = teacher_of(bench)
+    assert teacher.num_clusters == len(groups) == bench.num_components == 21
+    assert sorted(set(groups.tolist())) == list(range(7))
+    own = bench.cluster("own", "merged", bench.statistics, bench.stride).posteriors(0)
+    assert torch.allclose(merged(teacher, groups, "again").posteriors(0), own, atol=1e-6)
 
 
 def test_components_merge_by_their_mean_tokens(bench: Bench) -> None:
@@ -98,10 +101,20 @@ def test_components_merge_by_their_mean_tokens(bench: Bench) -> None:
     rows = torch.arange(32) % 14
     at = {s: rows[:, None].expand(32, 32) for s in bench.scenes.indices("train")}
     fine = Classifier("fine", 14, 4, lambda s: F.one_hot(at[s], 14).permute(2, 0, 1).float())
-    groups = merge_components(fine, lambda s: (at[s] % 7)[None].float() * 10, bench)
+    corners = torch.eye(7)
+    groups = merge_by(lambda s: corners[at[s] % 7].permute(2, 0, 1), fine, bench)
     assert torch.equal(groups[:7], groups[7:]) and len(groups[:7].unique()) == 7
-    plain = bench.with_clusters(14)
-    assert merge_components(fine, lambda s: at[s][None].float(), plain).tolist() == list(range(14))
+
+
+def test_without_pretraining_the_statistics_merge(tiny_run: Run, bench: Bench) -> None:
+    """The network has a say in it only where something has pretrained it."""
+    network = starting_network(tiny_run, bench)
+    own = teacher_of(bench)[1]
+    random = tiny_run.variant("merge", ["data", "despeckle"], cluster={"initial": "random"})
+    assert torch.equal(taught(random, bench, network)[1], own)
+    space = feature_tokens(network.eval(), bench, "fused")
+    expected = merge_by(space, teacher_of(bench)[0], bench)
+    assert torch.equal(taught(tiny_run, bench, network)[1], expected)
 
 
 def test_a_merged_head_sums_probabilities() -> None:

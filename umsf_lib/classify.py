@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .bench import Bench
 from .checkpoints import load_checkpoint, write_state
-from .cluster import merge_by_means
+from .cluster import fit, merge, posterior_map, unmerged
 from .inference import Classifier, scene_map
 from .prepare import normalisation_of
 from .pretrain import load_pretrained, new_network
@@ -37,23 +37,26 @@ def cluster_inputs(run: Run) -> dict[str, Any]:
     }
 
 
-def teacher_of(bench: Bench) -> Classifier:
-    """The label-free teacher: components of local statistics (``cluster.teacher``), not merged."""
-    kind = "kmeans" if bench.config.cluster.teacher == "kmeans" else "mixture"
-    fine = bench.with_clusters(bench.num_components)
-    return fine.cluster("teacher", kind, bench.statistics, bench.stride)
+def teacher_of(bench: Bench) -> tuple[Classifier, Tensor]:
+    """The label-free teacher: components of local statistics (``cluster.teacher``), not merged.
 
-
-def merge_components(teacher: Classifier, tokens: TokenMap, bench: Bench) -> Tensor:
-    """Cluster ``(P,)`` int64 of each of the teacher's components, found without labels.
-
-    Args:
-        teacher: P components.
-        tokens: the space in which components of one land cover should lie close together.
-        bench: training scenes, and K <= P.
+    Returns:
+        A classifier of the P components, and the cluster ``(P,)`` int64 that each belongs to by
+        the statistics alone.
     """
-    if teacher.num_clusters == bench.num_clusters:
-        return torch.arange(bench.num_clusters)
+    settings, tokens = bench.config.cluster, bench.sample(bench.statistics, bench.stride)
+    found = fit(settings.teacher, tokens, bench.num_clusters, settings, bench.config.seed)
+    fine, groups = unmerged(found)
+
+    def posteriors(scene: int) -> Tensor:
+        return posterior_map(fine, bench.statistics, scene)
+
+    teacher = Classifier("teacher", fine.num_clusters, bench.stride, posteriors)
+    return teacher, torch.from_numpy(groups)
+
+
+def merge_by(tokens: TokenMap, teacher: Classifier, bench: Bench) -> Tensor:
+    """Cluster ``(P,)`` int64 of each component, by the distance of their mean ``tokens``."""
     sums, weights = torch.zeros(()), torch.zeros(())
     for scene in bench.scenes.indices("train"):
         valid = token_validity(bench.store, scene, bench.stride)
@@ -61,13 +64,26 @@ def merge_components(teacher: Classifier, tokens: TokenMap, bench: Bench) -> Ten
         sums = sums + shares @ tokens(scene)[:, valid].double().T  # (P, D)
         weights = weights + shares.sum(dim=1)
     means = sums / weights.clamp_min(1e-9)[:, None]
-    return torch.from_numpy(merge_by_means(means.cpu().numpy(), bench.num_clusters))
+    distance, shares = torch.cdist(means, means).cpu(), (weights / weights.sum()).cpu()
+    return torch.from_numpy(merge(distance.numpy(), shares.numpy(), bench.num_clusters))
+
+
+def taught(run: Run, bench: Bench, network: UmsfNet) -> tuple[Classifier, Tensor]:
+    """The teacher, and the clusters of its components: by what the pretrained network finds alike.
+
+    A network that nothing has pretrained has no say in it.
+    """
+    teacher, groups = teacher_of(bench)
+    merging = run.config.cluster.initial == "pretrained" and len(groups) > bench.num_clusters
+    if merging:
+        groups = merge_by(feature_tokens(network.eval(), bench, "fused"), teacher, bench)
+    return teacher, groups
 
 
 def merged_teacher(run: Run, bench: Bench) -> Classifier:
     """The teacher with its components merged as our network merges them: what it learns from."""
-    fine, network = teacher_of(bench), starting_network(run, bench).to(run.device)
-    return merged(fine, merge_components(fine, merging_tokens(network, bench), bench), "teacher")
+    network = starting_network(run, bench).to(run.device)
+    return merged(*taught(run, bench, network), "teacher")
 
 
 def merged(fine: Classifier, groups: Tensor, name: str) -> Classifier:
@@ -103,13 +119,12 @@ def _cluster(
 ) -> list[str]:
     config, store = run.config, bench.store
     network = starting_network(run, bench).to(run.device)
-    teacher = teacher_of(bench)
-    groups = merge_components(teacher, merging_tokens(network, bench), bench).to(run.device)
+    teacher, groups = taught(run, bench, network)
     lessons = {scene: teacher.posteriors(scene) for scene in bench.scenes.indices("train")}
     tiles = training_tiles(bench.scenes, config.views.window_px, config.views.overlap_px)
     network, rows = self_train(network, store, tiles, lessons, config, progress=progress)
     assert network.clustering is not None
-    network.clustering = MergedHead(network.clustering, groups, bench.num_clusters)
+    network.clustering = MergedHead(network.clustering, groups.to(run.device), bench.num_clusters)
     content = {"settings": inputs, "module": network.state_dict()}
     write_state(run.path(NETWORK), content)
     write_rows(run.path("self_training.csv"), rows)
@@ -123,13 +138,6 @@ def starting_network(run: Run, bench: Bench) -> UmsfNet:
     network = make(run, bench.scenes)
     network.set_num_clusters(bench.num_components)
     return network
-
-
-def merging_tokens(network: UmsfNet, bench: Bench) -> TokenMap:
-    """Fused tokens of the pretrained network; local statistics where nothing was pretrained."""
-    if bench.config.cluster.initial == "random":
-        return bench.statistics
-    return feature_tokens(network.eval(), bench, "fused")
 
 
 def load_clustered(run: Run, bench: Bench) -> UmsfNet:

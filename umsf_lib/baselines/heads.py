@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
 from ..bench import Bench
-from ..cluster import central, merge_by_overlap
+from ..cluster import central
 from ..config import ModelConfig
 from ..umsf_net import clustering_head, merged_logits, projection_head
 
@@ -48,7 +50,7 @@ class PrototypeHead(nn.Module):
         groups, labels = [], []
         for prototypes in candidates:
             shares = (tokens @ prototypes.T / TEMPERATURE).softmax(dim=1).cpu().numpy()  # (n, P)
-            groups.append(merge_by_overlap(shares, self.num_clusters))
+            groups.append(merged(shares, self.num_clusters))
             labels.append(groups[-1][shares.argmax(axis=1)])
         chosen = central(labels)
         self.prototypes.copy_(candidates[chosen])
@@ -59,6 +61,22 @@ def prototype_head(bench: Bench) -> PrototypeHead:
     """A fresh head with ``baseline.prototypes`` for each cluster."""
     config, clusters = bench.config, bench.num_clusters
     return PrototypeHead(config.model, config.baseline.prototypes * clusters, clusters)
+
+
+def merged(shares: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Cluster ``(P,)`` of each prototype: those that the same tokens waver between are joined.
+
+    Average linkage of the cosines between the rows of ``shares' shares``. The distance between
+    prototypes themselves says less: SwAV's are no centres of anything.
+
+    Args:
+        shares: ``(n, P)`` probability of each prototype for each token.
+        num_clusters: K <= P.
+    """
+    shares = shares + 1e-9  # a prototype without any token has no direction; it joins common ones
+    linkage = AgglomerativeClustering(num_clusters, metric="cosine", linkage="average")
+    result: np.ndarray = linkage.fit_predict(shares.T @ shares)
+    return result
 
 
 class Heads(nn.Module):
