@@ -136,6 +136,19 @@ def test_seeds_that_only_one_side_has_are_left_out(fakes: list[Run]) -> None:
     assert table.loc[("optical", "umsf", "acc")].seeds == 2
 
 
+def test_other_scenes_have_scores_but_no_margin(fakes: list[Run]) -> None:
+    config, tables = TINY, {"umsf": np.stack([np.diag([40, 60])] * 3)}
+    mild = dataclasses.replace(config.synthetic, difficulty="mild")
+    fake_run(dataclasses.replace(config, synthetic=mild), "tiny-easy-0-mild_imbalance", tables)
+    sweep = Sweep(TINY, "ablations", (0,))
+    assert "mild_imbalance" in set(score_rows(sweep).variant)
+    assert "mild_imbalance" not in set(margins(sweep).variant)
+    assert (
+        "mild_imbalance"
+        not in Sweep(dataclasses.replace(TINY, data="x"), "ablations", (0,)).variants
+    )
+
+
 def test_the_readme_block_repeats_the_tables(fakes: list[Run], project: Path, capsys) -> None:
     sweep = Sweep(TINY, "first", (0, 1))
     print_report(sweep)
@@ -186,3 +199,5 @@ def test_what_changes_the_pretraining_is_pretrained_anew(project: Path, tiny_run
     for name, shared in (("add", False), ("no_fused", False), ("balance_1", True)):
         variant = suites._variant(base, name, keep=True)
         assert variant.is_done("despeckle") and variant.is_done("pretrain") == shared
+    mild = suites._variant(base, "mild_imbalance", keep=True)
+    assert mild.config.synthetic.difficulty == "mild" and not mild.manifest["stages"]
