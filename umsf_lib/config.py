@@ -140,7 +140,7 @@ class ClusterConfig:
     steps: int = 400  # of all rounds
     batch: int = 8
     lr: float = 2e-3
-    clustering: float = 0.0  # its confidence costs rare classes
+    clustering: float = 0.0  # of the published loss; notebook 08 compares
     consistency: float = 0.5
     balance: float = 0.1  # weak: land cover is far from balanced
     temperature: float = 0.5
