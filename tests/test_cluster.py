@@ -13,7 +13,6 @@ from sklearn.metrics import adjusted_rand_score
 
 from umsf_lib.bench import Bench
 from umsf_lib.cluster import (
-    bhattacharyya,
     central,
     fit,
     fit_kmeans,
@@ -122,53 +121,30 @@ def test_merging_joins_the_components_of_one_group() -> None:
     np.testing.assert_allclose(merged.posteriors(tokens), np.stack(sums, axis=1))
 
 
-def slow_merge(distance: np.ndarray, shares: np.ndarray, wanted: int, alike: float) -> list[set]:
-    """Greedy joining, every gain summed anew over pairs."""
-    count = len(shares)
-    every = [(i, j) for i in range(count) for j in range(count) if i != j]
-    mean = sum(shares[i] * shares[j] * distance[i, j] for i, j in every)
-    mean /= sum(shares[i] * shares[j] for i, j in every)
-    groups = [{i} for i in range(count)]
-
-    def gain(a: set, b: set) -> float:
-        return sum(shares[i] * shares[j] * (alike * mean - distance[i, j]) for i in a for j in b)
-
-    while len(groups) > wanted:
-        one, other = max(itertools.combinations(groups, 2), key=lambda pair: gain(*pair))
-        groups = [g for g in groups if g not in (one, other)] + [one | other]
-    return groups
-
-
 @pytest.mark.parametrize("seed", range(5))
-def test_merging_equals_a_slow_loop(seed: int) -> None:
+def test_merging_equals_a_slow_average_linkage(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    points, shares = rng.normal(size=(11, 3)), rng.dirichlet(np.ones(11))
-    distance = np.linalg.norm(points[:, None] - points[None], axis=2)
-    groups = merge(distance, shares, 4, 0.8)
-    assert set(groups) == {0, 1, 2, 3}
-    expected = slow_merge(distance, shares, 4, 0.8)
-    assert {frozenset(np.flatnonzero(groups == k)) for k in range(4)} == set(
-        map(frozenset, expected)
-    )
-    np.testing.assert_array_equal(groups, merge(7 * distance, shares, 4, 0.8))  # in any unit
+    means, posteriors = rng.normal(size=(11, 3)), rng.dirichlet(np.full(11, 0.3), 200)
+    overlap = posteriors.T @ posteriors
+    groups = [{i} for i in range(11)]
+
+    def between(a: set, b: set) -> float:
+        pairs = [(i, j) for i in a for j in b]
+        cosines = [overlap[i, j] / (overlap[i, i] * overlap[j, j]) ** 0.5 for i, j in pairs]
+        lengths = [np.linalg.norm(means[i] - means[j]) for i, j in pairs]
+        return float(np.mean([n * (1 - c) ** 4 for n, c in zip(lengths, cosines, strict=True)]))
+
+    while len(groups) > 4:
+        one, other = min(itertools.combinations(groups, 2), key=lambda pair: between(*pair))
+        groups = [g for g in groups if g not in (one, other)] + [one | other]
+    found = merge(means, overlap, 4)
+    assert {frozenset(np.flatnonzero(found == k)) for k in range(4)} == set(map(frozenset, groups))
 
 
-def test_merging_joins_what_is_common_before_what_is_rare() -> None:
-    """Two halves of the forest before two villages that are no farther apart."""
-    distance = np.array([[0, 1, 4, 4], [1, 0, 4, 4], [4, 4, 0, 1], [4, 4, 1, 0]], float)
-    groups = merge(distance, np.array([0.45, 0.45, 0.05, 0.05]), 3)
-    assert groups[0] == groups[1] and len({groups[0], groups[2], groups[3]}) == 3
-    assert merge(np.zeros((4, 4)), np.full(4, 0.25), 2).max() == 1  # all alike: any will do
-    assert merge(distance, np.array([1.0, 0, 0, 0]), 2).max() == 1  # nothing but one component
-
-
-def test_bhattacharyya_distances_in_closed_form() -> None:
-    tokens, _ = gaussians([[0, 0], [8, 0]], [np.diag([1, 4]), np.diag([4, 1])], [3000, 3000])
-    model = fit_mixture(tokens, 2, restarts=1, seed=0).model
-    model.means_ = np.array([[0.0, 0.0], [8.0, 0.0]])
-    model.covariances_ = np.stack([np.diag([1.0, 4.0]), np.diag([4.0, 1.0])])
-    expected = 64 / 2.5 / 8 + np.log(2.5 * 2.5 / 4) / 2
-    np.testing.assert_allclose(bhattacharyya(model) ** 2, expected * (1 - np.eye(2)), atol=1e-12)
+def test_merging_of_what_cannot_be_told_apart_gives_as_many_clusters() -> None:
+    assert set(merge(np.zeros((4, 2)), np.ones((4, 4)), 2)) == {0, 1}
+    unused = np.diag([9.0, 5.0, 0.0, 0.0])  # two components without any token
+    assert set(merge(np.eye(4), unused, 3)) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -90,7 +90,7 @@ def test_the_clustered_network_is_an_average_of_the_training(tiny_run: Run, benc
 
 def test_the_teacher_is_finer_than_the_clusters(bench: Bench) -> None:
     teacher, groups = teacher_of(bench)
-    assert teacher.num_clusters == len(groups) == bench.num_components == 21
+    assert teacher.num_clusters == len(groups) == bench.num_components == 14
     assert sorted(set(groups.tolist())) == list(range(7))
     own = bench.cluster("own", "merged", bench.statistics, bench.stride).posteriors(0)
     assert torch.allclose(merged(teacher, groups, "again").posteriors(0), own, atol=1e-6)

@@ -56,16 +56,15 @@ def teacher_of(bench: Bench) -> tuple[Classifier, Tensor]:
 
 
 def merge_by(tokens: TokenMap, teacher: Classifier, bench: Bench) -> Tensor:
-    """Cluster ``(P,)`` int64 of each component, by the distance of their mean ``tokens``."""
-    sums, weights = torch.zeros(()), torch.zeros(())
+    """Cluster ``(P,)`` int64 of each component, by ``cluster.merge`` in the space of ``tokens``."""
+    sums, weights, overlap = torch.zeros(()), torch.zeros(()), torch.zeros(())
     for scene in bench.scenes.indices("train"):
         valid = token_validity(bench.store, scene, bench.stride)
         shares = teacher.posteriors(scene)[:, valid].double()  # (P, n)
         sums = sums + shares @ tokens(scene)[:, valid].double().T  # (P, D)
-        weights = weights + shares.sum(dim=1)
+        weights, overlap = weights + shares.sum(dim=1), overlap + shares @ shares.T
     means = sums / weights.clamp_min(1e-9)[:, None]
-    distance, shares = torch.cdist(means, means).cpu(), (weights / weights.sum()).cpu()
-    return torch.from_numpy(merge(distance.numpy(), shares.numpy(), bench.num_clusters))
+    return torch.from_numpy(merge(means.cpu().numpy(), overlap.cpu().numpy(), bench.num_clusters))
 
 
 def taught(run: Run, bench: Bench, network: UmsfNet) -> tuple[Classifier, Tensor]:

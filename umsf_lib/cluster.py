@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
+from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
@@ -22,10 +22,6 @@ from torch import Tensor
 
 from .config import ConfigError
 from .tokens import TokenMap
-
-# Where merging two components neither pays nor costs, in mean distances between pixels; chosen on
-# the development scenes of ``benchmarks/teacher.py``, where .7 to .8 are as good.
-ALIKE = 0.75
 
 
 class Clusterer(Protocol):
@@ -103,10 +99,11 @@ def central(labels: list[np.ndarray]) -> int:
 def fit_merged(
     tokens: np.ndarray, components: int, num_clusters: int, restarts: int, seed: int
 ) -> MixtureClusters:
-    """A mixture of ``components`` that are merged by how far their Gaussians overlap."""
-    model = fit_mixture(tokens, components, restarts, seed).model
-    groups = merge(bhattacharyya(model), model.weights_, num_clusters)
-    return MixtureClusters(model, groups, num_clusters)
+    """A mixture of ``components``, merged by their means and the tokens that they share."""
+    fine = fit_mixture(tokens, components, restarts, seed)
+    shares = fine.posteriors(tokens)
+    groups = merge(fine.model.means_, shares.T @ shares, num_clusters)
+    return MixtureClusters(fine.model, groups, num_clusters)
 
 
 def unmerged(clusterer: Clusterer) -> tuple[Clusterer, np.ndarray]:
@@ -117,47 +114,24 @@ def unmerged(clusterer: Clusterer) -> tuple[Clusterer, np.ndarray]:
     return replace(clusterer, groups=np.arange(count), num_clusters=count), clusterer.groups
 
 
-def merge(
-    distance: np.ndarray, shares: np.ndarray, num_clusters: int, alike: float = ALIKE
-) -> np.ndarray:
-    """Cluster ``(P,)`` of each component, so that pairs of pixels are joined or parted rightly.
+def merge(means: np.ndarray, overlap: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Cluster ``(P,)`` of each component: what lies close together and shares tokens is joined.
 
-    Joining two groups pays ``alike`` minus the distance for every pair of pixels that it joins, so
-    two common components that look alike are joined before two rare ones. Plain average linkage
-    counts components instead, keeps a twentieth of the forest apart and gives up the villages.
-    Greedy from the best pair on, until K groups are left (correlation clustering, Bansal et al.
-    2004).
+    Average linkage of the distance between ``means``, times the fourth power of one minus the
+    cosine between rows of ``overlap``. Neither does alone: the means know nothing of spread, and
+    components of different land covers share tokens along their borders.
 
     Args:
-        distance: ``(P, P)`` between components, in any unit.
-        shares: ``(P,)`` of the pixels.
+        means: ``(P, D)`` mean tokens of the components.
+        overlap: ``(P, P)`` shared tokens: ``posteriors' posteriors``.
         num_clusters: K <= P.
-        alike: distance at which joining neither pays nor costs, as a share of the mean distance
-            between pixels of different components.
     """
-    pairs = np.outer(shares, shares)
-    np.fill_diagonal(pairs, 0)
-    gain = pairs * (alike * (pairs * distance).sum() / max(pairs.sum(), 1e-300) - distance)
-    groups = np.arange(len(shares))
-    while len(names := np.unique(groups)) > num_clusters:
-        members = (groups[:, None] == names).astype(float)  # (P, groups left)
-        between = members.T @ gain @ members
-        one, other = np.triu_indices(len(names), 1)
-        best = between[one, other].argmax()
-        groups[groups == names[other[best]]] = names[one[best]]
-    result: np.ndarray = np.unique(groups, return_inverse=True)[1]
-    return result
-
-
-def bhattacharyya(model: GaussianMixture) -> np.ndarray:
-    """Square roots ``(P, P)`` of the Bhattacharyya distances between a mixture's Gaussians."""
-    means, covariances = model.means_, model.covariances_
-    middle = (covariances[:, None] + covariances[None]) / 2  # (P, P, D, D)
-    offset = means[:, None] - means[None]  # (P, P, D)
-    apart = (offset * np.linalg.solve(middle, offset[..., None])[..., 0]).sum(axis=2) / 8
-    logs = np.linalg.slogdet(covariances)[1]
-    spread = (np.linalg.slogdet(middle)[1] - (logs[:, None] + logs[None]) / 2) / 2
-    result: np.ndarray = np.sqrt(np.maximum(apart + spread, 0))
+    lengths = np.sqrt(np.diag(overlap)).clip(1e-12)
+    apart = 1 - overlap / np.outer(lengths, lengths)
+    distance = np.linalg.norm(means[:, None] - means[None], axis=2) * apart.clip(0) ** 4
+    np.fill_diagonal(distance, 0)
+    linkage = AgglomerativeClustering(num_clusters, metric="precomputed", linkage="average")
+    result: np.ndarray = linkage.fit_predict(distance)
     return result
 
 

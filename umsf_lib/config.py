@@ -133,7 +133,7 @@ class ClusterConfig:
     max_dims: int = 16  # of the statistics, by PCA where there are more
     tokens: int = 16000
     restarts: int = 5
-    components: int = 3  # of the finer mixture, per cluster: merged without labels
+    components: int = 2  # of the finer mixture, per cluster: merged without labels
     teacher: str = "merged"  # merged: the finer mixture | kmeans
     initial: str = "pretrained"  # pretrained | random
     rounds: int = 1

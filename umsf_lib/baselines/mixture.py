@@ -13,5 +13,5 @@ def mixture_statistics(run: Run, bench: Bench) -> Classifier:
 
 
 def merged_statistics(run: Run, bench: Bench) -> Classifier:
-    """More components, merged where their Gaussians overlap (``cluster.fit_merged``)."""
+    """More components, merged without labels (``cluster.fit_merged``)."""
     return bench.cluster("merged-statistics", "merged", bench.statistics, bench.stride)
