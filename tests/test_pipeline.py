@@ -11,30 +11,23 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-import torch.nn.functional as F
 
 from umsf_lib.baselines import LEARNED
 from umsf_lib.bench import Bench
 from umsf_lib.classify import (
     cluster,
-    feature_tokens,
     load_clustered,
-    merge_by,
-    merged,
     network_classifier,
     starting_network,
-    taught,
     teacher_of,
 )
 from umsf_lib.config import IGNORE, CheckpointError, ConfigError, MissingStageError, load_config
-from umsf_lib.inference import Classifier
 from umsf_lib.mapping import legend_of, write_maps
 from umsf_lib.pipeline import USUAL, methods, run_everything
 from umsf_lib.prepare import SceneSet, load_data, normalisation_of, valid_labels
 from umsf_lib.pretrain import load_pretrained
 from umsf_lib.report import evaluate, fitted_matching, load_records
 from umsf_lib.runs import Run
-from umsf_lib.umsf_net import merged_logits
 
 
 @pytest.fixture
@@ -77,10 +70,11 @@ def test_features_are_those_of_the_network_at_their_place(tiny_run: Run, bench: 
 
 def test_the_clustered_network_is_an_average_of_the_training(tiny_run: Run, bench: Bench) -> None:
     start, end = starting_network(tiny_run, bench), load_clustered(tiny_run, bench)
-    pairs = zip(start.parameters(), end.parameters(), strict=True)
-    assert any(not torch.equal(a, b) for a, b in pairs)
+    assert start.state_dict().keys() == end.state_dict().keys()
+    assert any(
+        not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True)
+    )
     pretrained = load_pretrained(tiny_run, bench.scenes).state_dict()
-    assert {k for k in end.state_dict() if "groups" in k} == {"clustering.groups"}
     kept = {k: v for k, v in start.state_dict().items() if not k.startswith("clustering")}
     assert all(torch.equal(pretrained[k], v) for k, v in kept.items())
     posteriors = network_classifier(end, bench).posteriors(0)
@@ -88,41 +82,11 @@ def test_the_clustered_network_is_an_average_of_the_training(tiny_run: Run, benc
     assert torch.allclose(posteriors.sum(0), torch.ones(posteriors.shape[1:]), atol=1e-5)
 
 
-def test_the_teacher_is_finer_than_the_clusters(bench: Bench) -> None:
-    teacher, groups = teacher_of(bench)
-    assert teacher.num_clusters == len(groups) == bench.num_components == 14
-    assert sorted(set(groups.tolist())) == list(range(7))
-    own = bench.cluster("own", "merged", bench.statistics, bench.stride).posteriors(0)
-    assert torch.allclose(merged(teacher, groups, "again").posteriors(0), own, atol=1e-6)
-
-
-def test_components_merge_by_their_mean_tokens(bench: Bench) -> None:
-    """In the space given, a component lies where the one seven places on does."""
-    rows = torch.arange(32) % 14
-    at = {s: rows[:, None].expand(32, 32) for s in bench.scenes.indices("train")}
-    fine = Classifier("fine", 14, 4, lambda s: F.one_hot(at[s], 14).permute(2, 0, 1).float())
-    corners = torch.eye(7)
-    groups = merge_by(lambda s: corners[at[s] % 7].permute(2, 0, 1), fine, bench)
-    assert torch.equal(groups[:7], groups[7:]) and len(groups[:7].unique()) == 7
-
-
-def test_without_pretraining_the_statistics_merge(tiny_run: Run, bench: Bench) -> None:
-    """The network has a say in it only where something has pretrained it."""
-    network = starting_network(tiny_run, bench)
-    own = teacher_of(bench)[1]
-    random = tiny_run.variant("merge", ["data", "despeckle"], cluster={"initial": "random"})
-    assert torch.equal(taught(random, bench, network)[1], own)
-    space = feature_tokens(network.eval(), bench, "fused")
-    expected = merge_by(space, teacher_of(bench)[0], bench)
-    assert torch.equal(taught(tiny_run, bench, network)[1], expected)
-
-
-def test_a_merged_head_sums_probabilities() -> None:
-    logits, groups = torch.randn(2, 5, 3, 3), torch.tensor([1, 0, 2, 1, 1])
-    shares = merged_logits(logits, groups, 3).softmax(dim=1)
-    fine = logits.softmax(dim=1)
-    assert torch.allclose(shares[:, 1], fine[:, [0, 3, 4]].sum(dim=1), atol=1e-6)
-    assert torch.allclose(shares[:, 0], fine[:, 1], atol=1e-6)
+def test_the_teacher_is_the_baseline_of_its_name(tiny_run: Run, bench: Bench) -> None:
+    teacher = teacher_of(bench)
+    assert teacher.name == "mixture-statistics"
+    again = bench.cluster("again", "mixture", bench.statistics, bench.stride)
+    assert torch.equal(teacher.posteriors(0), again.posteriors(0))
 
 
 def test_clustering_needs_pretraining(project: Path) -> None:

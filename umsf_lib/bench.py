@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -33,11 +33,6 @@ class Bench:
         """With the sensors, device and settings of a run."""
         return cls(scenes, open_store(scenes, run.config, run.device), run.config)
 
-    def with_clusters(self, num_clusters: int) -> Bench:
-        """The same bench, asked for another number of clusters."""
-        cluster = replace(self.config.cluster, num_clusters=num_clusters)
-        return Bench(self.scenes, self.store, replace(self.config, cluster=cluster))
-
     @property
     def stride(self) -> int:
         """Pixels per token, as our network has."""
@@ -49,12 +44,6 @@ class Bench:
         return (
             self.config.cluster.num_clusters or len(self.scenes.layout.classes) or UNNAMED_CLUSTERS
         )
-
-    @property
-    def num_components(self) -> int:
-        """What the teacher tells apart, and the head while it learns; merged to the clusters."""
-        settings = self.config.cluster
-        return self.num_clusters * (settings.components if settings.teacher == "merged" else 1)
 
     @cached_property
     def statistics(self) -> TokenMap:

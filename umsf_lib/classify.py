@@ -12,15 +12,13 @@ from torch import Tensor
 
 from .bench import Bench
 from .checkpoints import load_checkpoint, write_state
-from .cluster import fit, merge, posterior_map, unmerged
 from .inference import Classifier, scene_map
 from .prepare import normalisation_of
 from .pretrain import load_pretrained, new_network
 from .runs import Run, write_arrays
 from .self_training import posteriors_of, self_train
-from .tokens import TokenMap, token_validity
 from .training import Row, write_rows
-from .umsf_net import MergedHead, UmsfNet
+from .umsf_net import UmsfNet
 from .windows import training_tiles
 
 NETWORK = "checkpoints/clustered.pt"
@@ -37,63 +35,10 @@ def cluster_inputs(run: Run) -> dict[str, Any]:
     }
 
 
-def teacher_of(bench: Bench) -> tuple[Classifier, Tensor]:
-    """The label-free teacher: components of local statistics (``cluster.teacher``), not merged.
-
-    Returns:
-        A classifier of the P components, and the cluster ``(P,)`` int64 that each belongs to by
-        the statistics alone.
-    """
-    settings, tokens = bench.config.cluster, bench.sample(bench.statistics, bench.stride)
-    found = fit(settings.teacher, tokens, bench.num_clusters, settings, bench.config.seed)
-    fine, groups = unmerged(found)
-
-    def posteriors(scene: int) -> Tensor:
-        return posterior_map(fine, bench.statistics, scene)
-
-    teacher = Classifier("teacher", fine.num_clusters, bench.stride, posteriors)
-    return teacher, torch.from_numpy(groups)
-
-
-def merge_by(tokens: TokenMap, teacher: Classifier, bench: Bench) -> Tensor:
-    """Cluster ``(P,)`` int64 of each component, by ``cluster.merge`` in the space of ``tokens``."""
-    sums, weights, overlap = torch.zeros(()), torch.zeros(()), torch.zeros(())
-    for scene in bench.scenes.indices("train"):
-        valid = token_validity(bench.store, scene, bench.stride)
-        shares = teacher.posteriors(scene)[:, valid].double()  # (P, n)
-        sums = sums + shares @ tokens(scene)[:, valid].double().T  # (P, D)
-        weights, overlap = weights + shares.sum(dim=1), overlap + shares @ shares.T
-    means = sums / weights.clamp_min(1e-9)[:, None]
-    return torch.from_numpy(merge(means.cpu().numpy(), overlap.cpu().numpy(), bench.num_clusters))
-
-
-def taught(run: Run, bench: Bench, network: UmsfNet) -> tuple[Classifier, Tensor]:
-    """The teacher, and the clusters of its components: by what the pretrained network finds alike.
-
-    A network that nothing has pretrained has no say in it.
-    """
-    teacher, groups = teacher_of(bench)
-    merging = run.config.cluster.initial == "pretrained" and len(groups) > bench.num_clusters
-    if merging:
-        groups = merge_by(feature_tokens(network.eval(), bench, "fused"), teacher, bench)
-    return teacher, groups
-
-
-def merged_teacher(run: Run, bench: Bench) -> Classifier:
-    """The teacher with its components merged as our network merges them: what it learns from."""
-    network = starting_network(run, bench).to(run.device)
-    return merged(*taught(run, bench, network), "teacher")
-
-
-def merged(fine: Classifier, groups: Tensor, name: str) -> Classifier:
-    """A classifier whose clusters are the ``groups (P,)`` of another's P components."""
-    members = F.one_hot(groups).float()  # (P, K)
-
-    def posteriors(scene: int) -> Tensor:
-        components = fine.posteriors(scene)  # (P, h, w)
-        return torch.einsum("phw,pk->khw", components, members.to(components))
-
-    return Classifier(name, members.shape[1], fine.stride, posteriors)
+def teacher_of(bench: Bench) -> Classifier:
+    """The label-free teacher: clusters of local statistics (``cluster.teacher``)."""
+    kind = bench.config.cluster.teacher
+    return bench.cluster(f"{kind}-statistics", kind, bench.statistics, bench.stride)
 
 
 def cluster(
@@ -118,12 +63,10 @@ def _cluster(
 ) -> list[str]:
     config, store = run.config, bench.store
     network = starting_network(run, bench).to(run.device)
-    teacher, groups = taught(run, bench, network)
+    teacher = teacher_of(bench)
     lessons = {scene: teacher.posteriors(scene) for scene in bench.scenes.indices("train")}
     tiles = training_tiles(bench.scenes, config.views.window_px, config.views.overlap_px)
     network, rows = self_train(network, store, tiles, lessons, config, progress=progress)
-    assert network.clustering is not None
-    network.clustering = MergedHead(network.clustering, groups.to(run.device), bench.num_clusters)
     content = {"settings": inputs, "module": network.state_dict()}
     write_state(run.path(NETWORK), content)
     write_rows(run.path("self_training.csv"), rows)
@@ -135,7 +78,7 @@ def starting_network(run: Run, bench: Bench) -> UmsfNet:
     """Pretrained encoders and fusion, or random ones (``cluster.initial``); fresh head."""
     make = load_pretrained if run.config.cluster.initial == "pretrained" else new_network
     network = make(run, bench.scenes)
-    network.set_num_clusters(bench.num_components)
+    network.set_num_clusters(bench.num_clusters)
     return network
 
 
@@ -147,10 +90,7 @@ def load_clustered(run: Run, bench: Bench) -> UmsfNet:
     """
     run.outputs_of("cluster")
     network = new_network(run, bench.scenes)
-    network.set_num_clusters(bench.num_components)
-    assert network.clustering is not None
-    groups = torch.zeros(bench.num_components, dtype=torch.int64)
-    network.clustering = MergedHead(network.clustering, groups, bench.num_clusters)
+    network.set_num_clusters(bench.num_clusters)
     network.load_state_dict(load_checkpoint(run.path(NETWORK), cluster_inputs(run))["module"])
     return network.to(run.device).eval()
 

@@ -2,14 +2,14 @@
 
 Land cover is far from balanced: seven clusters of equal size cannot score above .474 on
 WHU-OPT-SAR. A mixture with free weights and full covariances has no such ceiling. With one
-component per class it spends some on shores and field borders; so it gets more, merged without
-labels.
+component per class it spends some on shores and field borders, so there is a finer one, too, whose
+components are merged without labels.
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,14 +104,6 @@ def fit_merged(
     shares = fine.posteriors(tokens)
     groups = merge(fine.model.means_, shares.T @ shares, num_clusters)
     return MixtureClusters(fine.model, groups, num_clusters)
-
-
-def unmerged(clusterer: Clusterer) -> tuple[Clusterer, np.ndarray]:
-    """What a clusterer tells apart, and the cluster ``(P,)`` to which it counts each of that."""
-    if not isinstance(clusterer, MixtureClusters):
-        return clusterer, np.arange(clusterer.num_clusters)
-    count = len(clusterer.groups)
-    return replace(clusterer, groups=np.arange(count), num_clusters=count), clusterer.groups
 
 
 def merge(means: np.ndarray, overlap: np.ndarray, num_clusters: int) -> np.ndarray:

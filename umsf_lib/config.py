@@ -133,14 +133,14 @@ class ClusterConfig:
     max_dims: int = 16  # of the statistics, by PCA where there are more
     tokens: int = 16000
     restarts: int = 5
-    components: int = 2  # of the finer mixture, per cluster: merged without labels
-    teacher: str = "merged"  # merged: the finer mixture | kmeans
+    components: int = 2  # of the merged mixture, per cluster
+    teacher: str = "mixture"  # mixture | kmeans | merged
     initial: str = "pretrained"  # pretrained | random
-    rounds: int = 1
-    steps: int = 400  # of all rounds
+    rounds: int = 2
+    steps: int = 200  # per round
     batch: int = 8
     lr: float = 2e-3
-    clustering: float = 0.0  # of the published loss; notebook 08 compares
+    clustering: float = 0.5
     consistency: float = 0.5
     balance: float = 0.1  # weak: land cover is far from balanced
     temperature: float = 0.5
@@ -211,7 +211,7 @@ CHOICES = {
     "model.norm": ("group", "batch"),
     "model.fusion": ("concat", "add", "attention"),
     "pretrain.objective": ("moco", "mocov3", "decur"),
-    "cluster.teacher": ("merged", "kmeans"),
+    "cluster.teacher": ("mixture", "kmeans", "merged"),
     "cluster.initial": ("pretrained", "random"),
 }
 

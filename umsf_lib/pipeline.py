@@ -7,13 +7,7 @@ from functools import partial
 
 from .baselines import BASELINES, CEILING, LEARNED, Fit, has_ceiling
 from .bench import Bench
-from .classify import (
-    cluster,
-    feature_tokens,
-    load_clustered,
-    merged_teacher,
-    network_classifier,
-)
+from .classify import cluster, feature_tokens, load_clustered, network_classifier
 from .despeckle import train_despeckler
 from .inference import Classifier
 from .mapping import write_maps
@@ -46,10 +40,9 @@ PRETRAINED: dict[str, Fit] = {
     for kind in ("kmeans", "mixture", "merged")
 }
 TRAINED = LEARNED | CEILING  # each in a stage of its own
-OURS: dict[str, Fit] = {"teacher": merged_teacher, "umsf": ours}
-METHODS: dict[str, Fit] = BASELINES | PRETRAINED | TRAINED | OURS
-FROM_PRETRAINED = {*PRETRAINED, *OURS, "mutual-information", "scan"}  # the others know random ones
-USUAL = (*BASELINES, *PRETRAINED, *OURS)  # what costs seconds beside our own training
+METHODS: dict[str, Fit] = BASELINES | PRETRAINED | TRAINED | {"umsf": ours}
+FROM_PRETRAINED = {*PRETRAINED, "mutual-information", "scan", "umsf"}  # the others know random ones
+USUAL = (*BASELINES, *PRETRAINED, "umsf")  # what costs seconds beside our own training
 
 
 def stages_of(method: str) -> tuple[str, ...]:

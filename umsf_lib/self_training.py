@@ -1,8 +1,8 @@
 """Self-training of the clustering head from a label-free teacher.
 
 A mixture on local statistics says what it believes of every token; the network learns that from
-the pixels, two augmented views at a time, and must agree with itself across the views. With several
-rounds its own posteriors are the next one's teacher.
+the pixels, two augmented views at a time, and must agree with itself across the views. After each
+round its own posteriors, smoother and better than the mixture's, become the teacher.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from .losses import clustering_loss, consistency_loss, soft_cross_entropy
 from .momentum import key_network, momentum_update
 from .training import Row, train, trainable
 from .umsf_net import UmsfNet
-from .views import View, draw_matches, make_view, resample, sample_tokens
+from .views import View, draw_matches, gaussian_blur, make_view, resample, sample_tokens
 from .windows import PixelStore, draw_windows
 
 TEACHER_SYMMETRIES = 2  # of the square, averaged when the network becomes its own teacher
 SMALLEST_SHARE = 1e-3  # a cluster that the teacher has given up may not count for ever
+SMOOTHING_TOKENS = 1.0  # sigma on a teacher's posteriors
 
 
 @dataclass(frozen=True)
@@ -92,27 +93,26 @@ def self_train(
         store: windows.
         tiles: ``(T, 3)`` training tiles.
         teacher: training scene -> posteriors ``(K, h, w)`` at the network's stride.
-        config: ``cluster`` holds the rounds, the steps of all of them together, the weights.
+        config: ``cluster`` holds the rounds, steps and weights.
         progress: see ``training.train``; called with steps over all rounds.
 
     Returns:
         The EMA of the network, which is better and steadier than its last step; the log's rows.
     """
     settings = config.cluster
-    each = replace(settings, steps=max(1, settings.steps // settings.rounds))
-    config = replace(config, views=texture_kept(config.views), cluster=each)
+    config = replace(config, views=texture_kept(config.views))
     generator = torch.Generator().manual_seed(config.seed + 1)
     average = key_network(network).eval()
     rows: list[Row] = []
     for number in range(settings.rounds):
         if number > 0:
             teacher = own_posteriors(average, store, list(teacher), config)
-        lessons = Lessons(store, tiles, teacher, config)
-        done = number * config.cluster.steps
+        lessons = Lessons(store, tiles, smooth(teacher), config)
+        done = number * settings.steps
 
         def report(step: int, steps: int, row: Row, done: int = done) -> None:
             if progress:
-                progress(done + step, settings.rounds * config.cluster.steps, row)
+                progress(done + step, settings.rounds * settings.steps, row)
 
         new = _round(network, average, lessons, config, generator, done, report)
         rows += [row | {"round": number + 1.0, "step": row["step"] + done} for row in new]
@@ -126,6 +126,11 @@ def texture_kept(views: ViewConfig) -> ViewConfig:
     any more what the teacher has seen.
     """
     return replace(views, scale_min=1.0, blur=0.0, speckle_looks=0)
+
+
+def smooth(teacher: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Smooth posteriors a little: single tokens of another cluster are mostly noise."""
+    return {s: gaussian_blur(maps[None], SMOOTHING_TOKENS)[0] for s, maps in teacher.items()}
 
 
 def own_posteriors(
@@ -194,12 +199,10 @@ def self_training_loss(
     taught = torch.stack(
         [soft_cross_entropy(x, t) for x, t in zip(logits, batch.taught, strict=True)]
     ).mean()
-    parts: dict[str, Any] = {"teacher": taught}
-    loss = taught
-    if settings.clustering > 0:
-        probabilities = torch.cat(logits).softmax(dim=1)
-        parts["clustering"] = clustering_loss(probabilities, settings.balance, shares)
-        loss = loss + settings.clustering * parts["clustering"]
+    probabilities = torch.cat(logits).softmax(dim=1)
+    clustering = clustering_loss(probabilities, settings.balance, shares)
+    parts: dict[str, Any] = {"teacher": taught, "clustering": clustering}
+    loss = taught + settings.clustering * clustering
     if settings.consistency > 0:
         consistency = _cross_view(average, batch, logits, config, generator)
         parts["consistency"] = consistency

@@ -36,18 +36,17 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "no_intra": {"pretrain": {"positives": (0.0, 1.0, 0.0)}},
         "no_cross": {"pretrain": {"positives": (1.0, 0.0, 0.0)}},
         "no_fused": {"pretrain": {"fused": 0.0}},
+        "no_clustering": {"cluster": {"clustering": 0.0}},
         "no_consistency": {"cluster": {"consistency": 0.0}},
     },
     "teacher": {
         "teacher_kmeans": {"cluster": {"teacher": "kmeans"}},
-        "teacher_mixture": {"cluster": {"components": 1}},
+        "teacher_merged": {"cluster": {"teacher": "merged"}},
     },
     "balance": {
-        "clustering": {"cluster": {"clustering": 0.5}},
-        "balance_0": {"cluster": {"clustering": 0.5, "balance": 0.0}},
-        "balance_1": {"cluster": {"clustering": 0.5, "balance": 1.0}},
+        "balance_0": {"cluster": {"balance": 0.0}},
+        "balance_1": {"cluster": {"balance": 1.0}},
     },
-    "rounds": {"rounds_2": {"cluster": {"rounds": 2}}},
     "smoothing": {"no_smoothing": {"cluster": {"smoothing_px": 0.0}}},
     "windows": {
         "windows_32": {"views": {"window_px": 32, "overlap_px": 8}},

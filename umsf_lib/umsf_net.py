@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
@@ -38,34 +37,6 @@ def clustering_head(channels: int, hidden: int, num_clusters: int) -> nn.Sequent
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, num_clusters, 1)
     )
-
-
-def merged_logits(logits: Tensor, groups: Tensor, num_clusters: int) -> Tensor:
-    """Logits ``(B, P, h, w)`` of components -> ``(B, K, h, w)``: a cluster is as likely as its own.
-
-    Args:
-        logits: of the components.
-        groups: ``(P,)`` the cluster of each.
-        num_clusters: K.
-    """
-    members = F.one_hot(groups, num_clusters).float()  # (P, K)
-    shares = torch.einsum("bphw,pk->bkhw", logits.float().softmax(dim=1), members)
-    return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
-
-
-class MergedHead(nn.Module):
-    """A clustering head of components, and the cluster that each belongs to."""
-
-    groups: Tensor
-
-    def __init__(self, components: nn.Module, groups: Tensor, num_clusters: int) -> None:
-        super().__init__()
-        self.components, self.num_clusters = components, num_clusters
-        self.register_buffer("groups", groups)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """``(B, C, h, w)`` -> logits ``(B, K, h, w)``."""
-        return merged_logits(self.components(features), self.groups, self.num_clusters)
 
 
 class UmsfNet(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..bench import Bench
 from ..cluster import central
 from ..config import ModelConfig
-from ..umsf_net import clustering_head, merged_logits, projection_head
+from ..umsf_net import clustering_head, projection_head
 
 TEMPERATURE = 0.1  # of cosines to prototypes (Caron et al. 2020)
 
@@ -37,7 +37,9 @@ class PrototypeHead(nn.Module):
         """Logits ``(B, K, h, w)``: a cluster's probability is the sum of its prototypes'."""
         prototypes = F.normalize(self.prototypes, dim=1)
         scores = torch.einsum("bdhw,pd->bphw", self.embed(features), prototypes)
-        return merged_logits(scores / TEMPERATURE, self.groups, self.num_clusters)
+        members = F.one_hot(self.groups, self.num_clusters).float()  # (P, K)
+        shares = torch.einsum("bphw,pk->bkhw", (scores / TEMPERATURE).softmax(dim=1), members)
+        return shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
 
     @torch.no_grad()
     def settle(self, candidates: Tensor, tokens: Tensor) -> None:
@@ -73,7 +75,6 @@ def merged(shares: np.ndarray, num_clusters: int) -> np.ndarray:
         shares: ``(n, P)`` probability of each prototype for each token.
         num_clusters: K <= P.
     """
-    shares = shares + 1e-9  # a prototype without any token has no direction; it joins common ones
     linkage = AgglomerativeClustering(num_clusters, metric="cosine", linkage="average")
     result: np.ndarray = linkage.fit_predict(shares.T @ shares)
     return result

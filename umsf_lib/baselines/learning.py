@@ -39,7 +39,7 @@ def baseline_steps(bench: Bench, *, pretrained: bool) -> int:
     """
     config, views = bench.config, bench.config.views
     tiles = training_tiles(bench.scenes, views.window_px, views.overlap_px)
-    windows = config.cluster.steps * config.cluster.batch
+    windows = config.cluster.rounds * config.cluster.steps * config.cluster.batch
     if not pretrained:
         per_epoch = steps_per_epoch(config, len(tiles)) * config.pretrain.batch
         windows += config.pretrain.epochs * per_epoch

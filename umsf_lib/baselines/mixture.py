@@ -8,10 +8,10 @@ from ..runs import Run
 
 
 def mixture_statistics(run: Run, bench: Bench) -> Classifier:
-    """One component per cluster (``cluster.fit_mixture``)."""
+    """The mixture that also teaches the network (``cluster.fit_mixture``)."""
     return bench.cluster("mixture-statistics", "mixture", bench.statistics, bench.stride)
 
 
 def merged_statistics(run: Run, bench: Bench) -> Classifier:
-    """More components, merged without labels (``cluster.fit_merged``)."""
+    """More components than clusters, merged without labels (``cluster.fit_merged``)."""
     return bench.cluster("merged-statistics", "merged", bench.statistics, bench.stride)

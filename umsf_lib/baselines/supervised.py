@@ -37,7 +37,8 @@ def supervised(run: Run, bench: Bench, *, progress: Progress | None = None) -> C
             f"supervised: the training scenes of {bench.scenes.folder.name} have no labels, or are "
             "the test scenes too; leave this method out."
         )
-    model, bench = run.config.model, bench.with_clusters(0)
+    model, per_class = run.config.model, replace(run.config.cluster, num_clusters=0)
+    bench = Bench(bench.scenes, bench.store, replace(run.config, cluster=per_class))
 
     def head() -> nn.Module:
         return clustering_head(model.channels, model.cluster_hidden, bench.num_clusters)
