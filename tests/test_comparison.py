@@ -85,7 +85,7 @@ def test_a_notebook_reads_the_seeds_that_have_records(
         run_with(name, {})
     run = Run.open(load_config("tiny", seed=4), "own")
     sweep = print_sweep(run, "baselines")
-    assert sweep.seeds == [2, 10] and sweep.variants is SUITES["baselines"]
+    assert sweep.seeds == [2, 10] and sweep.variants == SUITES["baselines"]
     assert "runs tiny-easy-<seed>, seeds 2, 10" in capsys.readouterr().out
     assert print_sweep(run, "ablations", "mine").seeds == [5]
 
