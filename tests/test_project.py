@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -164,3 +165,10 @@ def test_no_file_names_a_path_of_one_machine() -> None:
         for match in machine.finditer(text)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.name
+)
+def test_recorded_benchmarks_are_records(path: Path) -> None:
+    assert json.loads(path.read_text())

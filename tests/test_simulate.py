@@ -15,7 +15,7 @@ from sklearn.ensemble import RandomForestClassifier
 from umsf_lib.config import ConfigError, DataError, load_config
 from umsf_lib.layouts import load_layout
 from umsf_lib.prepare import prepare, valid_labels
-from umsf_lib.simulate_landscape import SHARES, landscape, vary
+from umsf_lib.simulate_landscape import MEASURED, landscape, vary
 from umsf_lib.simulate_relief import (
     CITY,
     FARMLAND,
@@ -91,7 +91,7 @@ def test_sheets_lie_where_their_names_say() -> None:
 def test_land_has_the_measured_shares() -> None:
     counts = sum(np.bincount(landscape(512, 512, s).label.ravel(), minlength=7) for s in range(8))
     shares = counts / counts.sum()
-    for land, wanted in SHARES.items():
+    for land, wanted in MEASURED.items():
         tolerance = 0.5 if land in (CITY, VILLAGE, OTHERS) else 0.3  # few sites per scene
         assert shares[land] == pytest.approx(wanted, rel=tolerance), land
 
@@ -186,7 +186,10 @@ def test_mean_amplitude_has_the_known_values() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"height": 40}, "40 x 96 px.*use 96"), ({"difficulty": "hard"}, "'hard'.*easy, realistic")],
+    [
+        ({"height": 40}, "40 x 96 px.*use 96"),
+        ({"difficulty": "hard"}, "'hard'.*easy, mild, realistic"),
+    ],
 )
 def test_what_cannot_be_made_is_refused(change: dict[str, object], message: str) -> None:
     request = {"seed": 0, "height": 96, "width": 96, "difficulty": "easy"} | change

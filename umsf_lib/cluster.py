@@ -110,8 +110,9 @@ def merge(means: np.ndarray, overlap: np.ndarray, num_clusters: int) -> np.ndarr
     """Cluster ``(P,)`` of each component: what lies close together and shares tokens is joined.
 
     Average linkage of the distance between ``means``, times the fourth power of one minus the
-    cosine between rows of ``overlap``. Neither does alone: the means know nothing of spread, and
-    components of different land covers share tokens along their borders.
+    cosine between their posteriors over the tokens (chosen on development scenes; the sixth does as
+    well). Neither does alone: the means know nothing of spread, and components of different land
+    covers share tokens along their borders.
 
     Args:
         means: ``(P, D)`` mean tokens of the components.
@@ -135,10 +136,11 @@ def fit(kind: str, tokens: np.ndarray, num_clusters: int, config: Any, seed: int
     """
     wanted = config.components * num_clusters if kind == "merged" else num_clusters
     if wanted > len(tokens):
-        per = f" with cluster.components of {config.components}" if kind == "merged" else ""
+        each = f", cluster.components for {config.components} in each" if kind == "merged" else ""
         raise ConfigError(
-            f"cluster.num_clusters asks for {num_clusters} clusters{per} of {len(tokens)} tokens; "
-            "ask for fewer, or raise cluster.tokens if the training scenes hold more."
+            f"cluster.num_clusters asks for {num_clusters} clusters{each}, but there are "
+            f"{len(tokens)} tokens; ask for fewer, or raise cluster.tokens if the training scenes "
+            "hold more."
         )
     if kind == "mixture":
         return fit_mixture(tokens, num_clusters, config.restarts, seed)

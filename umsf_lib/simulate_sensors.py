@@ -25,7 +25,7 @@ from .config import DataError
 from .layouts import load_layout
 from .rasters import write_raster
 from .sheets import sheet_of
-from .simulate_landscape import MILD_SHARES, ORCHARD, SHARES, Landscape, landscape, vary
+from .simulate_landscape import ORCHARD, Landscape, landscape, vary
 from .simulate_relief import FARMLAND, PIXEL_M, WATER, FloatMap, fractal, smooth_noise
 
 # Rows: farmland, city, village, water, forest, road, others, orchard.
@@ -116,6 +116,8 @@ SETTINGS = {
         speckle_px=0.88,
     ),
 }
+# Mild scenes differ in what is there, not in how it looks.
+OPTICAL["mild"], SAR["mild"], SETTINGS["mild"] = OPTICAL["easy"], SAR["easy"], SETTINGS["easy"]
 INCIDENCE = np.float32(np.deg2rad(35))
 
 SHEET_PX = 5556  # of a 1:50 000 map sheet, 15' of longitude wide
@@ -243,22 +245,13 @@ def simulate_scene(
 ) -> dict[str, NDArray[np.uint8]]:
     """One scene in the form of WHU-OPT-SAR.
 
-    Args:
-        seed: decides everything.
-        height: rows, at least 96.
-        width: columns, at least 96.
-        difficulty: "easy", "realistic", or "mild": easy, with rare classes less rare.
-
     Returns:
         optical (4, H, W) uint8, sar (1, H, W) uint8, label (H, W) uint8 with codes 10..70.
 
     Raises:
         ConfigError: unknown difficulty, or a side below 96 px.
     """
-    shares = SHARES
-    if difficulty == "mild":
-        difficulty, shares = "easy", MILD_SHARES
-    land = landscape(height, width, seed, difficulty=difficulty, shares=shares)
+    land = landscape(height, width, seed, difficulty=difficulty)
     return {
         "optical": optical_image(land, seed, difficulty),
         "sar": sar_image(land, seed, difficulty),
