@@ -29,6 +29,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import statistics
 import sys
 import time
@@ -62,7 +63,7 @@ SMALL = SimpleNamespace(
     ),
     views=ViewConfig(window_px=64),
     pretrain=PretrainConfig(),
-    batches=(16,),
+    batches=(16, 32),
     steps=4,
 )
 FULL = SimpleNamespace(
@@ -357,12 +358,16 @@ def seconds(step: Callable[[], Any], steps: int, device: torch.device) -> float:
 def in_turns(
     ways: dict[str, Callable[[], Any]], steps: int, rounds: int, device: torch.device
 ) -> dict[str, float]:
-    """Median seconds per step; all ways are warmed up, and share whatever else the machine does."""
+    """Median seconds per step; all ways are warmed up, and share whatever else the machine does.
+
+    Their order changes from round to round: what ran before a step has the caches.
+    """
+    order = random.Random(0)
     for step in ways.values():
         seconds(step, 3, device)
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
-        for name, step in ways.items():
+        for name, step in order.sample(list(ways.items()), len(ways)):
             taken[name].append(seconds(step, steps, device))
             print(f"round {number + 1} {name:8s} {taken[name][-1]:9.4f} s", file=sys.stderr)
     return {name: statistics.median(values) for name, values in taken.items()}

@@ -214,7 +214,7 @@ def test_every_parameter_of_the_network_learns(sensors: str) -> None:
         nn.init.normal_(net.despeckler.layers[-1].weight, std=0.1)  # type: ignore[arg-type]
     x_opt, x_sar = torch.randn(2, 4, 32, 32), torch.randn(2, 1, 32, 32)
     features = net.features(x_opt, x_sar)
-    projected = net.project(features)
+    projected = net.project({name: maps.mean((2, 3)) for name, maps in features.items()})
     assert tuple(projected) == PROJECTORS[sensors]
     logits = net(x_opt, x_sar)
     assert logits.shape == (2, 7, 8, 8)

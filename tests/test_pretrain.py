@@ -167,8 +167,8 @@ def test_keys_are_unit_vectors_of_the_key_network(learner: Any) -> None:
     batch = source.draw(3, torch.Generator().manual_seed(0))
     with torch.no_grad():
         maps = moco.key.features(batch.second.images["optical"], batch.second.images["sar"])
-        projected = moco.key.project(maps)["cross_sar"]
-        expected = F.normalize(projected.mean(dim=(2, 3)), dim=1)
+        means = {name: tokens.mean(dim=(2, 3)) for name, tokens in maps.items()}
+        expected = F.normalize(moco.key.project(means)["cross_sar"], dim=1)
     _, extra = moco(batch, 16.0)
     assert torch.allclose(extra["key"]["cross_sar"][1], expected, atol=1e-6)
     assert not extra["key"]["cross_sar"][0].requires_grad

@@ -181,23 +181,29 @@ def embeddings(
 ) -> Keys:
     """Projector -> embeddings of the matched tokens ``(M, D)`` and pooled ``(B, D)``, float32.
 
+    What no contrast reads is not projected: features are read, or averaged over the window, first.
+
     Args:
-        network: that makes token maps and projects them.
+        network: that makes token maps and projects what is read from them.
         view: of B windows.
         points: ``(B, n, 2)`` where to read tokens, in view coordinates.
         seen: ``(B, n)`` which of them to read.
-        predictors: a further head on each projector's map, by its name.
+        predictors: a further head behind each projector, by its name.
     """
     features = network.features(view.images.get("optical"), view.images.get("sar"))
     device = features["fused"].device
     points = to_device(points, device)
     chosen = to_device(seen.flatten().nonzero()[:, 0], device)
-    result = {}
-    for name, projected in network.project(features).items():  # (B, D, H, W)
-        maps = predictors[name](projected) if predictors else projected
-        tokens = sample_tokens(maps, points).flatten(0, 1)[chosen]  # (M, D)
-        result[name] = tokens.float(), maps.float().mean(dim=(2, 3))
-    return result
+    rows = {}
+    for name, maps in features.items():  # (B, C, H, W)
+        tokens = sample_tokens(maps, points).flatten(0, 1)[chosen]  # (M, C)
+        rows[name] = torch.cat([tokens, maps.mean(dim=(2, 3))])
+    projected = network.project(rows)
+    if predictors:
+        projected = {name: predictors[name](z) for name, z in projected.items()}
+    return {
+        name: (z[: len(chosen)].float(), z[len(chosen) :].float()) for name, z in projected.items()
+    }
 
 
 def unit(rows: Keys) -> Keys:

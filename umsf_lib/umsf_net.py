@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .encoders import NORMS, Despeckle, SarEncoder, encoder
+from .encoders import Despeckle, SarEncoder, encoder, group_norm
 from .fusion import FUSIONS
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ SOURCE = {"cross_optical": "optical", "cross_sar": "sar"}  # projector -> featur
 
 
 def projection_head(channels: int, hidden: int, dim: int, norm: str) -> nn.Sequential:
-    """Two layers, as 1 x 1 convolutions: ``(B, C, H, W) -> (B, D, H, W)``, not normalised."""
+    """Two layers: ``(N, C) -> (N, D)``, not normalised."""
     return nn.Sequential(
-        nn.Conv2d(channels, hidden, 1, bias=False),
-        NORMS[norm](hidden),
+        nn.Linear(channels, hidden, bias=False),
+        nn.BatchNorm1d(hidden) if norm == "batch" else group_norm(hidden),
         nn.ReLU(inplace=True),
-        nn.Conv2d(hidden, dim, 1),
+        nn.Linear(hidden, dim),
     )
 
 
@@ -98,9 +98,9 @@ class UmsfNet(nn.Module):
         fused, _ = self.fusion(maps["optical"], maps["sar"])
         return maps | {"fused": fused}
 
-    def project(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Projector -> ``(B, D, H, W)``, not normalised."""
-        return {n: head(features[SOURCE.get(n, n)]) for n, head in self.projectors.items()}
+    def project(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Projector -> ``(N, D)``, not normalised, of rows ``(N, C)`` read from ``features``."""
+        return {n: head(rows[SOURCE.get(n, n)]) for n, head in self.projectors.items()}
 
     def forward(self, x_opt: Tensor | None, x_sar: Tensor | None) -> Tensor:
         """Cluster logits ``(B, K, H, W)``; needs ``set_num_clusters`` first."""
