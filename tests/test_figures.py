@@ -198,6 +198,7 @@ CASES: dict[str, Callable[[], Figure]] = {
     "intervals": lambda: figures.intervals_figure(
         INTERVALS, SCORE_TITLES, label="ours minus the other", lines={"equal to ours": {"acc": 0}}
     ),
+    "scale": lambda: figures.scale_figure(SCALE, SCORE_TITLES),
     "maps": lambda: figures.maps_figure(
         {f"mixture-statistics: 0.{n}": figures.label_image(PREDICTION, LONG) for n in range(6)},
         LONG,
@@ -209,6 +210,15 @@ CASES: dict[str, Callable[[], Figure]] = {
 }
 
 SCORE_TITLES = {"acc": "ACC", "nmi": "NMI"}
+SCALE = pd.DataFrame(
+    [
+        (scenes, name, metric, 0.5 + scenes / 200, spread)
+        for scenes, spread in ((4, 0.05), (8, np.nan), (64, 0.02))
+        for name in ("umsf", "umsf, no pretraining", "mixture-statistics")
+        for metric in SCORE_TITLES
+    ],
+    columns=["scenes", "name", "metric", "mean", "std"],
+)
 INTERVALS = pd.DataFrame(
     [
         ("sensors", "optical", "acc", 0.1, 0.05, 0.15),
@@ -684,6 +694,7 @@ def test_without_labels_a_sentence_stands_for_the_figure() -> None:
         figures.scores_figure(SCORES[:0], constant={"acc": np.nan}),
         figures.per_class_f1_figure({}, ()),
         figures.intervals_figure(INTERVALS[:0], SCORE_TITLES, label=""),
+        figures.scale_figure(SCALE[:0], SCORE_TITLES),
         figures.probe_figure(ACCURACY[:0], JUDGES),
         figures.confusion_figure(np.zeros((0, 0), int), (), np.zeros(0, int)),
         figures.network_attention_figure(network, {}, (0, 1, 2)),

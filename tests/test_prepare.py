@@ -338,7 +338,10 @@ def test_synthetic_scenes_are_written_once_with_their_split(project, monkeypatch
     assert sorted(sum(scenes.split.values(), [])) == [r.name for r in scenes.records]
     (folder / "split.txt").unlink()  # as after an interruption
     assert synthesize(run) == folder and len(calls) == 2
-    other = dataclasses.replace(run.config.synthetic, size_px=64)
-    assert (
-        synthesize(Run(run.folder, dataclasses.replace(run.config, synthetic=other), {})) != folder
-    )
+    for change in ({"size_px": 64}, {"train": 4}):
+        other = dataclasses.replace(run.config.synthetic, **change)
+        more = synthesize(Run(run.folder, dataclasses.replace(run.config, synthetic=other), {}))
+        assert more != folder
+    lines = (more / "split.txt").read_text().split("train:")
+    assert lines[0] == (folder / "split.txt").read_text().split("train:")[0]  # same val and test
+    assert len(lines[1].split()) == 4

@@ -32,7 +32,7 @@ from umsf_lib.config import (
     ViewConfig,
     load_config,
 )
-from umsf_lib.contrast import MomentumContrast
+from umsf_lib.contrast import MomentumContrast, embeddings
 from umsf_lib.despeckle import train_despeckler
 from umsf_lib.layouts import load_layout
 from umsf_lib.prepare import SceneSet, load_data, normalisation
@@ -172,6 +172,20 @@ def test_keys_are_unit_vectors_of_the_key_network(learner: Any) -> None:
     _, extra = moco(batch, 16.0)
     assert torch.allclose(extra["key"]["cross_sar"][1], expected, atol=1e-6)
     assert not extra["key"]["cross_sar"][0].requires_grad
+
+
+def test_tokens_are_read_at_their_places_and_then_projected(learner: Any) -> None:
+    moco, source, _ = learner
+    view = source.draw(3, torch.Generator().manual_seed(0)).second
+    corner = 1 - moco.key.stride / 32  # the middle of the last token
+    points = torch.tensor([[-corner, -corner], [corner, corner]]).repeat(3, 1, 1)
+    seen = torch.tensor([[True, False], [False, True], [True, True]])
+    with torch.no_grad():
+        tokens, _ = embeddings(moco.key, view, points, seen)["cross_sar"]
+        sar = moco.key.features(view.images["optical"], view.images["sar"])["sar"]
+        read = torch.stack([sar[0, :, 0, 0], sar[1, :, -1, -1], sar[2, :, 0, 0], sar[2, :, -1, -1]])
+        expected = moco.key.projectors["cross_sar"](read)
+    assert torch.allclose(tokens, expected, atol=1e-5)
 
 
 def ready(name: str, overrides: str = "") -> tuple[Run, SceneSet]:

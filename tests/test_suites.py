@@ -21,12 +21,14 @@ from umsf_lib.report import dense_tables
 from umsf_lib.runs import Run, sha256_of, write_json
 from umsf_lib.suites import (
     GROUPS,
+    SIZES,
     SUITES,
     VARIANTS,
     Sweep,
     margins,
     markdown,
     print_report,
+    scale_rows,
     score_rows,
 )
 
@@ -51,10 +53,10 @@ def test_every_variant_is_one_change_that_the_profile_accepts(name: str) -> None
 def test_every_suite_names_known_variants_and_methods_and_begins_with_base() -> None:
     for suite, variants in SUITES.items():
         assert next(iter(variants)) == "base", suite
-        assert set(variants) <= set(VARIANTS)
+        assert {part for name in variants for part in name.split("-")} <= set(VARIANTS)
         assert {name for names in variants.values() for name in names} <= set(METHODS)
     assert "no_pretraining" in SUITES["baselines"]
-    assert sum(map(len, GROUPS.values())) == len(VARIANTS) - 1  # no variant in two groups
+    assert sum(map(len, GROUPS.values())) + len(SIZES) == len(VARIANTS) - 1  # none is there twice
 
 
 def fake_run(config: Config, name: str, tables: dict[str, np.ndarray]) -> Run:
@@ -149,6 +151,28 @@ def test_other_scenes_have_scores_but_no_margin(fakes: list[Run]) -> None:
     )
 
 
+def test_scores_against_the_number_of_training_scenes(fakes: list[Run]) -> None:
+    table = np.stack([np.diag([40, 60])] * 3)
+    for ending, count in (("-scenes_4", 4), ("-scenes_64-no_pretraining", 64)):
+        synthetic = dataclasses.replace(TINY.synthetic, train=count)
+        config = dataclasses.replace(TINY, synthetic=synthetic)
+        if "no_pretraining" in ending:
+            config = dataclasses.replace(
+                config, cluster=dataclasses.replace(TINY.cluster, initial="random")
+            )
+        fake_run(dataclasses.replace(config, seed=0), f"tiny-easy-0{ending}", {"umsf": table})
+    sweep = Sweep(TINY, "scale", (0, 1))
+    rows = scale_rows(sweep)
+    assert rows.drop_duplicates("scenes")[["scenes", "name", "seeds"]].values.tolist() == [
+        [TINY.synthetic.train, "umsf", 2],
+        [4, "umsf", 1],
+        [64, "umsf, no pretraining", 1],
+    ]
+    assert set(margins(sweep).variant) <= {"base", "no_pretraining"}
+    other = dataclasses.replace(TINY, data="x")
+    assert set(Sweep(other, "scale", (0,)).variants) == {"base", "no_pretraining"}
+
+
 def test_the_readme_block_repeats_the_tables(fakes: list[Run], project: Path, capsys) -> None:
     sweep = Sweep(TINY, "first", (0, 1))
     print_report(sweep)
@@ -199,5 +223,13 @@ def test_what_changes_the_pretraining_is_pretrained_anew(project: Path, tiny_run
     for name, shared in (("add", False), ("no_fused", False), ("balance_1", True)):
         variant = suites._variant(base, name, keep=True)
         assert variant.is_done("despeckle") and variant.is_done("pretrain") == shared
+    more = Run.open(TINY, "base").variant("scenes_4", (), **VARIANTS["scenes_4"])
+    ignored = shutil.ignore_patterns("manifest.json")
+    shutil.copytree(base.folder, more.folder, dirs_exist_ok=True, ignore=ignored)
+    more.manifest["stages"] = base.manifest["stages"]
+    more._save()
+    more = suites._variant(base, "scenes_4-no_pretraining", keep=True)
+    assert more.config.synthetic.train == 4 and more.config.cluster.initial == "random"
+    assert more.folder.name == "base-scenes_4-no_pretraining" and more.is_done("pretrain")
     mild = suites._variant(base, "mild_imbalance", keep=True)
     assert mild.config.synthetic.difficulty == "mild" and not mild.manifest["stages"]

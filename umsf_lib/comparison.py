@@ -12,12 +12,13 @@ from .costs import added_up
 from .pipeline import USUAL, stages_of
 from .prepare import load_data
 from .runs import Run, project_root
-from .suites import OURS, Sweep
+from .suites import OURS, SCALED, Sweep
 
 # What is run of a suite that nobody has run.
 SMALLEST: dict[str, dict[str, Sequence[str]]] = {
     "baselines": {"base": USUAL},
     "ablations": {"base": OURS, "no_pretraining": OURS},
+    "scale": {"base": SCALED, "no_pretraining": OURS},
 }
 
 

@@ -111,7 +111,8 @@ def synthesize(run: Run) -> Path:
     folder = project_root() / "data" / "synthetic" / f"{settings.difficulty}-{digest(wanted)}"
     if (folder / "split.txt").is_file():
         return folder
-    counts = {part: getattr(settings, part) for part in ("train", "val", "test")}
+    # Training scenes last: with more or fewer of them the others stay what they are.
+    counts = {part: getattr(settings, part) for part in ("val", "test", "train")}
     names = scene_names(sum(counts.values()))
     size = settings.size_px
     write_scenes(folder, names, run.config.seed, size, size, difficulty=settings.difficulty)

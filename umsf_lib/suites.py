@@ -58,14 +58,21 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     # the other, where the paper switches the clustering on at a quarter of the epochs.
     "as published": {"as_published": {"pretrain": {"pooled": 1.0}, "cluster": {"num_clusters": 7}}},
 }
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"base": {}}
-VARIANTS |= {name: changes for group in GROUPS.values() for name, changes in group.items()}
+# How many scenes the network learns from; the others stay the same (see ``prepare.synthesize``).
+SIZES = {f"scenes_{count}": {"synthetic": {"train": count}} for count in (4, 16, 32, 64)}
+ABLATED = {name: changes for group in GROUPS.values() for name, changes in group.items()}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"base": {}} | ABLATED | SIZES
 OURS: Sequence[str] = ("umsf",)
+SCALED: Sequence[str] = ("umsf", "mixture-statistics")
 # Suite -> variant -> methods; "base" comes first, the others copy what they share with it.
 SUITES: dict[str, dict[str, Sequence[str]]] = {
     "first": {"base": USUAL, "optical": OURS, "sar": OURS},
     "baselines": {"base": tuple(METHODS), "optical": OURS, "sar": OURS, "no_pretraining": OURS},
-    "ablations": {name: OURS for name in VARIANTS} | {"as_published": ("mutual-information",)},
+    "ablations": {name: OURS for name in ("base", *ABLATED)}
+    | {"as_published": ("mutual-information",)},
+    "scale": {"base": SCALED, "no_pretraining": OURS}
+    | {name: SCALED for name in SIZES}
+    | {f"{name}-no_pretraining": OURS for name in SIZES},
 }
 AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that leave it as it is
 SHOWN = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "macro_f1": "macro-F1"}
@@ -136,11 +143,17 @@ class Sweep:
 
 def other_scenes(variant: str) -> bool:
     """Whether a variant has its own scenes, which nothing pairs with those of ``base``."""
-    return "synthetic" in VARIANTS[variant]
+    return any("synthetic" in VARIANTS[part] for part in variant.split("-"))
 
 
 def _variant(base: Run, variant: str, *, keep: bool) -> Run:
-    """The run of a variant beside ``base``, with a copy of the stages that both share."""
+    """The run of a variant beside ``base``, with a copy of the stages that both share.
+
+    ``a-b`` is the variant b of the variant a.
+    """
+    if "-" in variant:
+        first, variant = variant.split("-")
+        base = _variant(base, first, keep=keep)
     changes = VARIANTS[variant]
     if not changes:
         return base
@@ -169,6 +182,22 @@ def score_rows(sweep: Sweep, protocol: str = "dense") -> pd.DataFrame:
     every = every[every["class"].isna() & every.metric.isin(SHOWN) & (every.protocol == protocol)]
     grouped = every.groupby(keys, sort=False).value
     return grouped.agg(["mean", "std", "count"]).rename(columns={"count": "seeds"}).reset_index()
+
+
+def scale_rows(sweep: Sweep) -> pd.DataFrame:
+    """Scores against the number of training scenes, from the suite ``scale``.
+
+    Returns:
+        Columns of ``score_rows``, ``scenes``, and ``name`` of what the row's curve is of.
+    """
+    table = score_rows(sweep)
+    parts = table.variant.str.split("-")
+    usual = {"train": sweep.config.synthetic.train}
+    scenes = [VARIANTS[names[0]].get("synthetic", usual)["train"] for names in parts]
+    endings = [", no pretraining" if names[-1] == "no_pretraining" else "" for names in parts]
+    return table.assign(scenes=scenes, name=table.method + endings).sort_values(
+        "scenes", kind="stable"
+    )
 
 
 def margins(sweep: Sweep) -> pd.DataFrame:

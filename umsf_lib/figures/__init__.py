@@ -7,7 +7,7 @@ Nothing here touches pyplot. In a notebook, run ``%matplotlib inline`` once and 
 the figure; a script calls ``figure.savefig(path)``.
 """
 
-from .comparison import intervals_figure, maps_figure
+from .comparison import intervals_figure, maps_figure, scale_figure
 from .data import (
     class_shares_figure,
     histogram_figure,
@@ -66,6 +66,7 @@ __all__ = [
     "probe_figure",
     "sar_image",
     "scene_figure",
+    "scale_figure",
     "scores_figure",
     "split_figure",
     "spectra_figure",

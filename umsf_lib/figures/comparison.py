@@ -94,6 +94,33 @@ def _name_rows(
 
 
 @styled
+def scale_figure(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Show scores against the number of training scenes, one panel per score.
+
+    Args:
+        table: columns ``scenes``, ``name``, ``metric``, ``mean``, ``std`` (NaN: no bar).
+        titles: score -> title of its panel, in order.
+    """
+    if table.empty:
+        return note_figure("There are no scores to show.")
+    figure, axes = new_panels(1, len(titles), 10.5, 3.6)
+    for ax, (metric, title) in zip(axes[0], titles.items(), strict=True):
+        rows = table[table.metric == metric]
+        for color, (name, curve) in zip(COLORS, rows.groupby("name", sort=False), strict=False):
+            bars = curve["std"].fillna(0)
+            ax.errorbar(
+                curve.scenes, curve["mean"], bars, color=color, marker="o", ms=4, label=name
+            )
+        ax.set_xscale("log", base=2)
+        ticks = sorted(set(rows.scenes))
+        ax.set_xticks(ticks, [str(count) for count in ticks])
+        ax.minorticks_off()
+        ax.set(title=title, xlabel="training scenes")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
 def maps_figure(
     pictures: Mapping[str, Array], classes: Sequence[LandClass], *, pixel_m: float | None = None
 ) -> Figure:
