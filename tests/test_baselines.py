@@ -244,10 +244,10 @@ def test_a_cluster_is_as_likely_as_its_prototypes_together() -> None:
     head.groups.copy_(torch.tensor([0, 2, 2, 0, 0, 2]))
     features = torch.randn(2, 16, 3, 4)
     p = head(features).softmax(1)
-    z = F.normalize(head.projection(features), dim=1)
     rows = F.normalize(head.prototypes, dim=1)
     for at in ((0, 1, 2), (1, 2, 3)):
-        scores = (rows @ z[at[0], :, at[1], at[2]] / 0.1).softmax(0)
+        z = F.normalize(head.projection(features[at[0], None, :, at[1], at[2]]), dim=1)[0]
+        scores = (rows @ z / 0.1).softmax(0)
         expected = torch.stack(
             [scores[[0, 3, 4]].sum(), torch.tensor(0.0), scores[[1, 2, 5]].sum()]
         )

@@ -106,13 +106,13 @@ def load_data(run: Run) -> SceneSet:
 
 def synthesize(run: Run) -> Path:
     """Write the profile's synthetic scenes once; the folder is named after what decides them."""
-    wanted = run.config.section("synthetic", "seed")
     settings = run.config.synthetic
+    # Training scenes last: with more or fewer of them the others stay what they are.
+    counts = {part: getattr(settings, part) for part in ("val", "test", "train")}
+    wanted = run.config.section("synthetic", "seed") | {"order": list(counts)}
     folder = project_root() / "data" / "synthetic" / f"{settings.difficulty}-{digest(wanted)}"
     if (folder / "split.txt").is_file():
         return folder
-    # Training scenes last: with more or fewer of them the others stay what they are.
-    counts = {part: getattr(settings, part) for part in ("val", "test", "train")}
     names = scene_names(sum(counts.values()))
     size = settings.size_px
     write_scenes(folder, names, run.config.seed, size, size, difficulty=settings.difficulty)

@@ -31,7 +31,9 @@ class PrototypeHead(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """Maps ``(B, C, h, w)`` -> ``(B, D, h, w)``, unit vectors."""
-        return F.normalize(self.projection(features).float(), dim=1)
+        rows = features.movedim(1, 3)  # (B, h, w, C)
+        unit = F.normalize(self.projection(rows.flatten(0, 2)).float(), dim=1)
+        return unit.unflatten(0, rows.shape[:3]).movedim(3, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits ``(B, K, h, w)``: a cluster's probability is the sum of its prototypes'."""

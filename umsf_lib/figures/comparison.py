@@ -121,6 +121,7 @@ def scale_figure(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     return figure
 
 
+@styled
 def maps_figure(
     pictures: Mapping[str, Array], classes: Sequence[LandClass], *, pixel_m: float | None = None
 ) -> Figure:
