@@ -182,6 +182,13 @@ def test_the_filter_keeps_neighbours_on_their_side_of_a_border(tmp_path: Path) -
             assert 30 - 15 - 1 <= int(col.min()) < 20  # the disc is used on the own side
 
 
+def test_windows_as_large_as_their_scenes_are_said_to_have_no_neighbours(tmp_path: Path) -> None:
+    scenes = make_set(tmp_path, SIZE, {name: (UTM, METRES) for name in (WEST, TEST)})
+    with pytest.warns(UserWarning, match=f"larger than a window of {SIZE} px.*views.window_px"):
+        near = Neighbours(scenes, ("optical",), SIZE, PretrainConfig())
+    assert set(map(int, torch.cat(draw(near, 0, 0, 0, 20)))) == {0}
+
+
 def test_alike_is_an_effect_size() -> None:
     generator = np.random.default_rng(3)
     pixels = generator.normal(size=(2, 3, 64)) + generator.normal(size=(2, 3, 1))  # window, band

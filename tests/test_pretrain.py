@@ -38,6 +38,7 @@ from umsf_lib.layouts import load_layout
 from umsf_lib.prepare import SceneSet, load_data, normalisation
 from umsf_lib.pretrain import (
     WindowSource,
+    _monitor,
     build_learner,
     load_pretrained,
     new_network,
@@ -292,6 +293,43 @@ def test_a_long_queue_is_capped_and_said(project: Path) -> None:
     said = "pretrain.queue_size is 1000, but 32 training windows give 160 keys.*capped at.* 80"
     with pytest.warns(UserWarning, match=said):
         pretrain(run, scenes)
+
+
+def test_an_objective_without_queue_is_told_of_none(project: Path) -> None:
+    run, scenes = ready(
+        "mine", "pretrain.queue_size=1000 pretrain.epochs=1 pretrain.objective=decur"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pretrain(run, scenes)
+
+
+def test_the_learning_rate_is_linear_in_the_batch(project: Path) -> None:
+    peaks = {}
+    for batch in (4, 8):
+        run, scenes = ready(f"of-{batch}", f"pretrain.batch={batch} pretrain.epochs=2")
+        pretrain(run, scenes)
+        peaks[batch] = pd.read_csv(run.path("pretrain.csv")).lr.iloc[0]
+    assert peaks[8] == pytest.approx(2 * peaks[4])
+
+
+def test_a_run_may_go_on_with_deterministic_kernels(project: Path) -> None:
+    run, scenes = ready("mine", "deterministic=true")
+    pretrain(run, scenes)
+    assert torch.are_deterministic_algorithms_enabled()
+    again = Run.open(load_config("tiny"), "mine")
+    assert not pretrain(again, scenes)  # it has been done
+    other, scenes = ready("other")
+    pretrain(other, scenes)
+    assert not torch.are_deterministic_algorithms_enabled()
+    losses = [pd.read_csv(r.path("pretrain.csv")).loss.iloc[0] for r in (run, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_one_token_is_no_collapse(learner: Any) -> None:
+    one = {"fused": (torch.ones(1, 4), torch.ones(1, 4))}
+    extra = {"query": one, "key": one, "negatives": torch.ones(3, 4), "mask": torch.ones(1, 3) > 0}
+    assert _monitor(extra, 9) == {}
 
 
 @pytest.mark.parametrize(("epochs", "collapses"), [(3, True), (3, False), (2, True)])

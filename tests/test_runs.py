@@ -162,7 +162,8 @@ def test_a_new_run_writes_down_what_decides_it(run: Run) -> None:
     assert {"git", "device", "config"} <= set(manifest)
     saved = yaml.safe_load(run.path("config.yaml").read_text())
     wanted = json.loads(json.dumps(dataclasses.asdict(TINY)))
-    assert wanted.pop("device") == "auto"  # what was found counts; a run may go on elsewhere
+    # What was found counts; a run may go on elsewhere.
+    assert (wanted.pop("device"), wanted.pop("deterministic")) == ("auto", False)
     assert saved == manifest["config"] == wanted
 
 

@@ -20,10 +20,12 @@ from umsf_lib.checkpoints import (
     Checkpoints,
     Stopped,
     load_checkpoint,
+    load_weights,
     random_state,
     restore_random_state,
 )
 from umsf_lib.config import CheckpointError, ConfigError
+from umsf_lib.distributed import ProcessLostError
 from umsf_lib.runs import sha256_of
 from umsf_lib.training import Row, cosine_with_warmup, print_progress, train, trainable
 
@@ -190,6 +192,7 @@ def test_half_written_and_foreign_files_are_passed_over(tmp_path: Path, unbroken
     (tmp_path / ".tmp-abc.pt").write_bytes(b"half")
     with pytest.warns(UserWarning, match="is damaged"):
         assert_same(run(tmp_path), unbroken)
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 def test_without_a_whole_checkpoint_training_begins_anew(tmp_path: Path, unbroken) -> None:
@@ -335,6 +338,31 @@ def test_full_memory_after_the_weights_have_moved_goes_back_further(tmp_path, un
     (kept,) = Checkpoints(tmp_path).paths()
     assert "step-000004" in kept.name and f"last good checkpoint: {kept}" in str(caught.value)
     assert_same(run(tmp_path), unbroken)
+
+
+@pytest.mark.parametrize(("where", "kept"), [("any_process", 7), ("mean_over_processes", 4)])
+def test_a_process_lost_between_steps_leaves_a_checkpoint(tmp_path, unbroken, where, kept) -> None:
+    """Of the step itself, or, where its row of the log could not be averaged, an older one."""
+    calls: list[int] = []
+
+    def lost(value: Any) -> Any:
+        calls.append(1)
+        if len(calls) == (7 if where == "any_process" else 2):  # each step; each third one
+            raise ProcessLostError("another process has died")
+        return value
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ProcessLostError) as caught:
+        patch.setattr(f"umsf_lib.training.{where}", lost)
+        run(tmp_path)
+    newest = Checkpoints(tmp_path).paths()[-1]
+    assert newest.name.startswith(f"step-{kept:06d}") and str(newest) in str(caught.value)
+    assert_same(run(tmp_path), unbroken)
+
+
+def test_weights_of_another_network_are_refused_in_one_sentence() -> None:
+    weights = nn.Conv2d(4, 2, 1).state_dict()
+    with pytest.raises(CheckpointError, match="some.pt holds weights of another version.*size"):
+        load_weights(nn.Linear(4, 2), weights, Path("some.pt"))
 
 
 def test_a_full_memory_without_checkpoints_or_with_one_window() -> None:

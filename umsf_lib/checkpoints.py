@@ -71,6 +71,8 @@ class Checkpoints:
         Raises:
             CheckpointError: it was made with other settings; the differences are listed.
         """
+        for half in self.folder.glob(".tmp-*.pt"):  # of a process that was killed while it wrote
+            half.unlink(missing_ok=True)
         for path in reversed(self.paths()):
             if path.stem.rpartition("-")[2] == sha256_of(path)[:12]:
                 return load_checkpoint(path, self.settings)
@@ -102,6 +104,22 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             "choose another run name, or delete the checkpoint to train again."
         )
     return content
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
+    """Give a module the weights of a checkpoint.
+
+    Raises:
+        CheckpointError: they are of another network, made by another version of this module.
+    """
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(
+            f"{path} holds weights of another version of the network ({reason}); "
+            "choose another run name, or delete the run to train again."
+        ) from error
 
 
 def random_state(generator: torch.Generator) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .bench import Bench
-from .checkpoints import load_checkpoint, write_state
+from .checkpoints import load_checkpoint, load_weights, write_state
 from .inference import Classifier, scene_map
 from .prepare import normalisation_of
 from .pretrain import load_pretrained, new_network
@@ -91,7 +91,8 @@ def load_clustered(run: Run, bench: Bench) -> UmsfNet:
     run.outputs_of("cluster")
     network = new_network(run, bench.scenes)
     network.set_num_clusters(bench.num_clusters)
-    network.load_state_dict(load_checkpoint(run.path(NETWORK), cluster_inputs(run))["module"])
+    path = run.path(NETWORK)
+    load_weights(network, load_checkpoint(path, cluster_inputs(run))["module"], path)
     return network.to(run.device).eval()
 
 

@@ -102,7 +102,7 @@ class PretrainConfig:
 
     objective: str = "moco"  # moco | mocov3 | decur
     epochs: int = 10
-    steps_per_epoch: int = 0  # 0: every tile of every training scene once
+    steps_per_epoch: int = 0  # 0: as many windows as the training scenes have tiles
     batch: int = 16
     lr: float = 0.03  # SGD, for a batch of 32; scaled linearly
     momentum: float = 0.9
@@ -177,6 +177,7 @@ class Config:
     layout: str = "whu-opt-sar"
     seed: int = 0
     device: str = "auto"  # auto: a CUDA GPU when there is one | cpu | cuda
+    deterministic: bool = False  # pretraining on a GPU: bit for bit the same, but slower
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     despeckle: DespeckleConfig = field(default_factory=DespeckleConfig)
@@ -201,6 +202,8 @@ PARAMETERS: dict[str, type] = {
     "seed": int,
     "overrides": str,
 }
+
+HARDWARE = ("device", "deterministic")  # settings that may differ where a run goes on
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
@@ -248,7 +251,8 @@ def load_config(
         data: folder of scenes; empty for synthetic ones.
         layout: name or YAML path of the layout; empty means ``whu-opt-sar``.
         seed: of scenes, initial weights and every draw.
-        overrides: ``section.key=value`` pairs, and ``device=value``, separated by spaces.
+        overrides: ``section.key=value`` pairs, and ``device=value`` and ``deterministic=true``,
+            separated by spaces.
 
     Raises:
         ConfigError: unknown profile, section, key, wrong type, choice or range.
@@ -271,7 +275,7 @@ def _apply_override(tree: dict[str, Any], pair: str) -> None:
 
     name, equals, text = pair.partition("=")
     section, dot, key = name.partition(".")
-    if not equals or not (dot or name == "device"):
+    if not equals or not (dot or name in HARDWARE):
         raise ConfigError(f"override '{pair}' has not the form section.key=value.")
     try:
         target = tree.setdefault(section, {}) if dot else tree

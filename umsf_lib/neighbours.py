@@ -9,6 +9,7 @@ neighbour is a distance on the ground, so the place is drawn evenly from a disc.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,6 +125,14 @@ class Neighbours:
         self.sides = torch.tensor([(r.height, r.width) for r in scenes.records])  # (S, 2)
         self.beside = _beside(self.ground, self.sides, self._reach_px() + size)
         self.looks = Looks(scenes, roles, size)
+        train = scenes.indices("train")
+        alone = all((self.beside[i] == i).all() and self.sides[i].max() <= size for i in train)
+        if alone:
+            warnings.warn(
+                f"No training scene is larger than a window of {size} px or lies beside another, "
+                "so every window is its own neighbour; set a smaller views.window_px.",
+                stacklevel=2,
+            )
 
     def _reach_px(self) -> int:
         return math.ceil(self.config.neighbour_m / float(self.ground.pixel_m.min()))

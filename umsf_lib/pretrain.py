@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .batches import Batch, two_views
-from .checkpoints import Checkpoints, load_checkpoint
+from .checkpoints import Checkpoints, load_checkpoint, load_weights
 from .config import Config, ConfigError
-from .contrast import Learner
+from .contrast import Learner, MomentumContrast
 from .despeckle import load_despeckler
 from .distributed import any_process, own_rows, rank, world_size
 from .losses import collapsed, embedding_statistics
 from .neighbours import Corners, Ground, Neighbours
 from .objectives import OBJECTIVES
 from .prepare import SceneSet, normalisation_of, training_statistics
-from .runs import Run, seed_everything
+from .runs import Run, seed_everything, use_deterministic
 from .training import Row, train, trainable, write_rows
 from .umsf_net import UmsfNet
 from .views import to_device
@@ -138,9 +138,11 @@ def _pretrain(
     progress: Callable[[int, int, Row], None] | None,
 ) -> list[str]:
     config, settings = run.config, run.config.pretrain
+    use_deterministic(config.deterministic)
     generator = seed_everything(config.seed)
     learner, source = build_learner(run, scenes, generator)
-    _say_if_capped(config, len(source.tiles))
+    if isinstance(learner, MomentumContrast):
+        _say_if_capped(config, len(source.tiles))
     optimizer = torch.optim.SGD(
         trainable(learner.parameters()),
         lr=settings.lr * settings.batch / BASE_BATCH,
@@ -284,16 +286,15 @@ def load_pretrained(run: Run, scenes: SceneSet) -> UmsfNet:
     network = new_network(run, scenes)
     path = run.path(next(file for file in files if file.endswith(".pt")))
     state = load_checkpoint(path, pretraining_inputs(run))["module"]
-    prefix = "query."
-    network.load_state_dict(
-        {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    )
+    start = "query."
+    own = {k.removeprefix(start): weight for k, weight in state.items() if k.startswith(start)}
+    load_weights(network, own, path)
     return network
 
 
 def _monitor(extra: dict[str, Any], step: int) -> dict[str, float]:
     """Collapse monitor of the fused tokens; read only when a row is logged (it waits)."""
-    if (step + 1) % LOG_EVERY:
-        return {}
     q, k = extra["query"]["fused"][0], extra["key"]["fused"][0]
+    if (step + 1) % LOG_EVERY or len(q) < 2:  # one token has no spread
+        return {}
     return embedding_statistics(q, k, extra["negatives"], extra["mask"])

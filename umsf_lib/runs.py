@@ -27,6 +27,7 @@ import torch
 import yaml
 
 from .config import (
+    HARDWARE,
     PARAMETERS,
     Config,
     ConfigError,
@@ -127,6 +128,13 @@ def seed_everything(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def use_deterministic(wanted: bool) -> None:
+    """Let CUDA give the same bits every time, or leave it its speed; a CPU does so anyway."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
+    torch.use_deterministic_algorithms(wanted)
+
+
 def versions() -> dict[str, str]:
     """Python and the packages that decide numbers."""
     found = {"python": platform.python_version()}
@@ -184,7 +192,7 @@ class Run:
         """
         folder, device = cls.folder_of(config, name, root), pick_device(config.device)
         plain = json.loads(json.dumps(dataclasses.asdict(config)))
-        del plain["device"]  # a run may go on elsewhere
+        plain = {key: value for key, value in plain.items() if key not in HARDWARE}
         path = folder / "manifest.json"
         if path.is_file():
             found = json.loads(path.read_text())

@@ -188,9 +188,12 @@ def scale_rows(sweep: Sweep) -> pd.DataFrame:
     """Scores against the number of training scenes, from the suite ``scale``.
 
     Returns:
-        Columns of ``score_rows``, ``scenes``, and ``name`` of what the row's curve is of.
+        Columns of ``score_rows``, ``scenes``, and ``name`` of what the row's curve is of; no rows
+        for other data than synthetic scenes.
     """
     table = score_rows(sweep)
+    if sweep.config.data:  # other numbers of scenes are simulated only
+        table = table.iloc[:0]
     parts = table.variant.str.split("-")
     usual = {"train": sweep.config.synthetic.train}
     scenes = [VARIANTS[names[0]].get("synthetic", usual)["train"] for names in parts]

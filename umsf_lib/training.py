@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -132,11 +133,18 @@ def train(
                 raise type(said)(f"{said} (in step {step + 1}); {kept}.") from error
             done = step + 1
             state.losses.append(loss.detach())
-            if done % log_every == 0 or done == steps:
-                state.log(done, metrics)
+            rescued: Callable[[], str] = (
+                state.newest
+            )  # a checkpoint without the row of this step would not be exact
+            try:
+                if done % log_every == 0 or done == steps:
+                    state.log(done, metrics)
+                rescued = partial(state.kept, done)
+                stopping = any_process(stop.number > 0)
+            except ProcessLostError as error:
+                raise ProcessLostError(f"{error} (after step {done}); {rescued()}.") from error
             if progress and state.rows:
                 progress(done, steps, state.rows[-1])
-            stopping = any_process(stop.number > 0)
             if checkpoints and (stopping or done % checkpoint_every == 0 or done == steps):
                 path = state.save(done)
                 if stopping and done < steps:
@@ -201,12 +209,19 @@ class _State:
 
     def taken_back(self, step: int, before: StepStart, error: UmsfError) -> str:
         """Undo the failed step and checkpoint what was before it."""
-        waits = isinstance(error, ProcessLostError) and torch.cuda.is_available()
-        if self.checkpoints is None or waits:  # a GPU may wait for ever for a lost process
-            return self.newest()
-        before.restore()
-        path = self.save(step)
-        return self.newest() if path is None else f"checkpoint after step {step}: {path}"
+        lost = isinstance(error, ProcessLostError)
+        if self._saves(lost):
+            before.restore()
+        return self.kept(step, lost)
+
+    def kept(self, done: int, lost: bool = True) -> str:
+        """Checkpoint after ``done`` steps if that is possible, after another process was lost."""
+        path = self.save(done) if self._saves(lost) else None
+        return self.newest() if path is None else f"checkpoint after step {done}: {path}"
+
+    def _saves(self, lost: bool) -> bool:
+        """Not of a lost process on a GPU, which may wait for it for ever."""
+        return self.checkpoints is not None and not (lost and torch.cuda.is_available())
 
     def newest(self) -> str:
         """Where the training would go on from."""

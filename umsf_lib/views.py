@@ -246,9 +246,25 @@ def invert_affine(theta: Tensor, points: Tensor) -> Tensor:
 
 def sample_tokens(maps: Tensor, points: Tensor) -> Tensor:
     """Bilinear values ``(B, n, C)`` of token maps ``(B, C, H, W)`` at points ``(B, n, 2)``."""
+    if torch.are_deterministic_algorithms_enabled():  # which the gradient of grid_sample is not
+        return _gathered_tokens(maps, to_device(points, maps.device))
     grid = to_device(points[:, :, None, :], maps.device)
     values = F.grid_sample(maps, grid, align_corners=False, padding_mode="border")
     return values[:, :, :, 0].transpose(1, 2)
+
+
+def _gathered_tokens(maps: Tensor, points: Tensor) -> Tensor:
+    """The same from the four tokens around each point."""
+    sides = points.new_tensor([maps.shape[3], maps.shape[2]])
+    place = (((points + 1) * sides - 1) / 2).clamp(min=0).minimum(sides - 1)  # (B, n, 2): x, y
+    low = place.floor()
+    share, high = place - low, (low + 1).minimum(sides - 1)
+    flat, total = maps.flatten(2), torch.zeros((), device=maps.device)
+    for x, wide in ((low, 1 - share), (high, share)):
+        for y, tall in ((low, 1 - share), (high, share)):
+            index = (y[..., 1] * sides[0] + x[..., 0]).long()[:, None].expand(-1, maps.shape[1], -1)
+            total = total + flat.gather(2, index) * (wide[..., 0] * tall[..., 1])[:, None]
+    return total.transpose(1, 2)
 
 
 def turn_and_flip(images: Tensor, index: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bench import Bench
-from ..checkpoints import load_checkpoint, write_state
+from ..checkpoints import load_checkpoint, load_weights, write_state
 from ..classify import network_classifier
 from ..config import Config
 from ..inference import Classifier, scene_map
@@ -91,7 +91,7 @@ def learned(
     run.stage(name, make, inputs)
     network = new_network(run, bench.scenes)
     network.clustering = head()
-    network.load_state_dict(load_checkpoint(run.path(file), inputs)["module"])
+    load_weights(network, load_checkpoint(run.path(file), inputs)["module"], run.path(file))
     return network_classifier(network.to(run.device).eval(), bench, name)
 
 
