@@ -27,8 +27,9 @@ STRIDES = {"small": (4,), "resnet18": (4, 8, 16, 32), "resnet50": (4, 8, 16, 32)
 def group_norm(channels: int) -> nn.GroupNorm:
     """Groups of 16 channels.
 
-    Statistics of one sample only: nothing leaks within a batch, but a window's own level is
-    subtracted, and a window of nothing but water looks like one of nothing but fields.
+    Statistics of one sample only (a window, in a projection head a row): nothing leaks within a
+    batch, but its own level is subtracted, and a window of nothing but water looks like one of
+    nothing but fields.
     """
     groups = max(1, channels // 16)
     while channels % groups:
