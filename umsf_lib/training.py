@@ -133,9 +133,8 @@ def train(
                 raise type(said)(f"{said} (in step {step + 1}); {kept}.") from error
             done = step + 1
             state.losses.append(loss.detach())
-            rescued: Callable[[], str] = (
-                state.newest
-            )  # a checkpoint without the row of this step would not be exact
+            # A checkpoint without this step's row of the log would not be exact.
+            rescued: Callable[[], str] = state.newest
             try:
                 if done % log_every == 0 or done == steps:
                     state.log(done, metrics)
