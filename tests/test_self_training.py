@@ -117,9 +117,10 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(whu: SceneSet, whu_store: Pix
     assert parts["clustering"].item() == pytest.approx(wanted.item(), rel=1e-5)
     loss.backward()
     assert all(p.grad is None for p in average.parameters())
-    silent = replace(config, cluster=replace(settings, consistency=0.0))
-    _, fewer = self_training_loss(network, average, batch, shares, silent, generator)
-    assert "consistency" not in fewer
+    for name in ("clustering", "consistency"):
+        silent = replace(config, cluster=replace(settings, **{name: 0.0}))
+        _, fewer = self_training_loss(network, average, batch, shares, silent, generator)
+        assert set(fewer) == set(parts) - {name}
 
 
 def test_a_view_agrees_with_its_own_turned_copy(whu: SceneSet, whu_store: PixelStore) -> None:

@@ -199,10 +199,12 @@ def self_training_loss(
     taught = torch.stack(
         [soft_cross_entropy(x, t) for x, t in zip(logits, batch.taught, strict=True)]
     ).mean()
-    probabilities = torch.cat(logits).softmax(dim=1)
-    clustering = clustering_loss(probabilities, settings.balance, shares)
-    parts: dict[str, Any] = {"teacher": taught, "clustering": clustering}
-    loss = taught + settings.clustering * clustering
+    parts: dict[str, Any] = {"teacher": taught}
+    loss = taught
+    if settings.clustering > 0:
+        probabilities = torch.cat(logits).softmax(dim=1)
+        parts["clustering"] = clustering_loss(probabilities, settings.balance, shares)
+        loss = loss + settings.clustering * parts["clustering"]
     if settings.consistency > 0:
         consistency = _cross_view(average, batch, logits, config, generator)
         parts["consistency"] = consistency

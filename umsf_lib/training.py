@@ -20,6 +20,7 @@ from .checkpoints import (
     Checkpoints,
     StepStart,
     StopRequest,
+    load_weights,
     random_state,
     restore_random_state,
 )
@@ -186,10 +187,12 @@ class _State:
 
     def resume(self) -> int:
         """Take the newest checkpoint's state, if there is one; returns the steps it has seen."""
-        state = self.checkpoints.load_latest() if self.checkpoints else None
+        if self.checkpoints is None:
+            return 0
+        state = self.checkpoints.load_latest()
         if state is None:
             return 0
-        self.module.load_state_dict(state["module"])
+        load_weights(self.module, state["module"], self.checkpoints.folder)
         self.optimizer.load_state_dict(state["optimizer"])
         restore_random_state(state["random"], self.generator)
         self.rows = state["rows"]
