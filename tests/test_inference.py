@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umsf_lib.config import MapConfig
-from umsf_lib.inference import Classifier, blend_window, flip_averaged, scene_map, to_pixels
+from umsf_lib.inference import Classifier, blend_window, flip_averaged, scene_map
 from umsf_lib.prepare import SceneSet
-from umsf_lib.views import gaussian_blur, turn_and_flip
+from umsf_lib.smoothing import guide_of, smooth_pixels
+from umsf_lib.views import turn_and_flip
 from umsf_lib.windows import PixelStore, tile_starts
 
 from .conftest import CPU
@@ -145,40 +146,13 @@ def test_the_average_of_a_convolution_is_that_of_its_kernel(windows) -> None:
 # To pixels
 
 
-@pytest.mark.parametrize(("stride", "smoothing_px"), [(1, 0), (1, 2.0), (4, 0), (4, 4.0), (8, 3.0)])
-def test_pixels_keep_sums_and_constants(stride: int, smoothing_px: float) -> None:
-    height, width = 37, 51
-    shape = (6, math.ceil(height / stride), math.ceil(width / stride))
-    posteriors = torch.randn(shape, generator=torch.Generator().manual_seed(0)).softmax(0)
-    found = to_pixels(posteriors, height, width, stride, smoothing_px)
-    assert found.shape == (6, height, width) and found.min() >= 0
-    assert torch.allclose(found.sum(0), torch.ones(height, width), atol=1e-5)
-    flat = to_pixels(torch.full(shape, 0.25), height, width, stride, smoothing_px)
-    assert torch.allclose(flat, torch.full((6, height, width), 0.25), atol=1e-6)
-
-
-def test_pixels_lie_between_token_centres() -> None:
-    """Bilinear along each axis, token centres at (k + .5) stride."""
-    stride, height, width = 4, 22, 17
-    tokens = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
-    found = to_pixels(tokens, height, width, stride, 0).numpy()
-    centres = [(np.arange(n) + 0.5) * stride for n in (6, 5)]
-    pixels = [np.arange(n) + 0.5 for n in (height, width)]
-    for channel, plane in enumerate(tokens.double().numpy()):
-        tall = np.array([np.interp(pixels[0], centres[0], column) for column in plane.T]).T
-        both = np.array([np.interp(pixels[1], centres[1], row) for row in tall])
-        np.testing.assert_allclose(found[channel], both, atol=1e-5)
-
-
-def test_smoothing_is_given_in_pixels(whu: SceneSet, whu_store: PixelStore) -> None:
+def test_smoothing_takes_the_scenes_own_bands(whu: SceneSet, whu_store: PixelStore) -> None:
     record, stride = whu.records[3], 4
     shape = (3, math.ceil(record.height / stride), math.ceil(record.width / stride))
     posteriors = torch.randn(shape, generator=torch.Generator().manual_seed(0)).softmax(0)
     classifier = Classifier("any", 3, stride, lambda scene: posteriors if scene == 3 else None)
-    found = classifier.pixels(whu_store, 3, 6.0)
-    smooth = gaussian_blur(posteriors[None], 6.0 / stride)[0]
-    expected = to_pixels(smooth, record.height, record.width, stride, 0)
-    assert found.shape == (3, record.height, record.width)
-    assert torch.allclose(found, expected)
-    rough = classifier.pixels(whu_store, 3, 0)
-    assert torch.allclose(rough, to_pixels(posteriors, record.height, record.width, stride, 0))
+    for sigma_px in (0.0, 6.0):
+        found = classifier.pixels(whu_store, 3, sigma_px)
+        expected = smooth_pixels(posteriors, guide_of(whu_store, 3), stride, sigma_px)
+        assert found.shape == (3, record.height, record.width)
+        torch.testing.assert_close(found, expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from umsf_lib.self_training import (
     smooth,
     texture_kept,
 )
+from umsf_lib.smoothing import guide_of, smooth_tokens
 from umsf_lib.umsf_net import UmsfNet
 from umsf_lib.views import make_view
 from umsf_lib.windows import PixelStore, training_tiles
@@ -42,9 +44,9 @@ class Painted(PixelStore):
         self.__dict__ |= store.__dict__ | {"roles": ("optical",), "paint": paint}
 
     def windows(self, scene: Tensor, row: Tensor, col: Tensor, size: Any) -> dict[str, Tensor]:
-        line = torch.arange(size)
+        rows, cols = (torch.arange(n) for n in (size if isinstance(size, tuple) else (size, size)))
         places = zip(scene.tolist(), row.tolist(), col.tolist(), strict=True)
-        images = [self.paint(s, r + line[:, None], c + line[None, :]) for s, r, c in places]
+        images = [self.paint(s, r + rows[:, None], c + cols) for s, r, c in places]
         return {"optical": torch.stack(images)}
 
 
@@ -135,11 +137,14 @@ def test_a_view_agrees_with_its_own_turned_copy(whu: SceneSet, whu_store: PixelS
     assert torch.allclose(here.sum(1), torch.ones_like(here[:, 0]))
 
 
-def test_smoothing_keeps_posteriors_posteriors() -> None:
-    maps = {3: torch.rand(4, 9, 7).softmax(0)}
-    smoothed = smooth(maps)
-    assert torch.allclose(smoothed[3].sum(0), torch.ones(9, 7), atol=1e-5)
-    assert smoothed[3].std() < maps[3].std()
+def test_a_teacher_is_smoothed_along_its_scene(whu: SceneSet, whu_store: PixelStore) -> None:
+    stride, record = TINY.model.stride, whu.records[3]
+    shape = [4, *(math.ceil(side / stride) for side in (record.height, record.width))]
+    maps = {3: torch.rand(shape, generator=torch.Generator().manual_seed(0)).softmax(0)}
+    config = replace(TINY, cluster=replace(TINY.cluster, smoothing_px=8.0))
+    expected = smooth_tokens(maps[3], guide_of(whu_store, 3), stride, 8.0)
+    torch.testing.assert_close(smooth(maps, whu_store, config)[3], expected)
+    assert expected.std() < maps[3].std()
 
 
 def test_self_training_unlearns_the_noise_of_its_teacher(
@@ -153,7 +158,7 @@ def test_self_training_unlearns_the_noise_of_its_teacher(
     def paint(scene: int, row: Tensor, col: Tensor) -> Tensor:
         return (stripe(row, col).float() - 1)[None].expand(4, -1, -1).contiguous()
 
-    settings = replace(TINY.cluster, batch=8, steps=60, rounds=2, lr=5e-3)
+    settings = replace(TINY.cluster, batch=8, steps=60, rounds=2, lr=5e-3, smoothing_px=0.0)
     views = replace(NO_JITTER, scale_min=0.9)
     model = replace(TINY.model, sensors="optical", channels=32)
     config = replace(TINY, views=views, cluster=settings, model=model)

@@ -145,7 +145,7 @@ class ClusterConfig:
     balance: float = 0.1  # weak: land cover is far from balanced
     temperature: float = 0.5
     ema: float = 0.99
-    smoothing_px: float = 4.0  # Gaussian sigma on posteriors, at map time
+    smoothing_px: float = 16.0  # reach of the guided filter on posteriors, teacher's and maps'
 
 
 @dataclass(frozen=True)

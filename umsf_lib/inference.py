@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .config import MapConfig
-from .views import gaussian_blur, turn_and_flip, undo_turn_and_flip
+from .smoothing import guide_of, smooth_pixels
+from .views import turn_and_flip, undo_turn_and_flip
 from .windows import PixelStore, tile_scene
 
 TILES_AT_ONCE = 4
@@ -79,29 +79,6 @@ def flip_averaged(function: MapFunction, symmetries: int) -> MapFunction:
     return averaged
 
 
-def to_pixels(
-    posteriors: Tensor, height: int, width: int, stride: int, smoothing_px: float
-) -> Tensor:
-    """Smooth token posteriors and bring them to the scene's pixels.
-
-    Args:
-        posteriors: ``(K, h, w)`` at ``stride``; sums to 1 over K.
-        height: of the scene, px.
-        width: of the scene, px.
-        stride: px per token.
-        smoothing_px: sigma of a Gaussian, px; 0: none.
-
-    Returns:
-        ``(K, height, width)`` float32.
-    """
-    maps = posteriors[None]
-    if smoothing_px > 0:
-        maps = gaussian_blur(maps, smoothing_px / stride)
-    if stride > 1:
-        maps = F.interpolate(maps, scale_factor=stride, mode="bilinear", align_corners=False)
-    return maps[0, :, :height, :width]
-
-
 @dataclass(frozen=True)
 class Classifier:
     """Any method, seen from the map: a scene's index in, posteriors out.
@@ -120,6 +97,5 @@ class Classifier:
 
     def pixels(self, store: PixelStore, scene: int, smoothing_px: float) -> Tensor:
         """Smoothed posteriors ``(K', H, W)`` of a scene, the same smoothing for every method."""
-        record = store.records[scene]
-        maps = self.posteriors(scene)
-        return to_pixels(maps, record.height, record.width, self.stride, smoothing_px)
+        guide = guide_of(store, scene)
+        return smooth_pixels(self.posteriors(scene), guide, self.stride, smoothing_px)

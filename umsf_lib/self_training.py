@@ -18,14 +18,14 @@ from .config import Config, ViewConfig
 from .inference import flip_averaged, scene_map
 from .losses import clustering_loss, consistency_loss, soft_cross_entropy
 from .momentum import key_network, momentum_update
+from .smoothing import guide_of, smooth_tokens
 from .training import Row, train, trainable
 from .umsf_net import UmsfNet
-from .views import View, draw_matches, gaussian_blur, make_view, resample, sample_tokens
+from .views import View, draw_matches, make_view, resample, sample_tokens
 from .windows import PixelStore, draw_windows
 
 TEACHER_SYMMETRIES = 2  # of the square, averaged when the network becomes its own teacher
 SMALLEST_SHARE = 1e-3  # a cluster that the teacher has given up may not count for ever
-SMOOTHING_TOKENS = 1.0  # sigma on a teacher's posteriors
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def self_train(
     for number in range(settings.rounds):
         if number > 0:
             teacher = own_posteriors(average, store, list(teacher), config)
-        lessons = Lessons(store, tiles, smooth(teacher), config)
+        lessons = Lessons(store, tiles, smooth(teacher, store, config), config)
         done = number * settings.steps
 
         def report(step: int, steps: int, row: Row, done: int = done) -> None:
@@ -128,9 +128,13 @@ def texture_kept(views: ViewConfig) -> ViewConfig:
     return replace(views, scale_min=1.0, blur=0.0, speckle_looks=0)
 
 
-def smooth(teacher: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Smooth posteriors a little: single tokens of another cluster are mostly noise."""
-    return {s: gaussian_blur(maps[None], SMOOTHING_TOKENS)[0] for s, maps in teacher.items()}
+def smooth(teacher: dict[int, Tensor], store: PixelStore, config: Config) -> dict[int, Tensor]:
+    """Smooth a teacher as a map: single tokens of another cluster are mostly noise."""
+    stride, sigma = config.model.stride, config.cluster.smoothing_px
+    return {
+        scene: smooth_tokens(maps, guide_of(store, scene), stride, sigma)
+        for scene, maps in teacher.items()
+    }
 
 
 def own_posteriors(

@@ -1,0 +1,99 @@
+"""Edge-aware smoothing of cluster posteriors: the fast guided filter (He & Sun 2015).
+
+Around each place the posteriors are fitted as a linear function of the bands, and the fits that
+overlap are averaged. Within even ground that is a plain average; where the bands change, so do the
+posteriors. A Gaussian of the same reach would mix neighbouring fields.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .views import gaussian_blur
+from .windows import PixelStore
+
+RIDGE = 0.01  # variance of the standardised bands below which ground counts as even
+STEP_PX = 4  # the fits are made at least this coarse; they vary slowly
+GRAIN_PX = 1.0  # sigma on the bands that the fits are applied to: one speckle is no edge
+
+
+def guide_of(store: PixelStore, scene: int) -> Tensor:
+    """Standardised bands ``(C, H, W)`` of all sensors of a scene."""
+    windows = store.scene(scene)
+    return torch.cat([windows[role][0] for role in store.roles])
+
+
+def smooth_tokens(posteriors: Tensor, guide: Tensor, stride: int, sigma_px: float) -> Tensor:
+    """Posteriors ``(K, h, w)`` at ``stride``, smoothed along the guide ``(C, H, W)``.
+
+    Args:
+        posteriors: sum to 1 over K, as the result does.
+        guide: float32, standardised.
+        stride: px per token.
+        sigma_px: of the Gaussian neighbourhood of a fit, px; 0: nothing is smoothed.
+    """
+    if sigma_px == 0:
+        return posteriors
+    bands = F.avg_pool2d(guide, stride, ceil_mode=True)
+    slopes, offsets = linear_fits(posteriors, bands, sigma_px / stride)
+    return _posteriors(offsets + torch.einsum("ckhw,chw->khw", slopes, bands))
+
+
+def smooth_pixels(posteriors: Tensor, guide: Tensor, stride: int, sigma_px: float) -> Tensor:
+    """Posteriors ``(K, h, w)`` at ``stride`` brought to the pixels ``(K, H, W)`` of the guide.
+
+    Fitted at ``max(stride, STEP_PX)``, applied to the bands of each pixel, so that borders lie
+    where the image has them. Arguments as those of ``smooth_tokens``; with ``sigma_px`` 0 the
+    tokens are interpolated.
+    """
+    height, width = guide.shape[1:]
+    if sigma_px == 0:
+        return _enlarged(posteriors, stride, height, width)
+    pooled = max(1, STEP_PX // stride)
+    step = pooled * stride
+    coarse = F.avg_pool2d(posteriors, pooled, ceil_mode=True)
+    bands = F.avg_pool2d(guide, step, ceil_mode=True)
+    slopes, offsets = linear_fits(coarse, bands, sigma_px / step)
+    result = _enlarged(offsets, step, height, width)
+    fine = gaussian_blur(guide[None], GRAIN_PX)[0]
+    for slope, band in zip(slopes, fine, strict=True):  # one by one: C K maps would fill the memory
+        result += _enlarged(slope, step, height, width) * band
+    return _posteriors(result)
+
+
+def linear_fits(maps: Tensor, bands: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Ridge regression of ``maps (K, h, w)`` on ``bands (C, h, w)`` around each place.
+
+    Weighted by a Gaussian; each place gets the mean, by the same Gaussian, of all fits that reach
+    it.
+
+    Returns:
+        Slopes ``(C, K, h, w)`` and offsets ``(K, h, w)``.
+    """
+
+    def local(x: Tensor) -> Tensor:
+        return gaussian_blur(x[None], sigma)[0]
+
+    mean, centre = local(maps), local(bands)
+    spread = torch.stack([local(bands * band) - centre * local(band[None]) for band in bands])
+    shared = torch.stack([local(maps * band) - mean * local(band[None]) for band in bands])
+    ridge = RIDGE * torch.eye(len(bands), device=bands.device)
+    slopes = torch.linalg.solve(spread.permute(2, 3, 0, 1) + ridge, shared.permute(2, 3, 0, 1))
+    slopes = slopes.permute(2, 3, 0, 1)  # (h, w, C, K) -> (C, K, h, w)
+    offsets = mean - torch.einsum("ckhw,chw->khw", slopes, centre)
+    return torch.stack([local(slope) for slope in slopes]), local(offsets)
+
+
+def _enlarged(maps: Tensor, step: int, height: int, width: int) -> Tensor:
+    """Bilinear, centre of token on centre of token, cropped to the scene."""
+    if step > 1:
+        maps = F.interpolate(maps[None], scale_factor=step, mode="bilinear", align_corners=False)[0]
+    return maps[:, :height, :width]
+
+
+def _posteriors(maps: Tensor) -> Tensor:
+    """A linear fit may leave 0 to 1 a little; its sum over K is 1 before."""
+    maps = maps.clamp_min(0)
+    return maps / maps.sum(dim=0)
