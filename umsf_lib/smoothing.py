@@ -57,9 +57,9 @@ def smooth_pixels(posteriors: Tensor, guide: Tensor, stride: int, sigma_px: floa
     bands = F.avg_pool2d(guide, step, ceil_mode=True)
     slopes, offsets = linear_fits(coarse, bands, sigma_px / step)
     result = _enlarged(offsets, step, height, width)
-    fine = gaussian_blur(guide[None], GRAIN_PX)[0]
-    for slope, band in zip(slopes, fine, strict=True):  # one by one: C K maps would fill the memory
-        result += _enlarged(slope, step, height, width) * band
+    for slope, band in zip(slopes, guide, strict=True):  # C K maps at once would fill the memory
+        fine = gaussian_blur(band[None, None], GRAIN_PX)[0]
+        result.addcmul_(_enlarged(slope, step, height, width), fine)
     return _posteriors(result)
 
 
@@ -95,5 +95,5 @@ def _enlarged(maps: Tensor, step: int, height: int, width: int) -> Tensor:
 
 def _posteriors(maps: Tensor) -> Tensor:
     """A linear fit may leave 0 to 1 a little; its sum over K is 1 before."""
-    maps = maps.clamp_min(0)
-    return maps / maps.sum(dim=0)
+    maps = maps.clamp_min_(0)
+    return maps.div_(maps.sum(dim=0))
