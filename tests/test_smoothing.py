@@ -27,7 +27,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_fits_are_weighted_ridge_regressions() -> None:
-    """Place by place, with scikit-free normal equations in float64."""
+    """Place by place, by normal equations in float64."""
     maps, bands, sigma = drawn(3, 9, 8).softmax(0), drawn(2, 9, 8, seed=1), 1.5
     line = gaussian_line(sigma, torch.device("cpu")).double().numpy()
     reach = len(line) // 2

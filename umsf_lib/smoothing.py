@@ -77,8 +77,9 @@ def linear_fits(maps: Tensor, bands: Tensor, sigma: float) -> tuple[Tensor, Tens
         return gaussian_blur(x[None], sigma)[0]
 
     mean, centre = local(maps), local(bands)
-    spread = torch.stack([local(bands * band) - centre * local(band[None]) for band in bands])
-    shared = torch.stack([local(maps * band) - mean * local(band[None]) for band in bands])
+    pairs = list(zip(bands, centre, strict=True))
+    spread = torch.stack([local(bands * band) - centre * middle for band, middle in pairs])
+    shared = torch.stack([local(maps * band) - mean * middle for band, middle in pairs])
     ridge = RIDGE * torch.eye(len(bands), device=bands.device)
     slopes = torch.linalg.solve(spread.permute(2, 3, 0, 1) + ridge, shared.permute(2, 3, 0, 1))
     slopes = slopes.permute(2, 3, 0, 1)  # (h, w, C, K) -> (C, K, h, w)
