@@ -221,15 +221,43 @@ def test_what_changes_the_pretraining_is_pretrained_anew(project: Path, tiny_run
     shutil.copytree(tiny_run.folder, project / "runs" / "base")
     base = Run.open(tiny_run.config, "base")
     for name, shared in (("add", False), ("no_fused", False), ("balance_1", True)):
-        variant = suites._variant(base, name, keep=True)
+        variant = suites._variant(base, name)
         assert variant.is_done("despeckle") and variant.is_done("pretrain") == shared
     more = Run.open(TINY, "base").variant("scenes_4", (), **VARIANTS["scenes_4"])
     ignored = shutil.ignore_patterns("manifest.json")
     shutil.copytree(base.folder, more.folder, dirs_exist_ok=True, ignore=ignored)
     more.manifest["stages"] = base.manifest["stages"]
     more._save()
-    more = suites._variant(base, "scenes_4-no_pretraining", keep=True)
+    more = suites._variant(base, "scenes_4-no_pretraining")
     assert more.config.synthetic.train == 4 and more.config.cluster.initial == "random"
     assert more.folder.name == "base-scenes_4-no_pretraining" and more.is_done("pretrain")
-    mild = suites._variant(base, "mild_imbalance", keep=True)
+    mild = suites._variant(base, "mild_imbalance")
     assert mild.config.synthetic.difficulty == "mild" and not mild.manifest["stages"]
+
+
+def test_kept_records_make_the_same_tables_and_reading_writes_nothing(
+    fakes: list[Run], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    sweep, kept = Sweep(TINY, "first", (0, 1)), tmp_path / "kept"
+    tables = markdown(score_rows(sweep), margins(sweep))
+    suites.keep_records(sweep, kept)
+    files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*.*"))
+    assert len(files) == 3 * len(fakes) and "tiny-easy-1-sar/confusions.npz" in files
+    monkeypatch.setenv("UMSF_ROOT", str(tmp_path / "other"))
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
+    command = ["report", "--profile", "tiny", "--seeds", "0,1", "--records", str(kept)]
+    assert main(command) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
+    assert not list((tmp_path / "other" / "runs").glob("*/"))
+    assert capsys.readouterr().out.strip() == tables.strip()
+    assert main([*command, "--overrides", "cluster.lr=0.5"]) == 2
+    assert "cluster.lr 0.002 -> 0.5" in capsys.readouterr().err
+
+
+def test_kept_records_say_nothing_of_where_the_data_lay(project: Path, tmp_path: Path) -> None:
+    here = dataclasses.replace(TINY, data=str(tmp_path / "mine" / "tiles"))
+    fake_run(here, "tiny-tiles-0", {"umsf": np.stack([np.diag([40, 60])] * 3)})
+    suites.keep_records(Sweep(here, "first", (0,)), tmp_path / "kept")
+    assert str(tmp_path) not in (tmp_path / "kept/tiny-tiles-0/manifest.json").read_text()
+    there = dataclasses.replace(here, data="/elsewhere/tiles")
+    assert len(score_rows(Sweep(there, "first", (0,), records=tmp_path / "kept"))) == 4

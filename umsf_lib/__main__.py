@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .pipeline import run_everything
 from .prepare import load_data
 from .pretrain import pretrain
 from .runs import Run
-from .suites import SUITES, Sweep, print_report
+from .suites import SUITES, Sweep, keep_records, print_report
 from .training import print_progress
 from .tutorial import FURTHER, NOTEBOOKS, print_tutorial, run_notebook, write_gallery
 
@@ -69,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         added = command(name, function, text)
         added.add_argument("--suite", choices=SUITES, default="first", help="default first")
         added.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
+        if name == "report":
+            added.add_argument("--records", type=Path, help="folder of runs; default: runs/")
+            added.add_argument("--keep", type=Path, help="copy the runs' records to this folder")
     command("gallery", _gallery, "copy a run's executed notebooks to gallery/")
     _add_data_commands(commands.add_parser("data", help="check or align a folder of scenes"))
     return parser
@@ -155,7 +159,10 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    print_report(_suite(options))
+    sweep = replace(_suite(options), records=options.records)
+    print_report(sweep)
+    if options.keep:
+        keep_records(sweep, options.keep)
 
 
 def _check(options: argparse.Namespace) -> None:

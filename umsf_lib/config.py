@@ -192,6 +192,11 @@ class Config:
         everything = dataclasses.asdict(self)
         return {name: everything[name] for name in names}
 
+    def changed(self, **changes: Mapping[str, Any]) -> Config:
+        """With other values in some sections, for example ``cluster={"balance": 1.0}``."""
+        sections = {s: dataclasses.replace(getattr(self, s), **new) for s, new in changes.items()}
+        return dataclasses.replace(self, **sections)
+
 
 # What notebooks accept; each may add its own (see ``runs.open_notebook``).
 PARAMETERS: dict[str, type] = {

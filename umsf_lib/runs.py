@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +191,7 @@ class Run:
                 such device.
         """
         folder, device = cls.folder_of(config, name, root), pick_device(config.device)
-        plain = json.loads(json.dumps(dataclasses.asdict(config)))
-        plain = {key: value for key, value in plain.items() if key not in HARDWARE}
-        path = folder / "manifest.json"
+        plain, path = _plain(config), folder / "manifest.json"
         if path.is_file():
             found = json.loads(path.read_text())
             _refuse_other_settings(folder, found["config"], plain)
@@ -206,6 +204,23 @@ class Run:
         if manifest != found:  # of several processes, the first has written it already
             run._save()
         return run
+
+    @classmethod
+    def read(cls, config: Config, folder: Path) -> Run:
+        """The run in ``folder`` as its records are; nothing is written.
+
+        Its data set is known by name: the folder may have lain elsewhere when it was made.
+
+        Raises:
+            ConfigError: it was made with other settings; the differences are listed.
+        """
+        manifest = json.loads((folder / "manifest.json").read_text())
+        made, wanted = (
+            settings | {"data": Path(settings["data"]).name}
+            for settings in (manifest["config"], _plain(config))
+        )
+        _refuse_other_settings(folder, made, wanted)
+        return cls(folder, config, manifest)
 
     @staticmethod
     def folder_of(config: Config, name: str = "", root: Path | None = None) -> Path:
@@ -223,8 +238,7 @@ class Run:
         Raises:
             MissingStageError: this run has not finished one of the stages.
         """
-        sections = {s: replace(getattr(self.config, s), **new) for s, new in changes.items()}
-        config = replace(self.config, **sections)
+        config = self.config.changed(**changes)
         run = Run.open(config, f"{self.folder.name}-{name}", self.folder.parent)
         for stage in keep:
             files = self.outputs_of(stage)
@@ -320,6 +334,12 @@ def default_name(config: Config) -> str:
     """For example ``quick-synthetic-0``."""
     data = Path(config.data).name if config.data else "synthetic"
     return f"{config.profile}-{data}-{config.seed}"
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """Settings as a manifest keeps them: JSON, without those of the hardware."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {key: value for key, value in plain.items() if key not in HARDWARE}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

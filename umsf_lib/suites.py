@@ -6,6 +6,7 @@ One run folder per variant and seed, each with the methods that its suite compar
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from .config import Config, MissingStageError
 from .metrics import accuracy, nmi
 from .pipeline import METHODS, USUAL, run_everything
 from .report import dense_tables, headline, load_records, paired_gain
-from .runs import Run, project_root, write_atomically
+from .runs import Run, project_root, write_atomically, write_json
 
 # Question -> variant -> section -> values that differ from the profile's.
 GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
@@ -88,12 +89,14 @@ class Sweep:
         suite: a key of ``SUITES``.
         seeds: one run of each variant per seed.
         name: of the runs, before seed and variant.
+        records: folder of the run folders that tables are made of; None: ``runs/``.
     """
 
     config: Config
     suite: str
     seeds: Sequence[int]
     name: str = ""
+    records: Path | None = None
 
     @property
     def prefix(self) -> str:
@@ -121,7 +124,7 @@ class Sweep:
         for seed in self.seeds:
             base = self.base(seed)
             for variant, names in self.variants.items():
-                run = _variant(base, variant, keep=True)
+                run = _variant(base, variant)
                 print(f"run {run.folder.name}", flush=True)
                 run_everything(run, names)
 
@@ -133,12 +136,15 @@ class Sweep:
         for seed in self.seeds:
             for variant, names in self.variants.items():
                 ending = "" if variant == "base" else f"-{variant}"
-                folder = project_root() / "runs" / f"{self.base_name(seed)}{ending}"
+                folder = self.records or project_root() / "runs"
+                folder /= f"{self.base_name(seed)}{ending}"
                 if (folder / "metrics.json").is_file():
+                    config = replace(self.config, seed=seed)
+                    for part in variant.split("-"):
+                        config = config.changed(**VARIANTS[part])
                     found = load_records([folder])
                     found = found[found.method.isin(names)]
-                    run = _variant(self.base(seed), variant, keep=False)
-                    yield variant, seed, run, found.assign(variant=variant)
+                    yield variant, seed, Run.read(config, folder), found.assign(variant=variant)
 
 
 def other_scenes(variant: str) -> bool:
@@ -146,21 +152,36 @@ def other_scenes(variant: str) -> bool:
     return any("synthetic" in VARIANTS[part] for part in variant.split("-"))
 
 
-def _variant(base: Run, variant: str, *, keep: bool) -> Run:
+def _variant(base: Run, variant: str) -> Run:
     """The run of a variant beside ``base``, with a copy of the stages that both share.
 
     ``a-b`` is the variant b of the variant a.
     """
     if "-" in variant:
         first, variant = variant.split("-")
-        base = _variant(base, first, keep=keep)
+        base = _variant(base, first)
     changes = VARIANTS[variant]
     if not changes:
         return base
     shared = [] if other_scenes(variant) else ["data", "despeckle"]
     if AFTER_PRETRAINING.issuperset(changes):
         shared.append("pretrain")
-    return base.variant(variant, shared if keep else (), **changes)
+    return base.variant(variant, shared, **changes)
+
+
+def keep_records(sweep: Sweep, folder: Path) -> None:
+    """Copy what the tables are made of to ``folder``, one run folder each.
+
+    The copies know their data set by name only: where it lay says nothing elsewhere.
+    """
+    for _, _, run, _ in sweep.finished():
+        for file in ("metrics.json", "confusions.npz"):
+            write_atomically(
+                folder / run.folder.name / file, partial(shutil.copyfile, run.path(file))
+            )
+        config = run.manifest["config"]
+        named = config | {"data": Path(config["data"]).name}
+        write_json(folder / run.folder.name / "manifest.json", run.manifest | {"config": named})
 
 
 def suite_records(sweep: Sweep) -> pd.DataFrame:
