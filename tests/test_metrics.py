@@ -348,6 +348,10 @@ def test_bootstrap_of_several_runs_averages_their_scores() -> None:
     one, low_of_one, high_of_one = paired_bootstrap([tables], others[:1], nmi)
     assert mixed == pytest.approx(one, abs=5e-3)
     assert high - low < high_of_one - low_of_one
+    pair = [tables, renumbered], others
+    assert paired_bootstrap(*pair, nmi, same_scenes=True) == pytest.approx(
+        (one, low_of_one, high_of_one)
+    )
 
 
 def test_bootstrap_is_paired_and_seeded() -> None:

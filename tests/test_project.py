@@ -27,7 +27,7 @@ simulate_settlements simulate_landscape simulate_sensors realism flat_arrays pre
 neighbours views losses momentum metrics distributed batches checkpoints training encoders fusion
 umsf_net contrast objectives despeckle pretrain smoothing inference tokens cluster bench
 self_training classify baselines figures map_files mapping report probe browser pipeline suites
-comparison tutorial __main__
+tables comparison tutorial __main__
 """.split()  # noqa: SIM905  (a list to read, top to bottom)
 
 

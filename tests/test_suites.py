@@ -25,10 +25,14 @@ from umsf_lib.suites import (
     SUITES,
     VARIANTS,
     Sweep,
+)
+from umsf_lib.tables import (
+    keep_records,
     margins,
     markdown,
     print_report,
     scale_rows,
+    scene_rows,
     score_rows,
 )
 
@@ -131,6 +135,19 @@ def test_margins_are_paired_differences(fakes: list[Run]) -> None:
         assert row.margin == pytest.approx(np.mean(apart), abs=0.02)
 
 
+def test_scenes_of_a_data_set_are_drawn_once_for_all_seeds(fakes: list[Run]) -> None:
+    """The same scenes in each seed are no new evidence, so more seeds make no interval narrower."""
+    tables = {run.folder.name: dense_tables(run, "umsf")[0] for run in fakes}
+    noisy = {"umsf": tables["tiny-easy-0"], "kmeans-pixels": tables["tiny-easy-0-sar"]}
+    tiles = dataclasses.replace(TINY, data="x/tiles")
+    for seed in (0, 1):
+        fake_run(dataclasses.replace(tiles, seed=seed), f"tiny-tiles-{seed}", noisy)
+    one, both = (margins(Sweep(tiles, "first", seeds)) for seeds in ((0,), (0, 1)))
+    columns = ["margin", "low", "high"]
+    np.testing.assert_allclose(one[columns], both[columns])
+    assert (one.low < one.high).all()
+
+
 def test_seeds_that_only_one_side_has_are_left_out(fakes: list[Run]) -> None:
     next(r for r in fakes if r.folder.name == "tiny-easy-1-sar").path("metrics.json").unlink()
     table = margins(Sweep(TINY, "first", (0, 1))).set_index(["variant", "method", "metric"])
@@ -190,7 +207,7 @@ def test_the_readme_block_repeats_the_tables(fakes: list[Run], project: Path, ca
 
 def test_one_seed_has_no_spread_and_no_run_no_table(fakes: list[Run], capsys) -> None:
     sweep = Sweep(TINY, "first", (0,))
-    assert " ± - |" in markdown(score_rows(sweep), margins(sweep))
+    assert " ± - |" in markdown(sweep)
     with pytest.raises(MissingStageError, match="tiny-easy-<seed> has scores for seeds 7.*sweep"):
         print_report(Sweep(TINY, "first", (7,)))
     assert main(["report", "--profile", "tiny", "--seeds", "0,x"]) == 2
@@ -239,8 +256,8 @@ def test_kept_records_make_the_same_tables_and_reading_writes_nothing(
     fakes: list[Run], tmp_path: Path, monkeypatch, capsys
 ) -> None:
     sweep, kept = Sweep(TINY, "first", (0, 1)), tmp_path / "kept"
-    tables = markdown(score_rows(sweep), margins(sweep))
-    suites.keep_records(sweep, kept)
+    tables = markdown(sweep)
+    keep_records(sweep, kept)
     files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*.*"))
     assert len(files) == 3 * len(fakes) and "tiny-easy-1-sar/confusions.npz" in files
     monkeypatch.setenv("UMSF_ROOT", str(tmp_path / "other"))
@@ -257,7 +274,22 @@ def test_kept_records_make_the_same_tables_and_reading_writes_nothing(
 def test_kept_records_say_nothing_of_where_the_data_lay(project: Path, tmp_path: Path) -> None:
     here = dataclasses.replace(TINY, data=str(tmp_path / "mine" / "tiles"))
     fake_run(here, "tiny-tiles-0", {"umsf": np.stack([np.diag([40, 60])] * 3)})
-    suites.keep_records(Sweep(here, "first", (0,)), tmp_path / "kept")
+    keep_records(Sweep(here, "first", (0,)), tmp_path / "kept")
     assert str(tmp_path) not in (tmp_path / "kept/tiny-tiles-0/manifest.json").read_text()
     there = dataclasses.replace(here, data="/elsewhere/tiles")
     assert len(score_rows(Sweep(there, "first", (0,), records=tmp_path / "kept"))) == 4
+
+
+def test_each_scene_of_a_data_set_is_scored_under_the_matching_of_all(project: Path) -> None:
+    tiles = dataclasses.replace(TINY, data="x/tiles")
+    right = np.array([[[40, 0], [0, 60]], [[30, 20], [0, 50]], [[0, 0], [0, 0]]])
+    wrong = right[:, ::-1]  # of another seed, all pixels in the other cluster
+    for seed, tables in ((0, right), (1, wrong)):
+        fake_run(dataclasses.replace(tiles, seed=seed), f"tiny-tiles-{seed}", {"umsf": tables})
+    sweep = Sweep(tiles, "first", (0, 1))
+    row = scene_rows(sweep).loc[("umsf", "base")]
+    assert row.loc[1] == pytest.approx((1.0 + 0.0) / 2)
+    assert row.loc[2] == pytest.approx((0.8 + 0.2) / 2)
+    assert np.isnan(row.loc[3])  # a scene without labels
+    assert "| umsf | base | .500 | .500 | - |" in markdown(sweep)
+    assert scene_rows(Sweep(TINY, "first", (0, 1))).empty

@@ -20,7 +20,8 @@ from .pipeline import run_everything
 from .prepare import load_data
 from .pretrain import pretrain
 from .runs import Run
-from .suites import SUITES, Sweep, keep_records, print_report
+from .suites import SUITES, Sweep
+from .tables import keep_records, print_report
 from .training import print_progress
 from .tutorial import FURTHER, NOTEBOOKS, print_tutorial, run_notebook, write_gallery
 

@@ -230,6 +230,8 @@ def paired_bootstrap(
     statistic: Callable[[Table], float],
     n: int = 2000,
     seed: int = 0,
+    *,
+    same_scenes: bool = False,
 ) -> tuple[float, float, float]:
     """Resample the scenes of each run and compare: neighbouring pixels are no samples.
 
@@ -241,6 +243,8 @@ def paired_bootstrap(
         statistic: A score of one pooled table, such as `accuracy`, `macro_f1`, `nmi`.
         n: Number of resamples.
         seed: Of the resampling.
+        same_scenes: All runs were scored on the same scenes, so a resample is one draw for all of
+            them; else each run has scenes, and draws, of its own.
 
     Returns:
         Mean, 2.5 and 97.5 percentile of statistic(a) - statistic(b), averaged over the runs.
@@ -248,8 +252,11 @@ def paired_bootstrap(
     Raises:
         DataError: The methods were not scored on the same number of scenes.
     """
-    rng = np.random.default_rng(seed)
-    gains = [_gains(a, b, statistic, n, rng) for a, b in zip(runs_a, runs_b, strict=True)]
+    rng, gains = np.random.default_rng(seed), []
+    for a, b in zip(runs_a, runs_b, strict=True):
+        gains.append(_gains(a, b, statistic, n, rng))
+        if same_scenes:
+            rng = np.random.default_rng(seed)
     over_runs = np.mean(gains, axis=0)
     low, high = np.percentile(over_runs, (2.5, 97.5))
     return float(np.mean(over_runs)), float(low), float(high)

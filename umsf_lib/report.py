@@ -240,6 +240,8 @@ def paired_gain(
     ours: Sequence[tuple[np.ndarray, np.ndarray]],
     theirs: Sequence[tuple[np.ndarray, np.ndarray]],
     statistic: Callable[[np.ndarray], float],
+    *,
+    same_scenes: bool = False,
 ) -> tuple[float, float, float]:
     """``metrics.paired_bootstrap`` of what ``dense_tables`` gives, one pair per run.
 
@@ -247,7 +249,7 @@ def paired_gain(
     """
     unmatched = statistic in (nmi, ari)
     pair = [[t if unmatched else confusion(t, m) for t, m in runs] for runs in (ours, theirs)]
-    return paired_bootstrap(pair[0], pair[1], statistic)
+    return paired_bootstrap(pair[0], pair[1], statistic, same_scenes=same_scenes)
 
 
 def load_records(folders: Iterable[Path]) -> pd.DataFrame:

@@ -1,0 +1,194 @@
+"""The tables of a suite, made from the records of its runs alone."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .config import MissingStageError
+from .metrics import accuracy, confusion, nmi
+from .report import dense_tables, headline, load_records, paired_gain
+from .runs import project_root, write_atomically, write_json
+from .suites import VARIANTS, Sweep, other_scenes
+
+SHOWN = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "macro_f1": "macro-F1"}
+COMPARED = {"acc": accuracy, "nmi": nmi}
+
+
+def keep_records(sweep: Sweep, folder: Path) -> None:
+    """Copy what the tables are made of to ``folder``, one run folder each.
+
+    The copies know their data set by name only: where it lay says nothing elsewhere.
+    """
+    for _, _, run, _ in sweep.finished():
+        for file in ("metrics.json", "confusions.npz"):
+            write_atomically(
+                folder / run.folder.name / file, partial(shutil.copyfile, run.path(file))
+            )
+        config = run.manifest["config"]
+        named = config | {"data": Path(config["data"]).name}
+        write_json(folder / run.folder.name / "manifest.json", run.manifest | {"config": named})
+
+
+def suite_records(sweep: Sweep) -> pd.DataFrame:
+    """Records of all its runs that have been evaluated, as one table."""
+    parts = [records for *_, records in sweep.finished()]
+    return pd.concat(parts, ignore_index=True) if parts else load_records([])
+
+
+def score_rows(sweep: Sweep, protocol: str = "dense") -> pd.DataFrame:
+    """Mean and std over seeds of each method in each variant.
+
+    Test scenes, matching fitted on validation scenes where there are any.
+
+    Returns:
+        Columns ``variant, method, metric, mean, std, seeds``.
+    """
+    keys = ["variant", "method", "metric"]
+    every = headline(suite_records(sweep))
+    every = every[every["class"].isna() & every.metric.isin(SHOWN) & (every.protocol == protocol)]
+    grouped = every.groupby(keys, sort=False).value
+    return grouped.agg(["mean", "std", "count"]).rename(columns={"count": "seeds"}).reset_index()
+
+
+def scale_rows(sweep: Sweep) -> pd.DataFrame:
+    """Scores against the number of training scenes, from the suite ``scale``.
+
+    Returns:
+        Columns of ``score_rows``, ``scenes``, and ``name`` of what the row's curve is of; no rows
+        for other data than synthetic scenes.
+    """
+    table = score_rows(sweep)
+    if sweep.config.data:  # other numbers of scenes are simulated only
+        table = table.iloc[:0]
+    parts = table.variant.str.split("-")
+    usual = {"train": sweep.config.synthetic.train}
+    scenes = [VARIANTS[names[0]].get("synthetic", usual)["train"] for names in parts]
+    endings = [", no pretraining" if names[-1] == "no_pretraining" else "" for names in parts]
+    return table.assign(scenes=scenes, name=table.method + endings).sort_values(
+        "scenes", kind="stable"
+    )
+
+
+def margins(sweep: Sweep) -> pd.DataFrame:
+    """Ours minus each other method and variant, with 95 % intervals.
+
+    The bootstrap resamples the test scenes of each seed, paired, and averages over the seeds that
+    both have finished. Synthetic scenes differ from seed to seed; those of a data set do not, and
+    are drawn once for all seeds.
+
+    Returns:
+        Columns ``variant, method, metric, margin, low, high, seeds, scenes``.
+    """
+    tables: dict[tuple[str, str], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    for variant, seed, run, records in sweep.finished():
+        if other_scenes(variant):
+            continue
+        for name in records.method.unique():
+            tables.setdefault((variant, name), {})[seed] = dense_tables(run, name)
+    own, rows = tables.pop(("base", "umsf"), {}), []
+    for (variant, name), theirs in tables.items():
+        seeds = [seed for seed in own if seed in theirs]
+        for metric, statistic in COMPARED.items() if seeds else ():
+            pair = [[found[seed] for seed in seeds] for found in (own, theirs)]
+            gain = paired_gain(pair[0], pair[1], statistic, same_scenes=bool(sweep.config.data))
+            rows.append((variant, name, metric, *gain, len(seeds), len(pair[0][0][0])))
+    columns = ["variant", "method", "metric", "margin", "low", "high", "seeds", "scenes"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def scene_rows(sweep: Sweep) -> pd.DataFrame:
+    """ACC of each test scene by itself, mean over seeds; the matching is that of all scenes.
+
+    Returns:
+        Indexed by method and variant, one column per scene, numbered from 1 in the order of the
+        split; empty for synthetic scenes, which differ from seed to seed.
+    """
+    rows: dict[tuple[str, str], list[list[float]]] = {}
+    for variant, _, run, records in sweep.finished() if sweep.config.data else ():
+        for name in records.method.unique():
+            confused = confusion(*dense_tables(run, name))  # (S, K+1, K)
+            scored = [accuracy(table) if table.any() else math.nan for table in confused]
+            rows.setdefault((name, variant), []).append(scored)
+    means = {key: np.mean(values, axis=0) for key, values in rows.items()}
+    table = pd.DataFrame.from_dict(means, orient="index")
+    table.index = pd.MultiIndex.from_tuples(means, names=["method", "variant"])
+    return table.rename(columns=lambda number: number + 1).rename_axis(columns="scene")
+
+
+def scores_markdown(scores: pd.DataFrame) -> str:
+    """The table of ``score_rows`` as the README shows it: mean ± std over seeds."""
+    spread = scores[["mean", "std"]].map(_short)
+    return _wide(scores.assign(cell=spread["mean"] + " ± " + spread["std"]), SHOWN)
+
+
+def margins_markdown(gains: pd.DataFrame) -> str:
+    """The table of ``margins`` as the README shows it: margin (low to high)."""
+    ends = gains[["low", "high"]].map(_short)
+    middle = gains.margin.map(partial(_short, form="+.3f"))
+    return _wide(gains.assign(cell=middle + " (" + ends.low + " to " + ends.high + ")"), COMPARED)
+
+
+def scenes_markdown(scenes: pd.DataFrame) -> str:
+    """The table of ``scene_rows``."""
+    titles = ["method", "variant", *map(str, scenes.columns)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for names, row in scenes.iterrows():
+        cells = [*names, *map(_short, row)]  # type: ignore[misc]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def markdown(sweep: Sweep) -> str:
+    """All tables of a suite."""
+    between = "Ours minus each of them, with 95 % intervals over test scenes:"
+    parts = [scores_markdown(score_rows(sweep)), between, margins_markdown(margins(sweep))]
+    scenes = scene_rows(sweep)
+    if len(scenes):
+        parts += ["ACC of each test scene, mean over seeds:", scenes_markdown(scenes)]
+    return "\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _short(value: float, form: str = ".3f") -> str:
+    """Three digits without the leading zero; a dash where one seed has no spread."""
+    return "-" if math.isnan(value) else format(value, form).replace("0.", ".", 1)
+
+
+def _wide(table: pd.DataFrame, metrics: Iterable[str]) -> str:
+    """One line per variant and method, one column per metric."""
+    titles = [SHOWN[metric] for metric in metrics]
+    lines = [
+        f"| method | variant | seeds | {' | '.join(titles)} |",
+        "|---" * (3 + len(titles)) + "|",
+    ]
+    for (variant, method), rows in table.groupby(["variant", "method"], sort=False):
+        cells = rows.set_index("metric").cell.reindex(list(metrics), fill_value="")
+        lines.append(f"| {method} | {variant} | {rows.seeds.max()} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def print_report(sweep: Sweep) -> None:
+    """Print the tables in Markdown and write them to ``runs/``, as CSV and Markdown.
+
+    Raises:
+        MissingStageError: no run of the suite has been evaluated.
+    """
+    tables = {"scores": score_rows(sweep), "margins": margins(sweep)}
+    if tables["scores"].empty:
+        raise MissingStageError(
+            f"No run of suite '{sweep.suite}' named {sweep.prefix}-<seed> has scores for seeds "
+            f"{', '.join(map(str, sweep.seeds))}; run 'umsf sweep' with the same options first "
+            "(data without labels have none)."
+        )
+    start, text = project_root() / "runs" / f"{sweep.prefix}-{sweep.suite}", markdown(sweep)
+    for ending, table in tables.items():
+        path = start.with_name(f"{start.name}-{ending}.csv")
+        write_atomically(path, partial(table.to_csv, index=False))
+    write_atomically(start.with_name(f"{start.name}.md"), lambda path: path.write_text(text))
+    print(text)
