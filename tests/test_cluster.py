@@ -13,7 +13,9 @@ from sklearn.metrics import adjusted_rand_score
 
 from umsf_lib.bench import Bench
 from umsf_lib.cluster import (
+    arrays_of,
     central,
+    clusterer_of,
     fit,
     fit_kmeans,
     fit_merged,
@@ -101,7 +103,7 @@ def test_mixture_posteriors_obey_bayes() -> None:
 def test_kmeans_assigns_the_nearest_centre() -> None:
     tokens = np.random.default_rng(0).normal(size=(300, 3))
     found = fit_kmeans(tokens, 4, seed=0)
-    distances = ((tokens[:, None] - found.model.cluster_centers_[None]) ** 2).sum(axis=2)
+    distances = ((tokens[:, None] - found.centres[None]) ** 2).sum(axis=2)
     np.testing.assert_array_equal(found.posteriors(tokens), np.eye(4)[distances.argmin(axis=1)])
 
 
@@ -153,6 +155,17 @@ def test_more_clusters_than_tokens_are_refused(kind: str) -> None:
     )
     with pytest.raises(ConfigError, match=said):
         fit(kind, tokens, 7, SETTINGS, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["kmeans", "mixture"])
+def test_a_clusterer_survives_being_taken_apart(kind: str) -> None:
+    tokens, _ = gaussians(*BLOBS)
+    found = fit(kind, tokens, 3, SETTINGS, seed=0, components=2)
+    assert found.num_clusters == 6
+    again = clusterer_of(arrays_of(found))
+    np.testing.assert_array_equal(again.posteriors(tokens), found.posteriors(tokens))
+    with pytest.raises(ConfigError, match=r"7 clusters, cluster\.components for 2 in each"):
+        fit(kind, tokens[:13], 7, SETTINGS, seed=0, components=2)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

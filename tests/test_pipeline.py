@@ -16,11 +16,15 @@ from umsf_lib.baselines import LEARNED
 from umsf_lib.bench import Bench
 from umsf_lib.classify import (
     cluster,
+    clustered_classifier,
+    component_posteriors,
+    fit_teacher,
     load_clustered,
+    merge_components,
     network_classifier,
     starting_network,
-    teacher_of,
 )
+from umsf_lib.cluster import MixtureClusters, fit, merge
 from umsf_lib.config import IGNORE, CheckpointError, ConfigError, MissingStageError, load_config
 from umsf_lib.mapping import legend_of, write_maps
 from umsf_lib.pipeline import USUAL, methods, run_everything
@@ -28,6 +32,9 @@ from umsf_lib.prepare import SceneSet, load_data, normalisation_of, valid_labels
 from umsf_lib.pretrain import load_pretrained
 from umsf_lib.report import evaluate, fitted_matching, load_records
 from umsf_lib.runs import Run
+from umsf_lib.tokens import token_validity
+
+CLUSTER = load_config("tiny").cluster
 
 
 @pytest.fixture
@@ -48,7 +55,7 @@ def test_a_finished_run_is_not_computed_again(tiny_run: Run) -> None:
 
 
 def test_features_are_those_of_the_network_at_their_place(tiny_run: Run, bench: Bench) -> None:
-    network = load_clustered(tiny_run, bench)
+    network = load_clustered(tiny_run, bench).network
     with np.load(tiny_run.path("features.npz")) as saved:
         features = dict(saved)
     scenes, stride = bench.scenes.indices("test"), network.stride
@@ -69,7 +76,7 @@ def test_features_are_those_of_the_network_at_their_place(tiny_run: Run, bench: 
 
 
 def test_the_clustered_network_is_an_average_of_the_training(tiny_run: Run, bench: Bench) -> None:
-    start, end = starting_network(tiny_run, bench), load_clustered(tiny_run, bench)
+    start, end = starting_network(tiny_run, bench), load_clustered(tiny_run, bench).network
     assert start.state_dict().keys() == end.state_dict().keys()
     assert any(
         not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True)
@@ -77,16 +84,57 @@ def test_the_clustered_network_is_an_average_of_the_training(tiny_run: Run, benc
     pretrained = load_pretrained(tiny_run, bench.scenes).state_dict()
     kept = {k: v for k, v in start.state_dict().items() if not k.startswith("clustering")}
     assert all(torch.equal(pretrained[k], v) for k, v in kept.items())
-    posteriors = network_classifier(end, bench).posteriors(0)
-    assert posteriors.shape[0] == 7
-    assert torch.allclose(posteriors.sum(0), torch.ones(posteriors.shape[1:]), atol=1e-5)
 
 
-def test_the_teacher_is_the_baseline_of_its_name(tiny_run: Run, bench: Bench) -> None:
-    teacher = teacher_of(bench)
-    assert teacher.name == "mixture-statistics"
-    again = bench.cluster("again", "mixture", bench.statistics, bench.stride)
-    assert torch.equal(teacher.posteriors(0), again.posteriors(0))
+def test_network_and_teacher_answer_together(tiny_run: Run, bench: Bench) -> None:
+    """Component by component, a mean of both; a cluster is the sum of its components."""
+    found, scene = load_clustered(tiny_run, bench), bench.scenes.indices("test")[0]
+    assert found.groups.shape == (14,) and set(found.groups.tolist()) == set(range(7))
+    network, teacher, mean = (
+        clustered_classifier(found, bench, teacher_share=share).posteriors(scene)
+        for share in (0.0, 1.0, 0.25)
+    )
+    assert torch.allclose(mean, 0.75 * network + 0.25 * teacher, atol=1e-6)
+    assert torch.allclose(mean.sum(0), torch.ones(mean.shape[1:]), atol=1e-5)
+    alone = network_classifier(found.network, bench, "components").posteriors(scene)
+    sums = [alone[found.groups == k].sum(dim=0) for k in range(7)]
+    assert torch.allclose(network, torch.stack(sums), atol=1e-6)
+    usual = clustered_classifier(found, bench).posteriors(scene)
+    assert torch.allclose(usual, (network + teacher) / 2, atol=1e-6)
+
+
+def test_the_teacher_is_the_merged_mixture_before_it_is_merged(tiny_run: Run, bench: Bench) -> None:
+    teacher = load_clustered(tiny_run, bench).teacher
+    merged = fit("merged", bench.sample(bench.statistics, bench.stride), 7, CLUSTER, seed=0)
+    assert isinstance(teacher, MixtureClusters) and isinstance(merged, MixtureClusters)
+    np.testing.assert_array_equal(teacher.model.means_, merged.model.means_)
+
+
+def test_components_are_merged_by_what_the_network_makes_of_the_training_scenes(
+    tiny_run: Run, bench: Bench
+) -> None:
+    """All tokens at once instead of scene by scene."""
+    found = load_clustered(tiny_run, bench)
+    own, final = (
+        component_posteriors(found.network, found.teacher, bench, share) for share in (0.0, 0.5)
+    )
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for scene in bench.scenes.indices("train"):
+        valid = token_validity(bench.store, scene, bench.stride)
+        for part, maps in zip(parts, (own, final, bench.statistics), strict=True):
+            part.append(maps(scene)[:, valid].T.double().numpy())
+    mine, both, tokens = (np.concatenate(part) for part in parts)
+    means = np.stack([np.average(tokens, axis=0, weights=w) for w in mine.T])
+    expected = merge(means, both.T @ both, 7)
+    np.testing.assert_array_equal(found.groups.numpy(), expected)
+
+
+def test_one_component_per_cluster_needs_no_merging(tiny_run: Run, bench: Bench) -> None:
+    config = tiny_run.config.changed(cluster={"components": 1})
+    single = Bench(bench.scenes, bench.store, config)
+    assert fit_teacher(single).num_clusters == single.num_components == 7
+    network = load_clustered(tiny_run, bench).network
+    assert merge_components(network, fit_teacher(single), single).tolist() == list(range(7))
 
 
 def test_clustering_needs_pretraining(project: Path) -> None:
@@ -111,8 +159,8 @@ def test_a_clustered_network_of_another_normalisation_is_refused(
 
 
 def test_maps_lie_on_the_grid_of_their_scene(tiny_run: Run, bench: Bench) -> None:
-    network = load_clustered(tiny_run, bench)
-    classifier, mapping = network_classifier(network, bench), fitted_matching(tiny_run, "umsf")
+    classifier = clustered_classifier(load_clustered(tiny_run, bench), bench)
+    mapping = fitted_matching(tiny_run, "umsf")
     layout, smoothing = bench.scenes.layout, tiny_run.config.cluster.smoothing_px
     for scene in bench.scenes.indices("test"):
         name = bench.scenes.records[scene].name
@@ -150,7 +198,7 @@ def test_legends_name_clusters(whu: SceneSet, pairs: SceneSet) -> None:
 
 
 def test_maps_of_a_changed_run_are_written_anew(tiny_run: Run, bench: Bench) -> None:
-    classifier = network_classifier(load_clustered(tiny_run, bench), bench)
+    classifier = clustered_classifier(load_clustered(tiny_run, bench), bench)
     mapping = fitted_matching(tiny_run, "umsf")
     which = bench.scenes.indices("test")
     assert not write_maps(tiny_run, bench, classifier, mapping, which)

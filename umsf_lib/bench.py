@@ -45,6 +45,11 @@ class Bench:
             self.config.cluster.num_clusters or len(self.scenes.layout.classes) or UNNAMED_CLUSTERS
         )
 
+    @property
+    def num_components(self) -> int:
+        """What the teacher tells apart and the network learns, before it is merged to clusters."""
+        return self.num_clusters * self.config.cluster.components
+
     @cached_property
     def statistics(self) -> TokenMap:
         """Local statistics; their principal components where there are many."""

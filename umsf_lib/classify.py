@@ -1,8 +1,14 @@
-"""The stage ``cluster``: teacher, self-training, and the network as a classifier of scenes."""
+"""The stage ``cluster``: teacher, self-training, merging, and the classifier of whole scenes.
+
+The teacher has more components than there are clusters, and the network learns to tell all of them
+apart. Their posteriors are averaged, component by component: the network knows the context, the
+teacher the rare land cover that a network gives up. Then the components are merged to clusters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +18,13 @@ from torch import Tensor
 
 from .bench import Bench
 from .checkpoints import load_checkpoint, load_weights, write_state
+from .cluster import Clusterer, arrays_of, clusterer_of, fit, merge, posterior_map
 from .inference import Classifier, scene_map
 from .prepare import normalisation_of
 from .pretrain import load_pretrained, new_network
 from .runs import Run, write_arrays
 from .self_training import posteriors_of, self_train
+from .tokens import token_validity
 from .training import Row, write_rows
 from .umsf_net import UmsfNet
 from .windows import training_tiles
@@ -24,6 +32,21 @@ from .windows import training_tiles
 NETWORK = "checkpoints/clustered.pt"
 PLOT_TOKENS = 2000  # of test scenes, kept for t-SNE
 MAP_SYMMETRIES = 4  # of the square, averaged in the final map
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """What the stage finds.
+
+    Attributes:
+        network: tells P components apart.
+        teacher: the same ones, by local statistics.
+        groups: ``(P,)`` int64, cluster of each component.
+    """
+
+    network: UmsfNet
+    teacher: Clusterer
+    groups: Tensor
 
 
 def cluster_inputs(run: Run) -> dict[str, Any]:
@@ -35,18 +58,20 @@ def cluster_inputs(run: Run) -> dict[str, Any]:
     }
 
 
-def teacher_of(bench: Bench) -> Classifier:
-    """The label-free teacher: clusters of local statistics (``cluster.teacher``)."""
-    kind = bench.config.cluster.teacher
-    return bench.cluster(f"{kind}-statistics", kind, bench.statistics, bench.stride)
+def fit_teacher(bench: Bench) -> Clusterer:
+    """The label-free teacher: components of local statistics (``cluster.teacher``)."""
+    settings, tokens = bench.config.cluster, bench.sample(bench.statistics, bench.stride)
+    given = settings.teacher, tokens, bench.num_clusters, settings, bench.config.seed
+    return fit(*given, components=settings.components)
 
 
 def cluster(
     run: Run, bench: Bench, *, progress: Callable[[int, int, Row], None] | None = None
 ) -> bool:
-    """Stage ``cluster``: fit the teacher, self-train the network.
+    """Stage ``cluster``: fit the teacher, self-train the network, merge their components.
 
-    Writes the network, ``self_training.csv`` and ``features.npz`` (tokens of test scenes).
+    Writes all three (``checkpoints/clustered.pt``), ``self_training.csv`` and ``features.npz``
+    (tokens of test scenes).
 
     Returns:
         True if it was computed.
@@ -63,14 +88,16 @@ def _cluster(
 ) -> list[str]:
     config, store = run.config, bench.store
     network = starting_network(run, bench).to(run.device)
-    teacher = teacher_of(bench)
-    lessons = {scene: teacher.posteriors(scene) for scene in bench.scenes.indices("train")}
+    teacher, train = fit_teacher(bench), bench.scenes.indices("train")
+    lessons = {scene: posterior_map(teacher, bench.statistics, scene) for scene in train}
     tiles = training_tiles(bench.scenes, config.views.window_px, config.views.overlap_px)
     network, rows = self_train(network, store, tiles, lessons, config, progress=progress)
-    content = {"settings": inputs, "module": network.state_dict()}
-    write_state(run.path(NETWORK), content)
+    found = Clustered(network, teacher, merge_components(network, teacher, bench))
+    arrays = {name: torch.from_numpy(array) for name, array in arrays_of(teacher).items()}
+    content = {"module": network.state_dict(), "teacher": arrays, "groups": found.groups}
+    write_state(run.path(NETWORK), {"settings": inputs} | content)
     write_rows(run.path("self_training.csv"), rows)
-    write_arrays(run.path("features.npz"), **sample_features(network, bench))
+    write_arrays(run.path("features.npz"), **sample_features(found, bench))
     return [NETWORK, "self_training.csv", "features.npz"]
 
 
@@ -78,26 +105,96 @@ def starting_network(run: Run, bench: Bench) -> UmsfNet:
     """Pretrained encoders and fusion, or random ones (``cluster.initial``); fresh head."""
     make = load_pretrained if run.config.cluster.initial == "pretrained" else new_network
     network = make(run, bench.scenes)
-    network.set_num_clusters(bench.num_clusters)
+    network.set_num_clusters(bench.num_components)
     return network
 
 
-def load_clustered(run: Run, bench: Bench) -> UmsfNet:
-    """The self-trained network of a run, on the run's device, in eval mode.
+def component_posteriors(
+    network: UmsfNet, teacher: Clusterer, bench: Bench, teacher_share: float
+) -> Callable[[int], Tensor]:
+    """Scene -> posteriors ``(P, h, w)`` of the components, a mean of network and teacher.
+
+    Args:
+        network: with clustering head.
+        teacher: of the same components.
+        bench: scenes, statistics and settings.
+        teacher_share: weight of the teacher, 0 to 1.
+    """
+    of_windows, config = posteriors_of(network, MAP_SYMMETRIES), bench.config.map
+
+    def function(scene: int) -> Tensor:
+        if teacher_share == 0:
+            return scene_map(of_windows, bench.store, scene, network.stride, config)
+        taught = posterior_map(teacher, bench.statistics, scene)
+        if teacher_share == 1:
+            return taught
+        own = scene_map(of_windows, bench.store, scene, network.stride, config)
+        return torch.lerp(own, taught, teacher_share)
+
+    return function
+
+
+def merge_components(network: UmsfNet, teacher: Clusterer, bench: Bench) -> Tensor:
+    """Cluster ``(P,)`` int64 of each component, by ``cluster.merge`` over the training scenes.
+
+    Near are components whose tokens, as the network assigns them, have similar statistics; shared
+    are the tokens that the final posteriors divide between them.
+    """
+    if bench.num_components == bench.num_clusters:
+        return torch.arange(bench.num_clusters)
+    network_alone = component_posteriors(network, teacher, bench, 0.0)
+    share = bench.config.cluster.teacher_share
+    sums, weights, overlap = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for scene in bench.scenes.indices("train"):
+        valid = token_validity(bench.store, scene, bench.stride)
+        own = network_alone(scene)[:, valid].double()  # (P, n)
+        taught = posterior_map(teacher, bench.statistics, scene)[:, valid].double()
+        final = torch.lerp(own, taught, share)
+        sums = sums + own @ bench.statistics(scene)[:, valid].double().T  # (P, D)
+        weights, overlap = weights + own.sum(dim=1), overlap + final @ final.T
+    means = sums / weights.clamp_min(1e-9)[:, None]
+    return torch.from_numpy(merge(means.cpu().numpy(), overlap.cpu().numpy(), bench.num_clusters))
+
+
+def clustered_classifier(
+    found: Clustered, bench: Bench, name: str = "umsf", teacher_share: float | None = None
+) -> Classifier:
+    """What the stage found, as a classifier of whole scenes.
+
+    Args:
+        found: see ``load_clustered``.
+        bench: scenes and settings.
+        name: of the method.
+        teacher_share: another one than the run's: 0 shows the network alone, 1 the teacher.
+    """
+    share = bench.config.cluster.teacher_share if teacher_share is None else teacher_share
+    components = component_posteriors(found.network, found.teacher, bench, share)
+    members = F.one_hot(found.groups, bench.num_clusters).float().to(bench.store.device)  # (P, K)
+
+    def posteriors(scene: int) -> Tensor:
+        return torch.einsum("phw,pk->khw", components(scene), members)
+
+    return Classifier(name, bench.num_clusters, found.network.stride, posteriors)
+
+
+def load_clustered(run: Run, bench: Bench) -> Clustered:
+    """What the stage of a run found, the network on the run's device, in eval mode.
 
     Raises:
         MissingStageError: the run has no finished clustering.
     """
     run.outputs_of("cluster")
     network = new_network(run, bench.scenes)
-    network.set_num_clusters(bench.num_clusters)
+    network.set_num_clusters(bench.num_components)
     path = run.path(NETWORK)
-    load_weights(network, load_checkpoint(path, cluster_inputs(run))["module"], path)
-    return network.to(run.device).eval()
+    content = load_checkpoint(path, cluster_inputs(run))
+    load_weights(network, content["module"], path)
+    teacher = clusterer_of({name: array.numpy() for name, array in content["teacher"].items()})
+    return Clustered(network.to(run.device).eval(), teacher, content["groups"])
 
 
-def network_classifier(network: UmsfNet, bench: Bench, name: str = "umsf") -> Classifier:
-    """A network with clustering head, as a classifier of whole scenes."""
+def network_classifier(network: UmsfNet, bench: Bench, name: str) -> Classifier:
+    """A network whose head tells the clusters apart, as a classifier of whole scenes."""
     function, config = posteriors_of(network, MAP_SYMMETRIES), bench.config
     return Classifier(
         name,
@@ -118,13 +215,14 @@ def feature_tokens(network: UmsfNet, bench: Bench, name: str) -> Callable[[int],
     return lambda scene: scene_map(features, bench.store, scene, network.stride, bench.config.map)
 
 
-def sample_features(network: UmsfNet, bench: Bench) -> dict[str, np.ndarray]:
+def sample_features(found: Clustered, bench: Bench) -> dict[str, np.ndarray]:
     """Unit feature tokens of test scenes with their place and cluster.
 
     Returns:
         ``optical``, ``sar``, ``fused`` ``(M, C)`` float32 where the network has them; ``scene``,
         ``row``, ``col`` ``(M,)`` (scene px of the token's centre); ``cluster`` ``(M,)``.
     """
+    network, classifier = found.network, clustered_classifier(found, bench)
     rng, stride = np.random.default_rng(bench.config.seed), network.stride
     scenes = bench.scenes.indices("test")
     if len(scenes) > PLOT_TOKENS:
@@ -132,22 +230,21 @@ def sample_features(network: UmsfNet, bench: Bench) -> dict[str, np.ndarray]:
     names = ("optical", "sar", "fused") if network.sensors == "both" else ("fused",)
 
     @torch.no_grad()
-    def features_and_logits(windows: dict[str, Tensor]) -> Tensor:
+    def features(windows: dict[str, Tensor]) -> Tensor:
         maps = network.features(windows.get("optical"), windows.get("sar"))
-        logits = network.clustering(maps["fused"])  # type: ignore[misc]
-        return torch.cat([F.normalize(maps[name].float(), dim=1) for name in names] + [logits], 1)
+        return torch.cat([F.normalize(maps[name].float(), dim=1) for name in names], 1)
 
     rows: dict[str, list[np.ndarray]] = {}
     for scene in scenes:
-        maps = scene_map(features_and_logits, bench.store, scene, stride, bench.config.map)
+        maps = scene_map(features, bench.store, scene, stride, bench.config.map)
         count = maps[0].numel()
         chosen = rng.choice(count, min(count, PLOT_TOKENS // len(scenes)), replace=False)
         row, col = (i * stride + stride // 2 for i in np.divmod(chosen, maps.shape[2]))
-        tokens = maps.flatten(1)[:, torch.from_numpy(chosen).to(maps.device)].T.cpu().numpy()
-        width = network.model.channels
-        *parts, logits = np.split(tokens, range(width, width * len(names) + 1, width), axis=1)
-        found = dict(zip(names, parts, strict=True)) | {"cluster": logits.argmax(1)}
-        found |= {"scene": np.full(len(chosen), scene), "row": row, "col": col}
-        for key, values in found.items():
+        here = torch.from_numpy(chosen).to(maps.device)
+        parts = np.split(maps.flatten(1)[:, here].T.cpu().numpy(), len(names), axis=1)
+        clusters = classifier.posteriors(scene).argmax(0).flatten()[here].cpu().numpy()
+        drawn = dict(zip(names, parts, strict=True)) | {"cluster": clusters}
+        drawn |= {"scene": np.full(len(chosen), scene), "row": row, "col": col}
+        for key, values in drawn.items():
             rows.setdefault(key, []).append(values)
     return {key: np.concatenate(values) for key, values in rows.items()}

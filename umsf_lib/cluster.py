@@ -9,6 +9,7 @@ components are merged without labels.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,18 +17,22 @@ import numpy as np
 import torch
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from .config import ConfigError
 from .tokens import TokenMap
 
+MIXTURE_ARRAYS = ("weights_", "means_", "precisions_cholesky_")  # scikit-learn's names
+
 
 class Clusterer(Protocol):
     """Tokens ``(n, D)`` float64 -> posteriors ``(n, K)``, rows sum to 1."""
 
-    num_clusters: int
+    @property
+    def num_clusters(self) -> int:
+        """K."""
 
     def posteriors(self, tokens: np.ndarray) -> np.ndarray:
         """Share of each cluster in each token."""
@@ -35,14 +40,18 @@ class Clusterer(Protocol):
 
 @dataclass
 class HardClusters:
-    """k-means."""
+    """k-means: each token belongs to the nearest of the ``centres (K, D)``."""
 
-    model: KMeans
-    num_clusters: int
+    centres: np.ndarray
+
+    @property
+    def num_clusters(self) -> int:
+        """K."""
+        return len(self.centres)
 
     def posteriors(self, tokens: np.ndarray) -> np.ndarray:
         """One-hot."""
-        return np.eye(self.num_clusters)[self.model.predict(tokens)]
+        return np.eye(self.num_clusters)[pairwise_distances_argmin(tokens, self.centres)]
 
 
 @dataclass
@@ -63,7 +72,7 @@ class MixtureClusters:
 def fit_kmeans(tokens: np.ndarray, num_clusters: int, seed: int) -> HardClusters:
     """k-means++ with ten restarts, the best inertia kept (scikit-learn)."""
     model = KMeans(num_clusters, n_init=10, max_iter=300, random_state=seed).fit(tokens)
-    return HardClusters(model, num_clusters)
+    return HardClusters(model.cluster_centers_)
 
 
 def fit_mixture(tokens: np.ndarray, num_clusters: int, restarts: int, seed: int) -> MixtureClusters:
@@ -128,25 +137,60 @@ def merge(means: np.ndarray, overlap: np.ndarray, num_clusters: int) -> np.ndarr
     return result
 
 
-def fit(kind: str, tokens: np.ndarray, num_clusters: int, config: Any, seed: int) -> Clusterer:
+def fit(
+    kind: str,
+    tokens: np.ndarray,
+    num_clusters: int,
+    config: Any,
+    seed: int,
+    components: int = 1,
+) -> Clusterer:
     """Fit ``kmeans``, ``mixture`` or ``merged`` with the settings of ``ClusterConfig``.
 
+    Args:
+        kind: ``merged`` has ``config.components`` per cluster and joins them.
+        tokens: ``(n, D)``.
+        num_clusters: K.
+        config: restarts and components.
+        seed: of every draw.
+        components: per cluster, of the other kinds, which tell them apart.
+
     Raises:
-        ConfigError: more clusters than tokens.
+        ConfigError: more clusters or components than tokens.
     """
-    wanted = config.components * num_clusters if kind == "merged" else num_clusters
+    components = config.components if kind == "merged" else components
+    wanted = components * num_clusters
     if wanted > len(tokens):
-        each = f", cluster.components for {config.components} in each" if kind == "merged" else ""
+        each = f", cluster.components for {components} in each" if components > 1 else ""
         raise ConfigError(
             f"cluster.num_clusters asks for {num_clusters} clusters{each}, but there are "
             f"{len(tokens)} tokens; ask for fewer, or raise cluster.tokens if the training scenes "
             "hold more."
         )
     if kind == "mixture":
-        return fit_mixture(tokens, num_clusters, config.restarts, seed)
+        return fit_mixture(tokens, wanted, config.restarts, seed)
     if kind == "merged":
         return fit_merged(tokens, wanted, num_clusters, config.restarts, seed)
-    return fit_kmeans(tokens, num_clusters, seed)
+    return fit_kmeans(tokens, wanted, seed)
+
+
+def arrays_of(clusterer: Clusterer) -> dict[str, np.ndarray]:
+    """What decides the posteriors of k-means or of an unmerged mixture."""
+    if isinstance(clusterer, HardClusters):
+        return {"centres": clusterer.centres}
+    assert isinstance(clusterer, MixtureClusters)
+    return {name: getattr(clusterer.model, name) for name in MIXTURE_ARRAYS}
+
+
+def clusterer_of(arrays: Mapping[str, np.ndarray]) -> Clusterer:
+    """The clusterer that ``arrays_of`` took apart."""
+    if "centres" in arrays:
+        return HardClusters(arrays["centres"])
+    count = len(arrays["means_"])
+    model = GaussianMixture(count, covariance_type="full")
+    for name in MIXTURE_ARRAYS:
+        setattr(model, name, arrays[name])
+    return MixtureClusters(model, np.arange(count), count)
 
 
 def posterior_map(clusterer: Clusterer, token_map: TokenMap, scene: int) -> Tensor:

@@ -133,10 +133,11 @@ class ClusterConfig:
     max_dims: int = 16  # of the statistics, by PCA where there are more
     tokens: int = 16000
     restarts: int = 5
-    components: int = 2  # of the merged mixture, per cluster
-    teacher: str = "mixture"  # mixture | kmeans | merged
+    components: int = 2  # per cluster, of the teacher and of the merged mixture
+    teacher: str = "mixture"  # mixture | kmeans
+    teacher_share: float = 0.5  # of the final posteriors; the network has the rest
     initial: str = "pretrained"  # pretrained | random
-    rounds: int = 2
+    rounds: int = 1  # in further ones the network's own posteriors are the teacher
     steps: int = 200  # per round
     batch: int = 8
     lr: float = 2e-3
@@ -219,7 +220,7 @@ CHOICES = {
     "model.norm": ("group", "batch"),
     "model.fusion": ("concat", "add", "attention"),
     "pretrain.objective": ("moco", "mocov3", "decur"),
-    "cluster.teacher": ("mixture", "kmeans", "merged"),
+    "cluster.teacher": ("mixture", "kmeans"),
     "cluster.initial": ("pretrained", "random"),
 }
 
@@ -227,13 +228,13 @@ _ZERO_ALLOWED = {
     "views": "overlap_px gain offset blur speckle_looks sar_gain sensor_drop",
     "pretrain": "steps_per_epoch momentum weight_decay warmup_epochs ema positives fused pooled "
     "neighbour_m homogeneity",
-    "cluster": "num_clusters clustering consistency balance ema smoothing_px",
+    "cluster": "num_clusters teacher_share clustering consistency balance ema smoothing_px",
     "map": "overlap_px",
 }
 _AT_MOST_ONE = {
     "views": "scale_min blur sensor_drop",
     "pretrain": "momentum ema pooled",
-    "cluster": "ema",
+    "cluster": "teacher_share ema",
 }
 ZERO_ALLOWED, AT_MOST_ONE = (
     {f"{section}.{key}" for section, keys in table.items() for key in keys.split()}

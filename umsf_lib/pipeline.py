@@ -7,7 +7,7 @@ from functools import partial
 
 from .baselines import BASELINES, CEILING, LEARNED, Fit, has_ceiling
 from .bench import Bench
-from .classify import cluster, feature_tokens, load_clustered, network_classifier
+from .classify import cluster, clustered_classifier, feature_tokens, load_clustered
 from .despeckle import train_despeckler
 from .inference import Classifier
 from .mapping import write_maps
@@ -31,8 +31,8 @@ def clusters_of_pretrained(kind: str, run: Run, bench: Bench) -> Classifier:
 
 
 def ours(run: Run, bench: Bench) -> Classifier:
-    """The self-trained network."""
-    return network_classifier(load_clustered(run, bench), bench)
+    """The self-trained network and its teacher."""
+    return clustered_classifier(load_clustered(run, bench), bench)
 
 
 PRETRAINED: dict[str, Fit] = {

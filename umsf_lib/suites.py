@@ -37,7 +37,12 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     },
     "teacher": {
         "teacher_kmeans": {"cluster": {"teacher": "kmeans"}},
-        "teacher_merged": {"cluster": {"teacher": "merged"}},
+        "network_alone": {"cluster": {"teacher_share": 0.0}},
+        "two_rounds": {"cluster": {"rounds": 2}},
+    },
+    "components": {
+        "components_1": {"cluster": {"components": 1}},
+        "components_3": {"cluster": {"components": 3}},
     },
     "balance": {
         "balance_0": {"cluster": {"balance": 0.0}},
