@@ -1,8 +1,8 @@
 """Self-training of the clustering head from a label-free teacher.
 
 A mixture on local statistics says what it believes of every token; the network learns that from
-the pixels, two augmented views at a time, and must agree with itself across the views. After each
-round its own posteriors, smoother and better than the mixture's, become the teacher.
+the pixels, two augmented views at a time, and must agree with itself across the views. In further
+rounds its own posteriors are the teacher.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ SIZES = {f"scenes_{count}": {"synthetic": {"train": count}} for count in (4, 16,
 ABLATED = {name: changes for group in GROUPS.values() for name, changes in group.items()}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"base": {}} | ABLATED | SIZES
 OURS: Sequence[str] = ("umsf",)
-SCALED: Sequence[str] = ("umsf", "mixture-statistics")
+SCALED: Sequence[str] = ("umsf", "mixture-statistics", "merged-statistics")
 # Suite -> variant -> methods; "base" comes first, the others copy what they share with it.
 SUITES: dict[str, dict[str, Sequence[str]]] = {
     "first": {"base": USUAL, "optical": OURS, "sar": OURS},

@@ -8,10 +8,10 @@ from ..runs import Run
 
 
 def mixture_statistics(run: Run, bench: Bench) -> Classifier:
-    """The mixture that also teaches the network (``cluster.fit_mixture``)."""
+    """One component per cluster (``cluster.fit_mixture``)."""
     return bench.cluster("mixture-statistics", "mixture", bench.statistics, bench.stride)
 
 
 def merged_statistics(run: Run, bench: Bench) -> Classifier:
-    """More components than clusters, merged without labels (``cluster.fit_merged``)."""
+    """The mixture that teaches the network, merged without one (``cluster.fit_merged``)."""
     return bench.cluster("merged-statistics", "merged", bench.statistics, bench.stride)
