@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from sklearn.decomposition import PCA
 
 from umsf_lib.baselines import LEARNED
 from umsf_lib.bench import Bench
@@ -110,22 +111,21 @@ def test_the_teacher_is_the_merged_mixture_before_it_is_merged(tiny_run: Run, be
     np.testing.assert_array_equal(teacher.model.means_, merged.model.means_)
 
 
-def test_components_are_merged_by_what_the_network_makes_of_the_training_scenes(
+def test_components_are_merged_by_mahalanobis_distance_and_shared_tokens(
     tiny_run: Run, bench: Bench
 ) -> None:
-    """All tokens at once instead of scene by scene."""
+    """All training tokens at once, whitened by their principal components."""
     found = load_clustered(tiny_run, bench)
-    own, final = (
-        component_posteriors(found.network, found.teacher, bench, share) for share in (0.0, 0.5)
-    )
-    parts: list[list[np.ndarray]] = [[], [], []]
+    posteriors = component_posteriors(found.network, found.teacher, bench, 0.5)
+    parts: list[list[np.ndarray]] = [[], []]
     for scene in bench.scenes.indices("train"):
         valid = token_validity(bench.store, scene, bench.stride)
-        for part, maps in zip(parts, (own, final, bench.statistics), strict=True):
+        for part, maps in zip(parts, (posteriors, bench.statistics), strict=True):
             part.append(maps(scene)[:, valid].T.double().numpy())
-    mine, both, tokens = (np.concatenate(part) for part in parts)
-    means = np.stack([np.average(tokens, axis=0, weights=w) for w in mine.T])
-    expected = merge(means, both.T @ both, 7)
+    shares, tokens = (np.concatenate(part) for part in parts)
+    white = PCA(whiten=True).fit_transform(tokens)
+    means = np.stack([np.average(white, axis=0, weights=w) for w in shares.T])
+    expected = merge(means, shares.T @ shares, 7)
     np.testing.assert_array_equal(found.groups.numpy(), expected)
 
 

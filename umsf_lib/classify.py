@@ -137,23 +137,27 @@ def component_posteriors(
 def merge_components(network: UmsfNet, teacher: Clusterer, bench: Bench) -> Tensor:
     """Cluster ``(P,)`` int64 of each component, by ``cluster.merge`` over the training scenes.
 
-    Near are components whose tokens, as the network assigns them, have similar statistics; shared
-    are the tokens that the final posteriors divide between them.
+    Of the final posteriors: the Mahalanobis distance between the components' mean statistics, and
+    the tokens that they share.
     """
     if bench.num_components == bench.num_clusters:
         return torch.arange(bench.num_clusters)
-    network_alone = component_posteriors(network, teacher, bench, 0.0)
     share = bench.config.cluster.teacher_share
-    sums, weights, overlap = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    posteriors = component_posteriors(network, teacher, bench, share)
+    sums, squares, overlap = torch.zeros(()), torch.zeros(()), torch.zeros(())
     for scene in bench.scenes.indices("train"):
         valid = token_validity(bench.store, scene, bench.stride)
-        own = network_alone(scene)[:, valid].double()  # (P, n)
-        taught = posterior_map(teacher, bench.statistics, scene)[:, valid].double()
-        final = torch.lerp(own, taught, share)
-        sums = sums + own @ bench.statistics(scene)[:, valid].double().T  # (P, D)
-        weights, overlap = weights + own.sum(dim=1), overlap + final @ final.T
-    means = sums / weights.clamp_min(1e-9)[:, None]
-    return torch.from_numpy(merge(means.cpu().numpy(), overlap.cpu().numpy(), bench.num_clusters))
+        shares = posteriors(scene)[:, valid].double()  # (P, n)
+        tokens = bench.statistics(scene)[:, valid].double()  # (D, n)
+        sums, squares = sums + shares @ tokens.T, squares + tokens @ tokens.T
+        overlap = overlap + shares @ shares.T
+    sizes = overlap.sum(dim=1)  # shares of a token sum to 1
+    mean = sums.sum(dim=0) / sizes.sum()
+    covariance = squares / sizes.sum() - mean.outer(mean)
+    precision = torch.linalg.inv(covariance + 1e-6 * torch.eye(len(mean)).to(covariance))
+    whitened = sums / sizes.clamp_min(1e-9)[:, None] @ torch.linalg.cholesky(precision)
+    groups = merge(whitened.cpu().numpy(), overlap.cpu().numpy(), bench.num_clusters)
+    return torch.from_numpy(groups)
 
 
 def clustered_classifier(

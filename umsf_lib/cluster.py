@@ -124,7 +124,7 @@ def merge(means: np.ndarray, overlap: np.ndarray, num_clusters: int) -> np.ndarr
     covers share tokens along their borders.
 
     Args:
-        means: ``(P, D)`` mean tokens of the components.
+        means: ``(P, D)`` mean tokens of the components, in a space whose distances count.
         overlap: ``(P, P)`` shared tokens: ``posteriors' posteriors``.
         num_clusters: K <= P.
     """
