@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from umsf_lib.tables import (
 )
 
 TINY = load_config("tiny")
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -293,3 +295,16 @@ def test_each_scene_of_a_data_set_is_scored_under_the_matching_of_all(project: P
     assert np.isnan(row.loc[3])  # a scene without labels
     assert "| umsf | base | .500 | .500 | - |" in markdown(sweep)
     assert scene_rows(Sweep(TINY, "first", (0, 1))).empty
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"<!-- umsf (report .*?) -->\n\n(.*?)\n<!-- end -->", README, re.DOTALL)
+
+
+@pytest.mark.parametrize(("command", "block"), BLOCKS)
+def test_the_readmes_tables_are_made_of_the_kept_records(
+    command: str, block: str, project: Path, capsys
+) -> None:
+    arguments = [str(ROOT / word) if "/" in word else word for word in command.split()]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip() == block.strip()
