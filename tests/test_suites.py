@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from umsf_lib import suites
 from umsf_lib.__main__ import main
 from umsf_lib.classify import NETWORK
-from umsf_lib.config import Config, MissingStageError, load_config
+from umsf_lib.config import Config, ConfigError, DataError, MissingStageError, load_config
 from umsf_lib.metrics import accuracy, confusion, nmi, scores
 from umsf_lib.pipeline import METHODS
 from umsf_lib.report import dense_tables
@@ -280,6 +281,43 @@ def test_kept_records_say_nothing_of_where_the_data_lay(project: Path, tmp_path:
     assert str(tmp_path) not in (tmp_path / "kept/tiny-tiles-0/manifest.json").read_text()
     there = dataclasses.replace(here, data="/elsewhere/tiles")
     assert len(score_rows(Sweep(there, "first", (0,), records=tmp_path / "kept"))) == 4
+    with pytest.raises(ConfigError, match=r"data '.*mine/tiles' -> '/elsewhere/tiles'"):
+        score_rows(Sweep(there, "first", (0,)))  # these runs are no copies
+
+
+def test_records_older_than_a_setting_are_read(fakes: list[Run], tmp_path: Path) -> None:
+    sweep = Sweep(TINY, "first", (0,))
+    keep_records(sweep, tmp_path)
+    path = tmp_path / "tiny-easy-0" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["config"]["cluster"]["teacher_share"]
+    path.write_text(json.dumps(manifest))
+    again = score_rows(dataclasses.replace(sweep, records=tmp_path))
+    pd.testing.assert_frame_equal(again, score_rows(sweep))
+    path.unlink()
+    variants = score_rows(dataclasses.replace(sweep, records=tmp_path)).variant
+    assert set(variants) == {"optical", "sar"}
+
+
+def test_records_are_never_kept_in_place_of_the_runs(
+    fakes: list[Run], project: Path, tmp_path: Path, capsys
+) -> None:
+    command = ["report", "--profile", "tiny", "--seeds", "0,1", "--keep"]
+    assert main([*command, str(project / "runs")]) == 2
+    assert "give a folder beside that of the runs" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main([*command, str(tmp_path / "file")]) == 2
+    assert main([*command, str(tmp_path / "kept")]) == 0
+    assert (tmp_path / "kept" / "tiny-easy-0-sar" / "metrics.json").is_file()
+
+
+def test_seeds_of_other_scenes_have_no_common_table(project: Path) -> None:
+    tiles = dataclasses.replace(TINY, data="x/tiles")
+    for seed, count in ((0, 2), (1, 3)):
+        tables = {"umsf": np.stack([np.diag([40, 60])] * count)}
+        fake_run(dataclasses.replace(tiles, seed=seed), f"tiny-tiles-{seed}", tables)
+    with pytest.raises(DataError, match=r"different numbers of scenes \(2, 3\)"):
+        scene_rows(Sweep(tiles, "first", (0, 1)))
 
 
 def test_each_scene_of_a_data_set_is_scored_under_the_matching_of_all(project: Path) -> None:
@@ -298,13 +336,13 @@ def test_each_scene_of_a_data_set_is_scored_under_the_matching_of_all(project: P
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"<!-- umsf (report .*?) -->\n\n(.*?)\n<!-- end -->", README, re.DOTALL)
+KEPT_TABLES = re.findall(r"<!-- umsf (report .*?) -->\n\n(.*?)\n<!-- end -->", README, re.DOTALL)
 
 
-@pytest.mark.parametrize(("command", "block"), BLOCKS)
+@pytest.mark.parametrize(("command", "block"), KEPT_TABLES)
 def test_the_readmes_tables_are_made_of_the_kept_records(
     command: str, block: str, project: Path, capsys
 ) -> None:
-    arguments = [str(ROOT / word) if "/" in word else word for word in command.split()]
+    arguments = [str(ROOT / word) if "/" in word else word for word in shlex.split(command)]
     assert main(arguments) == 0
     assert capsys.readouterr().out.strip() == block.strip()

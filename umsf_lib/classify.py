@@ -61,8 +61,7 @@ def cluster_inputs(run: Run) -> dict[str, Any]:
 def fit_teacher(bench: Bench) -> Clusterer:
     """The label-free teacher: components of local statistics (``cluster.teacher``)."""
     settings, tokens = bench.config.cluster, bench.sample(bench.statistics, bench.stride)
-    given = settings.teacher, tokens, bench.num_clusters, settings, bench.config.seed
-    return fit(*given, components=settings.components)
+    return fit(settings.teacher, tokens, bench.num_components, settings, bench.config.seed)
 
 
 def cluster(

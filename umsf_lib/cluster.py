@@ -128,6 +128,8 @@ def merge(means: np.ndarray, overlap: np.ndarray, num_clusters: int) -> np.ndarr
         overlap: ``(P, P)`` shared tokens: ``posteriors' posteriors``.
         num_clusters: K <= P.
     """
+    if len(means) == num_clusters:
+        return np.arange(num_clusters)
     lengths = np.sqrt(np.diag(overlap)).clip(1e-12)
     apart = 1 - overlap / np.outer(lengths, lengths)
     distance = np.linalg.norm(means[:, None] - means[None], axis=2) * apart.clip(0) ** 4
@@ -137,35 +139,20 @@ def merge(means: np.ndarray, overlap: np.ndarray, num_clusters: int) -> np.ndarr
     return result
 
 
-def fit(
-    kind: str,
-    tokens: np.ndarray,
-    num_clusters: int,
-    config: Any,
-    seed: int,
-    components: int = 1,
-) -> Clusterer:
+def fit(kind: str, tokens: np.ndarray, num_clusters: int, config: Any, seed: int) -> Clusterer:
     """Fit ``kmeans``, ``mixture`` or ``merged`` with the settings of ``ClusterConfig``.
 
-    Args:
-        kind: ``merged`` has ``config.components`` per cluster and joins them.
-        tokens: ``(n, D)``.
-        num_clusters: K.
-        config: restarts and components.
-        seed: of every draw.
-        components: per cluster, of the other kinds, which tell them apart.
+    ``merged`` has ``config.components`` per cluster and joins them.
 
     Raises:
         ConfigError: more clusters or components than tokens.
     """
-    components = config.components if kind == "merged" else components
-    wanted = components * num_clusters
+    wanted = config.components * num_clusters if kind == "merged" else num_clusters
     if wanted > len(tokens):
-        each = f", cluster.components for {components} in each" if components > 1 else ""
         raise ConfigError(
-            f"cluster.num_clusters asks for {num_clusters} clusters{each}, but there are "
-            f"{len(tokens)} tokens; ask for fewer, or raise cluster.tokens if the training scenes "
-            "hold more."
+            f"cluster.num_clusters and cluster.components ask for {wanted} groups of tokens, but "
+            f"there are {len(tokens)} tokens; ask for fewer, or raise cluster.tokens if the "
+            "training scenes hold more."
         )
     if kind == "mixture":
         return fit_mixture(tokens, wanted, config.restarts, seed)

@@ -209,17 +209,20 @@ class Run:
     def read(cls, config: Config, folder: Path) -> Run:
         """The run in ``folder`` as its records are; nothing is written.
 
-        Its data set is known by name: the folder may have lain elsewhere when it was made.
+        Settings that are younger than the run are not compared. Kept records (see ``nameless``)
+        know their data set by name.
 
         Raises:
             ConfigError: it was made with other settings; the differences are listed.
         """
         manifest = json.loads((folder / "manifest.json").read_text())
-        made, wanted = (
-            settings | {"data": Path(settings["data"]).name}
-            for settings in (manifest["config"], _plain(config))
-        )
-        _refuse_other_settings(folder, made, wanted)
+        made, wanted = manifest["config"], _plain(config)
+        wanted = nameless(wanted) if made == nameless(made) else wanted
+        known = _flat(made)
+        if listed := differences(known, {k: v for k, v in _flat(wanted).items() if k in known}):
+            raise ConfigError(
+                f"The records in {folder} are of other settings ({listed}); ask for theirs."
+            )
         return cls(folder, config, manifest)
 
     @staticmethod
@@ -340,6 +343,11 @@ def _plain(config: Config) -> dict[str, Any]:
     """Settings as a manifest keeps them: JSON, without those of the hardware."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return {key: value for key, value in plain.items() if key not in HARDWARE}
+
+
+def nameless(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that name data and layout but not where they lie, which says nothing elsewhere."""
+    return {**settings, **{key: Path(settings[key]).name for key in ("data", "layout")}}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Lessons:
 
 
 def posteriors_of(network: UmsfNet, symmetries: int) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Windows -> cluster posteriors ``(B, K, h, w)``, averaged over symmetries of the square."""
+    """Windows -> posteriors ``(B, K, h, w)`` of the head, a mean over symmetries of the square."""
 
     def function(windows: dict[str, Tensor]) -> Tensor:
         return network(windows.get("optical"), windows.get("sar")).softmax(dim=1)

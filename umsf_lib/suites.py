@@ -75,6 +75,7 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     | {name: SCALED for name in SIZES}
     | {f"{name}-no_pretraining": OURS for name in SIZES},
 }
+KEPT = ("manifest.json", "metrics.json", "confusions.npz")  # of a run: what tables are made of
 AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that leave it as it is
 
 
@@ -102,6 +103,11 @@ class Sweep:
         config = self.config
         data = Path(config.data).name if config.data else config.synthetic.difficulty
         return self.name or f"{config.profile}-{data}"
+
+    @property
+    def folder(self) -> Path:
+        """Of the run folders that tables are made of."""
+        return self.records or project_root() / "runs"
 
     @property
     def variants(self) -> dict[str, Sequence[str]]:
@@ -134,9 +140,8 @@ class Sweep:
         for seed in self.seeds:
             for variant, names in self.variants.items():
                 ending = "" if variant == "base" else f"-{variant}"
-                folder = self.records or project_root() / "runs"
-                folder /= f"{self.base_name(seed)}{ending}"
-                if (folder / "metrics.json").is_file():
+                folder = self.folder / f"{self.base_name(seed)}{ending}"
+                if all((folder / file).is_file() for file in KEPT):
                     config = replace(self.config, seed=seed)
                     for part in variant.split("-"):
                         config = config.changed(**VARIANTS[part])

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .config import MissingStageError
+from .config import ConfigError, DataError, MissingStageError
 from .metrics import accuracy, confusion, nmi
 from .report import dense_tables, headline, load_records, paired_gain
-from .runs import project_root, write_atomically, write_json
-from .suites import VARIANTS, Sweep, other_scenes
+from .runs import nameless, write_atomically, write_json
+from .suites import KEPT, VARIANTS, Sweep, other_scenes
 
 SHOWN = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "macro_f1": "macro-F1"}
 COMPARED = {"acc": accuracy, "nmi": nmi}
@@ -24,16 +24,19 @@ COMPARED = {"acc": accuracy, "nmi": nmi}
 def keep_records(sweep: Sweep, folder: Path) -> None:
     """Copy what the tables are made of to ``folder``, one run folder each.
 
-    The copies know their data set by name only: where it lay says nothing elsewhere.
+    The copies know their data set by name only (see ``runs.nameless``).
+
+    Raises:
+        ConfigError: the runs lie in this folder, or it is a file.
     """
     for _, _, run, _ in sweep.finished():
-        for file in ("metrics.json", "confusions.npz"):
-            write_atomically(
-                folder / run.folder.name / file, partial(shutil.copyfile, run.path(file))
-            )
-        config = run.manifest["config"]
-        named = config | {"data": Path(config["data"]).name}
-        write_json(folder / run.folder.name / "manifest.json", run.manifest | {"config": named})
+        kept = folder / run.folder.name
+        if kept.resolve() == run.folder.resolve() or folder.is_file():
+            raise ConfigError(f"--keep is {folder}; give a folder beside that of the runs.")
+        for file in set(KEPT) - {"manifest.json"}:
+            write_atomically(kept / file, partial(shutil.copyfile, run.path(file)))
+        named = nameless(run.manifest["config"])
+        write_json(kept / "manifest.json", run.manifest | {"config": named})
 
 
 def suite_records(sweep: Sweep) -> pd.DataFrame:
@@ -116,6 +119,12 @@ def scene_rows(sweep: Sweep) -> pd.DataFrame:
             confused = confusion(*dense_tables(run, name))  # (S, K+1, K)
             scored = [accuracy(table) if table.any() else math.nan for table in confused]
             rows.setdefault((name, variant), []).append(scored)
+    counts = {len(scored) for values in rows.values() for scored in values}
+    if len(counts) > 1:
+        raise DataError(
+            f"The runs {sweep.prefix}-<seed> were scored on different numbers of scenes "
+            f"({', '.join(map(str, sorted(counts)))}); delete those of the older data, sweep again."
+        )
     means = {key: np.mean(values, axis=0) for key, values in rows.items()}
     table = pd.DataFrame.from_dict(means, orient="index")
     table.index = pd.MultiIndex.from_tuples(means, names=["method", "variant"])
@@ -174,7 +183,9 @@ def _wide(table: pd.DataFrame, metrics: Iterable[str]) -> str:
 
 
 def print_report(sweep: Sweep) -> None:
-    """Print the tables in Markdown and write them to ``runs/``, as CSV and Markdown.
+    """Print the tables in Markdown; those of ``runs/`` are written there, too.
+
+    Scores and margins as CSV, everything as Markdown.
 
     Raises:
         MissingStageError: no run of the suite has been evaluated.
@@ -184,11 +195,12 @@ def print_report(sweep: Sweep) -> None:
         raise MissingStageError(
             f"No run of suite '{sweep.suite}' named {sweep.prefix}-<seed> has scores for seeds "
             f"{', '.join(map(str, sweep.seeds))}; run 'umsf sweep' with the same options first "
-            "(data without labels have none)."
+            f"(data without labels have none). Looked for in {sweep.folder}."
         )
-    start, text = project_root() / "runs" / f"{sweep.prefix}-{sweep.suite}", markdown(sweep)
-    for ending, table in tables.items():
+    start, text = sweep.folder / f"{sweep.prefix}-{sweep.suite}", markdown(sweep)
+    for ending, table in tables.items() if sweep.records is None else ():
         path = start.with_name(f"{start.name}-{ending}.csv")
         write_atomically(path, partial(table.to_csv, index=False))
-    write_atomically(start.with_name(f"{start.name}.md"), lambda path: path.write_text(text))
+    if sweep.records is None:
+        write_atomically(start.with_name(f"{start.name}.md"), lambda path: path.write_text(text))
     print(text)

@@ -103,6 +103,7 @@ class StatisticTokens:
         """``(D, h, w)``."""
         raw = self._raw(scene)
         valid = token_validity(self.store, scene, self.stride)
+        valid = valid if valid.any() else torch.ones_like(valid)  # a scene of border only
         mean, std = self.fixed or moments([raw[:, valid]])
         return (raw - mean[:, None, None]) / std[:, None, None]
 

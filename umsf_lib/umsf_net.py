@@ -103,7 +103,7 @@ class UmsfNet(nn.Module):
         return {n: head(rows[SOURCE.get(n, n)]) for n, head in self.projectors.items()}
 
     def forward(self, x_opt: Tensor | None, x_sar: Tensor | None) -> Tensor:
-        """Cluster logits ``(B, K, H, W)``; needs ``set_num_clusters`` first."""
+        """Logits ``(B, K, H, W)`` of what the head tells apart; needs ``set_num_clusters``."""
         assert self.clustering is not None
         logits: Tensor = self.clustering(self.features(x_opt, x_sar)["fused"])
         return logits
