@@ -33,7 +33,7 @@ FURTHER = (
 )  # each by itself, when its question comes up
 CELL_TIMEOUT_S = 6 * 3600  # papermill's own default is for ever
 GALLERY_BYTES = 800_000  # what a code host still renders quickly
-JPEG_FROM_BYTES = 60_000  # smaller pictures are line drawings, which PNG shows sharper
+SHRUNK_FROM_BYTES = 60_000  # of a picture
 # The kernel logs that its local port is not encrypted, and the interrupt that stops it; what goes
 # wrong in a cell comes back as the cell's own error.
 QUIET = ("--IPKernelApp.log_level=CRITICAL",)
@@ -103,7 +103,7 @@ def print_tutorial(parameters: Mapping[str, Any]) -> None:
 
 
 def write_gallery(folder: Path) -> list[Path]:
-    """Copy executed notebooks of a run to ``gallery/``, imagery as JPEG, without widget state.
+    """Copy executed notebooks of a run to ``gallery/``, with small pictures, without widget state.
 
     Those of ``FURTHER`` only where the run has them. Beside them ``map.jpg``, the README's
     picture: the last figure of notebook 06.
@@ -116,13 +116,14 @@ def write_gallery(folder: Path) -> list[Path]:
     for name, path in executed.items():
         if name in FURTHER and not path.is_file():
             continue
-        notebook = shrunk(nbformat.read(path, as_version=4))
-        text = nbformat.writes(notebook)
+        notebook = nbformat.read(path, as_version=4)
+        last = _pictures(notebook)[-1:]
+        text = nbformat.writes(shrunk(notebook))
         if len(text) > GALLERY_BYTES:
             raise ConfigError(f"gallery copy of {name} has {len(text)} bytes of {GALLERY_BYTES}.")
         written.append(_write(f"{name}.ipynb", text.encode()))
         if name == "06_tsne_and_maps":
-            written.append(_write("map.jpg", base64.b64decode(_pictures(notebook)[-1])))
+            written.append(_write("map.jpg", base64.b64decode(_jpeg(last[0]))))
     return written
 
 
@@ -133,13 +134,16 @@ def _write(name: str, content: bytes) -> Path:
 
 
 def _pictures(notebook: nbformat.NotebookNode) -> list[str]:
-    """The JPEG outputs, base64."""
+    """The PNG outputs, base64."""
     outputs = [o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", [])]
-    return [data["image/jpeg"] for data in outputs if "image/jpeg" in data]
+    return [data["image/png"] for data in outputs if "image/png" in data]
 
 
 def shrunk(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Drop what only papermill and widgets need, turn large PNG outputs into JPEG, mend links."""
+    """Drop what only papermill and widgets need, shrink large pictures, mend links.
+
+    Imagery becomes JPEG; class maps and drawings are smaller, and sharper, as PNG of 256 colours.
+    """
     for key in ("widgets", "papermill"):
         notebook.metadata.pop(key, None)
     for cell in notebook.cells:
@@ -148,13 +152,27 @@ def shrunk(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
             cell.metadata.pop(key, None)
         for output in cell.get("outputs", []):
             png = output.get("data", {}).get("image/png")
-            if png and len(png) > JPEG_FROM_BYTES:
-                output.data["image/jpeg"] = _jpeg(output.data.pop("image/png"))
+            if png and len(png) > SHRUNK_FROM_BYTES:
+                small = {"image/jpeg": _jpeg(png), "image/png": _of_few_colours(png)}
+                kind = min(small, key=lambda name: len(small[name]))
+                del output.data["image/png"]
+                output.data[kind] = small[kind]
     return notebook
 
 
 def _jpeg(png: str) -> str:
+    return _encoded(_opened(png), "JPEG", quality=80)
+
+
+def _of_few_colours(png: str) -> str:
+    return _encoded(_opened(png).quantize(256), "PNG")
+
+
+def _opened(png: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    picture.save(buffer, kind, optimize=True, **options)
     return base64.b64encode(buffer.getvalue()).decode()
