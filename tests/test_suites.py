@@ -103,6 +103,10 @@ def fakes(project: Path) -> list[Run]:
     return runs
 
 
+def markdown_of(sweep: Sweep) -> str:
+    return markdown(score_rows(sweep), margins(sweep), scene_rows(sweep))
+
+
 def test_scores_are_means_over_seeds_of_the_suites_methods(fakes: list[Run]) -> None:
     table = score_rows(Sweep(TINY, "first", (0, 1))).set_index(["variant", "method", "metric"])
     assert {key[:2] for key in table.index} == {
@@ -210,7 +214,7 @@ def test_the_readme_block_repeats_the_tables(fakes: list[Run], project: Path, ca
 
 def test_one_seed_has_no_spread_and_no_run_no_table(fakes: list[Run], capsys) -> None:
     sweep = Sweep(TINY, "first", (0,))
-    assert " ± - |" in markdown(sweep)
+    assert " ± - |" in markdown_of(sweep)
     with pytest.raises(MissingStageError, match="tiny-easy-<seed> has scores for seeds 7.*sweep"):
         print_report(Sweep(TINY, "first", (7,)))
     assert main(["report", "--profile", "tiny", "--seeds", "0,x"]) == 2
@@ -259,7 +263,7 @@ def test_kept_records_make_the_same_tables_and_reading_writes_nothing(
     fakes: list[Run], tmp_path: Path, monkeypatch, capsys
 ) -> None:
     sweep, kept = Sweep(TINY, "first", (0, 1)), tmp_path / "kept"
-    tables = markdown(sweep)
+    tables = markdown_of(sweep)
     keep_records(sweep, kept)
     files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*.*"))
     assert len(files) == 3 * len(fakes) and "tiny-easy-1-sar/confusions.npz" in files
@@ -331,7 +335,7 @@ def test_each_scene_of_a_data_set_is_scored_under_the_matching_of_all(project: P
     assert row.loc[1] == pytest.approx((1.0 + 0.0) / 2)
     assert row.loc[2] == pytest.approx((0.8 + 0.2) / 2)
     assert np.isnan(row.loc[3])  # a scene without labels
-    assert "| umsf | base | .500 | .500 | - |" in markdown(sweep)
+    assert "| umsf | base | .500 | .500 | - |" in markdown_of(sweep)
     assert scene_rows(Sweep(TINY, "first", (0, 1))).empty
 
 

@@ -154,11 +154,10 @@ def scenes_markdown(scenes: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def markdown(sweep: Sweep) -> str:
-    """All tables of a suite."""
+def markdown(scores: pd.DataFrame, gains: pd.DataFrame, scenes: pd.DataFrame) -> str:
+    """The tables of ``score_rows``, ``margins`` and, where it has rows, ``scene_rows``."""
     between = "Ours minus each of them, with 95 % intervals over test scenes:"
-    parts = [scores_markdown(score_rows(sweep)), between, margins_markdown(margins(sweep))]
-    scenes = scene_rows(sweep)
+    parts = [scores_markdown(scores), between, margins_markdown(gains)]
     if len(scenes):
         parts += ["ACC of each test scene, mean over seeds:", scenes_markdown(scenes)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
@@ -190,17 +189,19 @@ def print_report(sweep: Sweep) -> None:
     Raises:
         MissingStageError: no run of the suite has been evaluated.
     """
-    tables = {"scores": score_rows(sweep), "margins": margins(sweep)}
-    if tables["scores"].empty:
+    scores = score_rows(sweep)
+    if scores.empty:
         raise MissingStageError(
             f"No run of suite '{sweep.suite}' named {sweep.prefix}-<seed> has scores for seeds "
             f"{', '.join(map(str, sweep.seeds))}; run 'umsf sweep' with the same options first "
             f"(data without labels have none). Looked for in {sweep.folder}."
         )
-    start, text = sweep.folder / f"{sweep.prefix}-{sweep.suite}", markdown(sweep)
-    for ending, table in tables.items() if sweep.records is None else ():
-        path = start.with_name(f"{start.name}-{ending}.csv")
-        write_atomically(path, partial(table.to_csv, index=False))
+    gains = margins(sweep)
+    text = markdown(scores, gains, scene_rows(sweep))
     if sweep.records is None:
+        start = sweep.folder / f"{sweep.prefix}-{sweep.suite}"
+        for ending, table in (("scores", scores), ("margins", gains)):
+            path = start.with_name(f"{start.name}-{ending}.csv")
+            write_atomically(path, partial(table.to_csv, index=False))
         write_atomically(start.with_name(f"{start.name}.md"), lambda path: path.write_text(text))
     print(text)
