@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_rand_score
 from umsf_lib.bench import Bench
 from umsf_lib.cluster import (
     arrays_of,
+    bhattacharyya,
     central,
     clusterer_of,
     fit,
@@ -123,28 +124,53 @@ def test_merging_joins_the_components_of_one_group() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_merging_equals_a_slow_average_linkage(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    means, posteriors = rng.normal(size=(11, 3)), rng.dirichlet(np.full(11, 0.3), 200)
-    overlap = posteriors.T @ posteriors
+    means, roots = rng.normal(size=(11, 3)), rng.normal(size=(11, 3, 4))
+    covariances = roots @ roots.transpose(0, 2, 1)
+    distance = bhattacharyya(means, covariances)
     groups = [{i} for i in range(11)]
 
     def between(a: set, b: set) -> float:
-        pairs = [(i, j) for i in a for j in b]
-        cosines = [overlap[i, j] / (overlap[i, i] * overlap[j, j]) ** 0.5 for i, j in pairs]
-        lengths = [np.linalg.norm(means[i] - means[j]) for i, j in pairs]
-        return float(np.mean([n * (1 - c) ** 4 for n, c in zip(lengths, cosines, strict=True)]))
+        return float(np.mean([distance[i, j] for i in a for j in b]))
 
     while len(groups) > 4:
         one, other = min(itertools.combinations(groups, 2), key=lambda pair: between(*pair))
         groups = [g for g in groups if g not in (one, other)] + [one | other]
-    found = merge(means, overlap, 4)
+    found = merge(means, covariances, 4)
     assert {frozenset(np.flatnonzero(found == k)) for k in range(4)} == set(map(frozenset, groups))
 
 
 def test_merging_of_what_cannot_be_told_apart_gives_as_many_clusters() -> None:
-    assert set(merge(np.zeros((4, 2)), np.ones((4, 4)), 2)) == {0, 1}
-    unused = np.diag([9.0, 5.0, 0.0, 0.0])  # two components without any token
-    assert set(merge(np.eye(4), unused, 3)) == {0, 1, 2}
-    assert merge(np.zeros((1, 2)), np.ones((1, 1)), 1).tolist() == [0]  # one cluster left
+    same = np.stack([np.eye(2)] * 4)
+    assert set(merge(np.zeros((4, 2)), same, 2)) == {0, 1}
+    unused = same * np.array([1, 1, 1e-3, 1e-3])[:, None, None]  # two components without any token
+    assert set(merge(np.zeros((4, 2)), unused, 3)) == {0, 1, 2}
+    assert merge(np.zeros((1, 2)), same[:1], 1).tolist() == [0]  # one cluster left
+
+
+def test_the_bhattacharyya_distance_is_the_log_of_an_integral() -> None:
+    """Against the sum over a grid, and against 17 / 8 of two unit Gaussians 1 and 4 apart."""
+    means = np.array([[0.0, 0.0], [1.0, -1.0], [0.5, 2.0]])
+    covariances = np.array(
+        [[[1.0, 0.3], [0.3, 0.5]], [[2.0, -0.5], [-0.5, 1.0]], [[0.3, 0], [0, 3]]]
+    )
+    axis = np.linspace(-12, 12, 481)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1)
+    roots = [
+        np.sqrt(multivariate_normal(mean, covariance).pdf(grid))
+        for mean, covariance in zip(means, covariances, strict=True)
+    ]
+    area = (axis[1] - axis[0]) ** 2
+    expected = [[-np.log((p * q).sum() * area) for q in roots] for p in roots]
+    np.testing.assert_allclose(bhattacharyya(means, covariances), expected, atol=1e-6)
+    pair = bhattacharyya(np.array([[1.0, 1.0], [2.0, 5.0]]), np.stack([np.eye(2)] * 2))
+    np.testing.assert_allclose(pair, [[0, 17 / 8], [17 / 8, 0]])
+
+
+def test_merging_reckons_with_spread() -> None:
+    """Of four Gaussians in a row the wide ones are joined, though the narrow ones lie closer."""
+    means = np.array([[0.0], [4.0], [5.0], [6.0]])
+    covariances = np.array([16.0, 16.0, 0.01, 0.01])[:, None, None]
+    assert len(set(merge(means, covariances, 3)[:2])) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

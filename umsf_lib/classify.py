@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .bench import Bench
 from .checkpoints import load_checkpoint, load_weights, write_state
-from .cluster import Clusterer, arrays_of, clusterer_of, fit, merge, posterior_map
+from .cluster import RIDGE, Clusterer, arrays_of, clusterer_of, fit, merge, posterior_map
 from .inference import Classifier, scene_map
 from .prepare import normalisation_of
 from .pretrain import load_pretrained, new_network
@@ -136,26 +136,24 @@ def component_posteriors(
 def merge_components(network: UmsfNet, teacher: Clusterer, bench: Bench) -> Tensor:
     """Cluster ``(P,)`` int64 of each component, by ``cluster.merge`` over the training scenes.
 
-    Of the final posteriors: the Mahalanobis distance between the components' mean statistics, and
-    the tokens that they share.
+    Joined are those whose statistics, weighted by the final posteriors, are most alike.
     """
     if bench.num_components == bench.num_clusters:
         return torch.arange(bench.num_clusters)
     share = bench.config.cluster.teacher_share
     posteriors = component_posteriors(network, teacher, bench, share)
-    sums, squares, overlap = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    sizes, sums, squares = torch.zeros(()), torch.zeros(()), torch.zeros(())
     for scene in bench.scenes.indices("train"):
         valid = token_validity(bench.store, scene, bench.stride)
         shares = posteriors(scene)[:, valid].double()  # (P, n)
         tokens = bench.statistics(scene)[:, valid].double()  # (D, n)
-        sums, squares = sums + shares @ tokens.T, squares + tokens @ tokens.T
-        overlap = overlap + shares @ shares.T
-    sizes = overlap.sum(dim=1)  # shares of a token sum to 1
-    mean = sums.sum(dim=0) / sizes.sum()
-    covariance = squares / sizes.sum() - mean.outer(mean)
-    precision = torch.linalg.inv(covariance + 1e-6 * torch.eye(len(mean)).to(covariance))
-    whitened = sums / sizes.clamp_min(1e-9)[:, None] @ torch.linalg.cholesky(precision)
-    groups = merge(whitened.cpu().numpy(), overlap.cpu().numpy(), bench.num_clusters)
+        sizes, sums = sizes + shares.sum(dim=1), sums + shares @ tokens.T
+        squares = squares + torch.stack([(tokens * own) @ tokens.T for own in shares])
+    sizes = sizes.clamp_min(1e-9)  # a component may have no token
+    means = sums / sizes[:, None]  # (P, D)
+    covariances = squares / sizes[:, None, None] - means[:, :, None] * means[:, None]
+    ridge = RIDGE * torch.eye(means.shape[1]).to(covariances)
+    groups = merge(means.cpu().numpy(), (covariances + ridge).cpu().numpy(), bench.num_clusters)
     return torch.from_numpy(groups)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from .config import ConfigError
 from .tokens import TokenMap
 
+RIDGE = 1e-3  # on the diagonal of covariances of standardised tokens
 MIXTURE_ARRAYS = ("weights_", "means_", "precisions_cholesky_")  # scikit-learn's names
 
 
@@ -88,7 +89,7 @@ def fit_mixture(tokens: np.ndarray, num_clusters: int, restarts: int, seed: int)
 
 def _one_mixture(tokens: np.ndarray, num_clusters: int, seed: int) -> GaussianMixture:
     model = GaussianMixture(
-        num_clusters, covariance_type="full", reg_covar=1e-3, max_iter=200, random_state=seed
+        num_clusters, covariance_type="full", reg_covar=RIDGE, max_iter=200, random_state=seed
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds place the borders
@@ -108,35 +109,41 @@ def central(labels: list[np.ndarray]) -> int:
 def fit_merged(
     tokens: np.ndarray, components: int, num_clusters: int, restarts: int, seed: int
 ) -> MixtureClusters:
-    """A mixture of ``components``, merged by their means and the tokens that they share."""
+    """A mixture of ``components``, those merged that are most alike (see ``merge``)."""
     fine = fit_mixture(tokens, components, restarts, seed)
-    shares = fine.posteriors(tokens)
-    groups = merge(fine.model.means_, shares.T @ shares, num_clusters)
+    groups = merge(fine.model.means_, fine.model.covariances_, num_clusters)
     return MixtureClusters(fine.model, groups, num_clusters)
 
 
-def merge(means: np.ndarray, overlap: np.ndarray, num_clusters: int) -> np.ndarray:
-    """Cluster ``(P,)`` of each component: what lies close together and shares tokens is joined.
+def merge(means: np.ndarray, covariances: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Cluster ``(P,)`` of each component: Gaussians that are hard to tell apart are joined.
 
-    Average linkage of the distance between ``means``, times the fourth power of one minus the
-    cosine between their posteriors over the tokens (chosen on development scenes; the sixth does as
-    well). Neither does alone: the means know nothing of spread, and components of different land
-    covers share tokens along their borders.
+    Average linkage of their Bhattacharyya distance (Hennig 2010, Methods for merging Gaussian
+    mixture components). It reckons with spread, as a distance between means does not: snow varies
+    more within one tile than crops and meadows differ.
 
     Args:
-        means: ``(P, D)`` mean tokens of the components, in a space whose distances count.
-        overlap: ``(P, P)`` shared tokens: ``posteriors' posteriors``.
+        means: ``(P, D)``.
+        covariances: ``(P, D, D)``, positive definite.
         num_clusters: K <= P.
     """
     if len(means) == num_clusters:
         return np.arange(num_clusters)
-    lengths = np.sqrt(np.diag(overlap)).clip(1e-12)
-    apart = 1 - overlap / np.outer(lengths, lengths)
-    distance = np.linalg.norm(means[:, None] - means[None], axis=2) * apart.clip(0) ** 4
-    np.fill_diagonal(distance, 0)
     linkage = AgglomerativeClustering(num_clusters, metric="precomputed", linkage="average")
-    result: np.ndarray = linkage.fit_predict(distance)
+    result: np.ndarray = linkage.fit_predict(bhattacharyya(means, covariances))
     return result
+
+
+def bhattacharyya(means: np.ndarray, covariances: np.ndarray) -> np.ndarray:
+    """Distance ``(P, P)`` between Gaussians: minus the log of the integral of sqrt(p q)."""
+    log_volume = np.linalg.slogdet(covariances)[1]  # (P,)
+    rows = []
+    for mean, covariance, volume in zip(means, covariances, log_volume, strict=True):
+        between, apart = (covariances + covariance) / 2, means - mean
+        reach = np.linalg.solve(between, apart[..., None])[..., 0]
+        spread = np.linalg.slogdet(between)[1] - (log_volume + volume) / 2
+        rows.append((apart * reach).sum(axis=1) / 8 + spread / 2)
+    return np.stack(rows).clip(0)
 
 
 def fit(kind: str, tokens: np.ndarray, num_clusters: int, config: Any, seed: int) -> Clusterer:
