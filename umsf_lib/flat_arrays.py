@@ -93,7 +93,7 @@ def _copy_scene(
         valid = part["valid"]
         maps["valid"][here] = valid.reshape(-1)
         maps["label"][here] = part["label"].astype(np.uint8).reshape(-1)
-        for role in maps.keys() & {"optical", "sar"}:
+        for role in [r for r in ("optical", "sar") if r in maps]:  # a set has no fixed order
             maps[role][:, here] = part[role].reshape(len(part[role]), -1)
             # Band by band: large temporary arrays are slow.
             values = (physical(band[valid], role, layout) for band in part[role])
