@@ -142,8 +142,8 @@ def test_merging_equals_a_slow_average_linkage(seed: int) -> None:
 def test_merging_of_what_cannot_be_told_apart_gives_as_many_clusters() -> None:
     same = np.stack([np.eye(2)] * 4)
     assert set(merge(np.zeros((4, 2)), same, 2)) == {0, 1}
-    unused = same * np.array([1, 1, 1e-3, 1e-3])[:, None, None]  # two components without any token
-    assert set(merge(np.zeros((4, 2)), unused, 3)) == {0, 1, 2}
+    some = same * np.array([1, 1, 1e-3, 1e-3])[:, None, None]
+    assert set(merge(np.zeros((4, 2)), some, 3)) == {0, 1, 2}
     assert merge(np.zeros((1, 2)), same[:1], 1).tolist() == [0]  # one cluster left
 
 

@@ -101,10 +101,10 @@ def test_every_notebook_runs_in_order_then_the_solutions(inside: Path) -> None:
     assert (run / "metrics.json").is_file() and list((run / "maps").glob("*.prediction.tif"))
 
 
-def code_of(notebook: nbformat.NotebookNode) -> list[str]:
-    """Sources of the code cells, without the one that papermill injects."""
-    code = [c for c in notebook.cells if c.cell_type == "code"]
-    return [c.source for c in code if "injected-parameters" not in c.metadata.get("tags", [])]
+def sources_of(notebook: nbformat.NotebookNode) -> list[str]:
+    """Sources of the cells, without the one that papermill injects; links as in notebooks/."""
+    own = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    return [c.source.replace("](../notebooks/", "](") for c in own]
 
 
 def test_gallery_copies_are_small_and_link_back(inside: Path) -> None:
@@ -114,7 +114,7 @@ def test_gallery_copies_are_small_and_link_back(inside: Path) -> None:
         assert picture.format == "JPEG" and min(picture.size) > 300
     for name in EVERY:
         copy = nbformat.read(inside / "gallery" / f"{name}.ipynb", as_version=4)
-        assert code_of(copy) == code_of(read(name))
+        assert sources_of(copy) == sources_of(read(name))
         assert not {"widgets", "papermill"} & set(copy.metadata)
         outputs = [o.get("data", {}) for c in copy.cells for o in c.get("outputs", [])]
         large = [p for d in outputs if len(p := d.get("image/png", "")) > SHRUNK_FROM_BYTES]
@@ -123,13 +123,13 @@ def test_gallery_copies_are_small_and_link_back(inside: Path) -> None:
 
 
 def test_the_gallery_shows_the_notebooks_as_they_are() -> None:
-    """``make gallery`` after a change of a notebook's code."""
+    """``make gallery`` after a change of a notebook."""
     for name in EVERY:
         path = FOLDER.parent / "gallery" / f"{name}.ipynb"
         if name in FURTHER and not path.is_file():
             continue
         assert path.stat().st_size <= GALLERY_BYTES
-        assert code_of(nbformat.read(path, as_version=4)) == code_of(read(name)), name
+        assert sources_of(nbformat.read(path, as_version=4)) == sources_of(read(name)), name
 
 
 def test_parameters_are_refused_before_anything_runs(inside: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import rasterio
 import torch
 
+from umsf_lib import classify
 from umsf_lib.baselines import LEARNED
 from umsf_lib.bench import Bench
 from umsf_lib.classify import (
@@ -124,6 +125,23 @@ def test_components_are_merged_by_their_weighted_statistics(tiny_run: Run, bench
     spread = np.stack([np.cov(tokens.T, aweights=w, ddof=0) for w in shares.T])
     expected = merge(means, spread + 1e-3 * np.eye(tokens.shape[1]), 7)
     np.testing.assert_array_equal(found.groups.numpy(), expected)
+
+
+def test_a_component_without_tokens_stays_by_itself(
+    tiny_run: Run, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = load_clustered(tiny_run, bench)
+    posteriors = component_posteriors(found.network, found.teacher, bench, 0.5)
+
+    def without_the_third(scene: int) -> torch.Tensor:
+        maps = posteriors(scene).clone()
+        maps[3] += maps[2]
+        maps[2] = 0
+        return maps
+
+    monkeypatch.setattr(classify, "component_posteriors", lambda *given: without_the_third)
+    groups = merge_components(found.network, found.teacher, bench)
+    assert set(groups.tolist()) == set(range(7)) and (groups == groups[2]).sum() == 1
 
 
 def test_one_component_per_cluster_needs_no_merging(tiny_run: Run, bench: Bench) -> None:

@@ -149,7 +149,7 @@ def merge_components(network: UmsfNet, teacher: Clusterer, bench: Bench) -> Tens
         tokens = bench.statistics(scene)[:, valid].double()  # (D, n)
         sizes, sums = sizes + shares.sum(dim=1), sums + shares @ tokens.T
         squares = squares + torch.stack([(tokens * own) @ tokens.T for own in shares])
-    sizes = sizes.clamp_min(1e-9)  # a component may have no token
+    sizes = sizes.clamp_min(1e-9)  # one without tokens stays by itself
     means = sums / sizes[:, None]  # (P, D)
     covariances = squares / sizes[:, None, None] - means[:, :, None] * means[:, None]
     ridge = RIDGE * torch.eye(means.shape[1]).to(covariances)
