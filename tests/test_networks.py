@@ -42,10 +42,11 @@ def test_front_end_starts_as_the_identity_and_follows_scale() -> None:
     assert not torch.allclose(module(y), y)
 
 
-def test_trained_front_end_raises_enl_and_keeps_the_mean() -> None:
+@pytest.mark.parametrize("crop_px", [32, 64])  # of images of 48 px
+def test_trained_front_end_raises_enl_and_keeps_the_mean(crop_px: int) -> None:
     torch.manual_seed(0)
     generator, module = torch.Generator().manual_seed(0), Despeckle(8)
-    settings = DespeckleConfig(channels=8, steps=80, batch=4, crop_px=32, lr=5e-3)
+    settings = DespeckleConfig(channels=8, steps=80, batch=4, crop_px=crop_px, lr=5e-3)
     fit_despeckler(module, patchwork(16, 48, generator), settings, generator)
     noisy = add_speckle(torch.zeros(1, 1, 96, 96), 4, generator, correlated=False)
     with torch.no_grad():

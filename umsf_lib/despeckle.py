@@ -66,11 +66,11 @@ def fit_despeckler(
     Args:
         module: trained in place.
         clean: ``(N, 1, h, w)`` ln reflectivity, on the module's device.
-        settings: steps, batch, crop side (px), learning rate.
+        settings: steps, batch, crop side (px, or that of the images if smaller), learning rate.
         generator: of all draws.
         progress: see ``training.train``.
     """
-    size = settings.crop_px
+    size = min(settings.crop_px, *clean.shape[2:])
     optimizer = torch.optim.Adam(module.parameters(), lr=settings.lr)
 
     def number(high: int) -> int:
