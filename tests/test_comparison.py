@@ -81,13 +81,18 @@ def test_a_notebook_reads_the_seeds_that_have_records(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labelled(monkeypatch, True)
-    for name in ("tiny-easy-10", "tiny-easy-2", "tiny-easy-3-sar", "mine-5", "tiny-synthetic-7"):
-        run_with(name, {})
+    names = {"tiny-easy-10": 10, "tiny-easy-2": 2, "tiny-easy-3-sar": 3, "mine-5": 5}
+    for name, seed in (names | {"tiny-synthetic-7": 7}).items():
+        run_with(name, {}, seed)
     run = Run.open(load_config("tiny", seed=4), "own")
     sweep = print_sweep(run, "baselines")
     assert sweep.seeds == [2, 10] and sweep.variants == SUITES["baselines"]
     assert "runs tiny-easy-<seed>, seeds 2, 10" in capsys.readouterr().out
     assert print_sweep(run, "ablations", "mine").seeds == [5]
+    done = [("base", 2, run, None), ("base", 10, run, None), ("sar", 10, run, None)]
+    monkeypatch.setattr(Sweep, "finished", lambda self: iter(done))
+    assert print_sweep(run, "ablations").seeds == [10]  # seed 2 has run for another suite only
+    assert "seeds 10\n" in capsys.readouterr().out
 
 
 def test_without_records_the_smallest_part_runs_in_the_notebooks_own_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -36,9 +37,10 @@ class OneRun(Sweep):
 
 
 def print_sweep(run: Run, suite: str, name: str = "") -> Sweep:
-    """The seeds of a suite that have records, else its smallest part, run now in ``run``.
+    """The seeds with most records of a suite, else its smallest part, run now in ``run``.
 
-    Prints which of both it is.
+    Prints which of both it is. Seeds that other suites have begun are left out: rows of one table
+    are means over the same ones.
 
     Args:
         run: the notebook's, with the settings of the suite but for seed and variant.
@@ -57,7 +59,9 @@ def print_sweep(run: Run, suite: str, name: str = "") -> Sweep:
     start = f"{sweep.prefix}-"
     found = (project_root() / "runs").glob(f"{start}*/metrics.json")
     endings = [path.parent.name.removeprefix(start) for path in found]
-    if seeds := sorted(int(ending) for ending in endings if ending.isdecimal()):
+    if begun := sorted(int(ending) for ending in endings if ending.isdecimal()):
+        done = Counter(seed for _, seed, _, _ in replace(sweep, seeds=begun).finished())
+        seeds = [seed for seed in begun if done[seed] == max(done.values(), default=0)]
         print(f"suite {suite}: records of runs {start}<seed>, seeds {', '.join(map(str, seeds))}")
         return replace(sweep, seeds=seeds)
     print(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -65,15 +63,11 @@ def score_rows(sweep: Sweep, protocol: str = "dense") -> pd.DataFrame:
 def scale_rows(sweep: Sweep) -> pd.DataFrame:
     """Scores against the number of training scenes, from the suite ``scale``.
 
-    Over the seeds that have most of the sizes, so that a curve does not compare seeds.
-
     Returns:
         Columns of ``score_rows``, ``scenes``, and ``name`` of what the row's curve is of; no rows
         for other data than synthetic scenes.
     """
-    done = Counter(seed for _, seed, _, _ in sweep.finished())
-    most = max(done.values(), default=0)
-    table = score_rows(replace(sweep, seeds=[seed for seed in done if done[seed] == most]))
+    table = score_rows(sweep)
     if sweep.config.data:  # other numbers of scenes are simulated only
         table = table.iloc[:0]
     parts = table.variant.str.split("-")
