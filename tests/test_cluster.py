@@ -26,6 +26,7 @@ from umsf_lib.cluster import (
 )
 from umsf_lib.config import ClusterConfig, ConfigError, load_config
 from umsf_lib.prepare import SceneSet
+from umsf_lib.tokens import pixel_bands
 from umsf_lib.windows import PixelStore
 
 KINDS = ("kmeans", "mixture", "merged")
@@ -220,7 +221,9 @@ def test_central_ignores_the_names_of_clusters_and_odd_ones_out() -> None:
     assert central([odd]) == 0
 
 
-def test_a_posterior_map_has_each_token_at_its_place() -> None:
+@pytest.mark.parametrize("at_once", [16, 1000])  # of 35 tokens
+def test_a_posterior_map_has_each_token_at_its_place(at_once: int, monkeypatch) -> None:
+    monkeypatch.setattr("umsf_lib.cluster.AT_ONCE", at_once)
     tokens, _ = gaussians(*BLOBS)
     clusterer = fit_mixture(tokens, 3, restarts=1, seed=0)
     maps = {scene: torch.randn(3, 5, 7) * 4 for scene in (0, 1)}
@@ -253,6 +256,12 @@ def test_many_statistics_are_reduced_and_few_are_not(bench: Bench) -> None:
     reduced = bench.statistics(0)
     assert whole.shape[0] == 28 and reduced.shape == (16, *whole.shape[1:])
     assert bench.statistics(0) is reduced  # several methods ask for the same scene in turn
+
+
+def test_pixels_are_the_bands_of_both_sensors_without_indices(bench: Bench) -> None:
+    bands, names = pixel_bands(bench.store, 0)
+    kept = [i for i, name in enumerate(names) if name not in ("ndvi", "ndwi")]
+    assert len(names) - len(kept) == 2 and torch.equal(bench.pixels(0), bands[0, kept])
 
 
 def test_as_many_clusters_as_classes_unless_asked(bench: Bench, whu_store, pairs) -> None:

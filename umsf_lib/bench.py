@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .cluster import fit, posterior_map
 from .config import Config
@@ -49,6 +51,11 @@ class Bench:
     def num_components(self) -> int:
         """What the teacher tells apart and the network learns, before it is merged to clusters."""
         return self.num_clusters * self.config.cluster.components
+
+    def pixels(self, scene: int) -> Tensor:
+        """Standardised bands of single pixels ``(C, H, W)``: optical and log SAR, nothing else."""
+        windows = self.store.scene(scene)
+        return torch.cat([windows[role][0] for role in self.store.roles])
 
     @cached_property
     def statistics(self) -> TokenMap:

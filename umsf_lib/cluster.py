@@ -25,6 +25,7 @@ from .config import ConfigError
 from .tokens import TokenMap
 
 RIDGE = 1e-3  # on the diagonal of covariances
+AT_ONCE = 1 << 20  # tokens: the single pixels of a large scene would take gigabytes in float64
 MIXTURE_ARRAYS = ("weights_", "means_", "precisions_cholesky_")  # scikit-learn's names
 
 
@@ -189,6 +190,7 @@ def clusterer_of(arrays: Mapping[str, np.ndarray]) -> Clusterer:
 def posterior_map(clusterer: Clusterer, token_map: TokenMap, scene: int) -> Tensor:
     """Posteriors ``(K, h, w)`` float32 of a scene's tokens."""
     tokens = token_map(scene)  # (D, h, w)
-    flat = tokens.flatten(1).T.cpu().numpy().astype(np.float64)  # (h w, D)
-    posteriors = torch.from_numpy(clusterer.posteriors(flat)).float().to(tokens.device)
+    flat = tokens.flatten(1).T.cpu()  # (h w, D)
+    parts = [clusterer.posteriors(part.double().numpy()) for part in flat.split(AT_ONCE)]
+    posteriors = torch.from_numpy(np.concatenate(parts, dtype=np.float32)).to(tokens.device)
     return posteriors.T.reshape(clusterer.num_clusters, *tokens.shape[1:])

@@ -12,7 +12,7 @@ from ..inference import Classifier
 from ..runs import Run
 from .deepcluster import deepcluster
 from .kmeans import kmeans_pixels, kmeans_statistics
-from .mixture import merged_statistics, mixture_statistics
+from .mixture import merged_statistics, mixture_pixels, mixture_statistics
 from .mutual_information import mutual_information
 from .random_network import kmeans_random, mixture_random
 from .scan import scan
@@ -23,6 +23,7 @@ Fit = Callable[[Run, Bench], Classifier]
 
 BASELINES: dict[str, Fit] = {
     "kmeans-pixels": kmeans_pixels,
+    "mixture-pixels": mixture_pixels,
     "kmeans-statistics": kmeans_statistics,
     "mixture-statistics": mixture_statistics,
     "merged-statistics": merged_statistics,

@@ -1,4 +1,4 @@
-"""Full-covariance Gaussian mixtures on local statistics: the baselines to beat."""
+"""Full-covariance Gaussian mixtures: on single pixels, and on local statistics, hardest to beat."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from ..inference import Classifier
 from ..runs import Run
 
 
+def mixture_pixels(run: Run, bench: Bench) -> Classifier:
+    """One component per cluster on the bands of single pixels (``Bench.pixels``)."""
+    return bench.cluster("mixture-pixels", "mixture", bench.pixels, stride=1)
+
+
 def mixture_statistics(run: Run, bench: Bench) -> Classifier:
-    """One component per cluster (``cluster.fit_mixture``)."""
+    """One component per cluster (``cluster.fit_mixture``) on local statistics."""
     return bench.cluster("mixture-statistics", "mixture", bench.statistics, bench.stride)
 
 
