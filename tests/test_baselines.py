@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Iterator
@@ -32,9 +33,11 @@ from umsf_lib.baselines.scan import (
 )
 from umsf_lib.baselines.swav import TokenQueue, sinkhorn, swapped_loss
 from umsf_lib.bench import Bench
+from umsf_lib.classify import cluster
 from umsf_lib.config import ConfigError, DataError, load_config
 from umsf_lib.despeckle import train_despeckler
-from umsf_lib.pipeline import methods
+from umsf_lib.inference import Classifier
+from umsf_lib.pipeline import METHODS, PRETRAINED, methods
 from umsf_lib.prepare import load_data
 from umsf_lib.pretrain import new_network, pretrain
 from umsf_lib.runs import Run
@@ -44,6 +47,8 @@ from umsf_lib.windows import PixelStore
 from .fakes import write_set
 
 TINY = load_config("tiny")
+# Its module: the package's name of it is the method.
+mutual_information = importlib.import_module("umsf_lib.baselines.mutual_information")
 
 
 def unit(rows: int, dim: int, seed: int = 0) -> Tensor:
@@ -288,9 +293,9 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, 
         yield run, Bench.of_run(run, scenes)
 
 
-def check_posteriors(classifier: object, bench: Bench) -> None:
+def check_posteriors(classifier: Classifier, bench: Bench) -> None:
     for scene in (0, 4):
-        maps = classifier.posteriors(scene)  # type: ignore[attr-defined]
+        maps = classifier.posteriors(scene)
         assert maps.shape[0] == bench.num_clusters and maps.isfinite().all()
         assert torch.allclose(maps.sum(0), torch.ones_like(maps[0]), atol=1e-4)
 
@@ -336,6 +341,23 @@ def test_baselines_see_as_many_windows_as_ours(unlabelled) -> None:
     # tiny: 2 epochs of 4 steps of 4 windows, then 1 round of 4 steps of 2; 4 per baseline step
     assert baseline_steps(bench, pretrained=False) == (2 * 4 * 4 + 4 * 2) // 4
     assert baseline_steps(bench, pretrained=True) == 4 * 2 // 4
+
+
+@pytest.mark.parametrize(("pooled", "sizes"), [(1.0, {(1, 1)}), (0.5, {(8, 8)})])
+def test_the_published_head_learns_from_pooled_windows(unlabelled, pooled: float, sizes) -> None:
+    run, bench = unlabelled
+    pretrain = replace(bench.config.pretrain, pooled=pooled)
+    bench = Bench(bench.scenes, bench.store, replace(bench.config, pretrain=pretrain))
+    network, seen = new_network(run, bench.scenes), set()
+    network.clustering = Heads(bench.config.model, 1, bench.num_clusters)
+
+    def look(head: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if head.training:
+            seen.add(tuple(inputs[0].shape[2:]))
+
+    network.clustering.all[0].register_forward_hook(look)
+    mutual_information.learn(bench, None, network)
+    assert seen == sizes
 
 
 def test_random_weights_stay_and_their_norms_settle(unlabelled) -> None:
@@ -415,3 +437,27 @@ def test_constant_scenes_give_posteriors_all_the_same(unlabelled, name: str, mon
     bench = Bench(bench.scenes, Flat(bench.store), bench.config)
     monkeypatch.setattr(run, "stage", lambda name, make, inputs: make())
     check_posteriors((BASELINES | LEARNED)[name](run, bench), bench)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("change", ["constant scenes", "one cluster"])
+def test_ours_gives_posteriors_where_there_is_nothing_to_find(unlabelled, change: str) -> None:
+    run, _ = unlabelled
+    settings = {"cluster": {"num_clusters": 1}} if change == "one cluster" else {}
+    run = run.variant(change.replace(" ", "_"), ("data", "despeckle", "pretrain"), **settings)
+    bench = Bench.of_run(run, load_data(run))
+    if change == "constant scenes":
+        bench = Bench(bench.scenes, Flat(bench.store), bench.config)
+    cluster(run, bench)
+    check_posteriors(METHODS["umsf"](run, bench), bench)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*BASELINES, *PRETRAINED, *LEARNED])
+def test_one_cluster_holds_everything(unlabelled, name: str, monkeypatch) -> None:
+    run, bench = unlabelled
+    config = replace(bench.config, cluster=replace(bench.config.cluster, num_clusters=1))
+    one = Run(run.folder, config, run.manifest)
+    monkeypatch.setattr(one, "stage", lambda name, make, inputs: make())
+    bench = Bench(bench.scenes, bench.store, config)
+    check_posteriors(METHODS[name](one, bench), bench)

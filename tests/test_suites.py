@@ -17,7 +17,7 @@ from umsf_lib import suites
 from umsf_lib.__main__ import main
 from umsf_lib.classify import NETWORK
 from umsf_lib.config import Config, ConfigError, DataError, MissingStageError, load_config
-from umsf_lib.metrics import accuracy, confusion, nmi, scores
+from umsf_lib.metrics import accuracy, confusion, constant_score, nmi, scores
 from umsf_lib.pipeline import METHODS
 from umsf_lib.report import dense_tables
 from umsf_lib.runs import Run, sha256_of, write_json
@@ -29,6 +29,7 @@ from umsf_lib.suites import (
     Sweep,
 )
 from umsf_lib.tables import (
+    SHOWN,
     keep_records,
     margins,
     markdown,
@@ -73,10 +74,14 @@ def fake_run(config: Config, name: str, tables: dict[str, np.ndarray]) -> Run:
         arrays[f"{method}/dense/test"] = table
         arrays[f"{method}/dense/mapping"] = np.array([0, 1])
         found = scores(table.sum(axis=0), np.array([0, 1]))
-        for metric in ("acc", "nmi", "ari", "macro_f1"):
-            row = {"run": name, "method": method, "variant": "", "protocol": "dense"}
-            row |= {"matching": "validation", "metric": metric, "class": None}
-            rows.append(row | {"seed": config.seed, "value": found[metric]})
+        row = {"run": name, "method": method, "variant": "", "protocol": "dense", "class": None}
+        row["seed"] = config.seed
+        for metric in ("acc", "nmi", "ari", "macro_f1", "miou"):
+            value = found[metric]
+            rows.append(row | {"matching": "validation", "metric": metric, "value": value})
+            rows.append(row | {"matching": "test", "metric": metric, "value": value + 0.01})
+        floor = constant_score(table.sum(axis=0))
+        rows.append(row | {"matching": "none", "metric": "constant", "value": floor})
     np.savez(run.path("confusions.npz"), **arrays)
     write_json(run.path("metrics.json"), rows)
     return run
@@ -104,7 +109,7 @@ def fakes(project: Path) -> list[Run]:
 
 
 def markdown_of(sweep: Sweep) -> str:
-    return markdown(score_rows(sweep), margins(sweep), scene_rows(sweep))
+    return markdown(sweep, score_rows(sweep), margins(sweep))
 
 
 def test_scores_are_means_over_seeds_of_the_suites_methods(fakes: list[Run]) -> None:
@@ -122,6 +127,8 @@ def test_scores_are_means_over_seeds_of_the_suites_methods(fakes: list[Run]) -> 
     row = table.loc[("sar", "umsf", "acc")]
     assert row["mean"] == pytest.approx(np.mean(values))
     assert row["std"] == pytest.approx(np.std(values, ddof=1)) and row["seeds"] == 2
+    best = table.loc[("sar", "umsf", "acc_on_test")]
+    assert best["mean"] == pytest.approx(row["mean"] + 0.01)
     more = score_rows(Sweep(TINY, "baselines", (0, 1)))
     assert "swav" in set(more.method)
     assert score_rows(Sweep(TINY, "first", (0, 1)), "patch").empty  # these have dense pixels only
@@ -162,13 +169,24 @@ def test_seeds_that_only_one_side_has_are_left_out(fakes: list[Run]) -> None:
     assert table.loc[("optical", "umsf", "acc")].seeds == 2
 
 
-def test_other_scenes_have_scores_but_no_margin(fakes: list[Run]) -> None:
+def test_a_constant_predictor_is_named_beside_the_tables(fakes: list[Run]) -> None:
+    bases = [run for run in fakes if run.folder.name[-1].isdigit()]
+    found = [constant_score(dense_tables(run, "umsf")[0].sum(axis=0)) for run in bases]
+    score = f"{np.mean(found):.3f} ± {np.std(found, ddof=1):.3f}".replace("0.", ".")
+    expected = f"Calling everything the most frequent class has ACC {score}, NMI 0."
+    assert expected in markdown_of(Sweep(TINY, "first", (0, 1))).splitlines()
+
+
+def test_other_test_scenes_are_compared_among_themselves_only(fakes: list[Run]) -> None:
     config, tables = TINY, {"umsf": np.stack([np.diag([40, 60])] * 3)}
+    tables["mixture-statistics"] = np.stack([[[30, 10], [10, 50]]] * 3)
     mild = dataclasses.replace(config.synthetic, difficulty="mild")
     fake_run(dataclasses.replace(config, synthetic=mild), "tiny-easy-0-mild_imbalance", tables)
     sweep = Sweep(TINY, "ablations", (0,))
     assert "mild_imbalance" in set(score_rows(sweep).variant)
-    assert "mild_imbalance" not in set(margins(sweep).variant)
+    gains = margins(sweep).set_index(["variant", "method", "metric"])
+    assert gains.loc[("mild_imbalance", "mixture-statistics", "acc")].margin == pytest.approx(0.2)
+    assert ("mild_imbalance", "umsf", "acc") not in gains.index
     assert (
         "mild_imbalance"
         not in Sweep(dataclasses.replace(TINY, data="x"), "ablations", (0,)).variants
@@ -176,25 +194,38 @@ def test_other_scenes_have_scores_but_no_margin(fakes: list[Run]) -> None:
 
 
 def test_scores_against_the_number_of_training_scenes(fakes: list[Run]) -> None:
-    table = np.stack([np.diag([40, 60])] * 3)
-    for ending, count in (("-scenes_4", 4), ("-scenes_64-no_pretraining", 64)):
+    right, half = np.stack([np.diag([40, 60])] * 3), np.full((3, 2, 2), 25)
+    endings = (("-scenes_4", 4), ("-scenes_64", 64), ("-scenes_64-no_pretraining", 64))
+    for ending, count in endings:
         synthetic = dataclasses.replace(TINY.synthetic, train=count)
         config = dataclasses.replace(TINY, synthetic=synthetic)
         if "no_pretraining" in ending:
             config = dataclasses.replace(
                 config, cluster=dataclasses.replace(TINY.cluster, initial="random")
             )
-        fake_run(dataclasses.replace(config, seed=0), f"tiny-easy-0{ending}", {"umsf": table})
+        tables = {"umsf": half if "no_pre" in ending else right}
+        tables |= {} if "no_pre" in ending else {"mixture-statistics": half}
+        fake_run(dataclasses.replace(config, seed=0), f"tiny-easy-0{ending}", tables)
     sweep = Sweep(TINY, "scale", (0, 1))
     rows = scale_rows(sweep)
     assert rows.drop_duplicates("scenes")[["scenes", "name", "seeds"]].values.tolist() == [
         [TINY.synthetic.train, "umsf", 2],
         [4, "umsf", 1],
-        [64, "umsf, no pretraining", 1],
+        [64, "umsf", 1],
     ]
-    assert set(margins(sweep).variant) <= {"base", "no_pretraining"}
+    assert rows.name[rows.scenes == 64].unique().tolist() == [
+        "umsf",
+        "mixture-statistics",
+        "umsf, no pretraining",
+    ]
+    gains = margins(sweep).set_index(["variant", "method", "metric"]).margin
+    ours = accuracy(confusion(dense_tables(fakes[0], "umsf")[0].sum(axis=0), np.array([0, 1])))
+    for row in (("scenes_4", "umsf", "acc"), ("scenes_64", "umsf", "acc")):
+        assert gains[row] == pytest.approx(ours - 1, abs=0.02)  # base minus it
+    for row in (("scenes_64", "mixture-statistics"), ("scenes_64-no_pretraining", "umsf")):
+        assert gains[(*row, "acc")] == pytest.approx(0.5)  # ours of 64 scenes minus it
     other = dataclasses.replace(TINY, data="x")
-    assert set(Sweep(other, "scale", (0,)).variants) == {"base", "no_pretraining"}
+    assert set(Sweep(other, "scale", (0,)).variants) == {"base", "no_pretraining", "epochs_24"}
 
 
 def test_the_readme_block_repeats_the_tables(fakes: list[Run], project: Path, capsys) -> None:
@@ -204,7 +235,7 @@ def test_the_readme_block_repeats_the_tables(fakes: list[Run], project: Path, ca
     one = found[(found.variant == "sar") & (found.metric == "acc")].iloc[0]
     cell = f"{one['mean']:.3f} ± {one['std']:.3f}".replace("0.", ".")
     line = next(line for line in text.splitlines() if line.startswith("| umsf | sar | 2 | "))
-    assert cell in line and line.count("|") == 8
+    assert cell in line and line.count("|") == 10
     assert text.count("| +.") == 6  # ours is ahead of all three, in both scores
     written = project / "runs" / "tiny-easy-first"
     assert written.with_name("tiny-easy-first.md").read_text().strip() == text.strip()
@@ -284,7 +315,7 @@ def test_kept_records_say_nothing_of_where_the_data_lay(project: Path, tmp_path:
     keep_records(Sweep(here, "first", (0,)), tmp_path / "kept")
     assert str(tmp_path) not in (tmp_path / "kept/tiny-tiles-0/manifest.json").read_text()
     there = dataclasses.replace(here, data="/elsewhere/tiles")
-    assert len(score_rows(Sweep(there, "first", (0,), records=tmp_path / "kept"))) == 4
+    assert len(score_rows(Sweep(there, "first", (0,), records=tmp_path / "kept"))) == len(SHOWN)
     with pytest.raises(ConfigError, match=r"data '.*mine/tiles' -> '/elsewhere/tiles'"):
         score_rows(Sweep(there, "first", (0,)))  # these runs are no copies
 

@@ -17,7 +17,7 @@ from .suites import OURS, SCALED, Sweep
 
 # What is run of a suite that nobody has run.
 SMALLEST: dict[str, dict[str, Sequence[str]]] = {
-    "baselines": {"base": USUAL},
+    "baselines": {"base": USUAL, "no_pretraining": OURS},
     "ablations": {"base": OURS, "no_pretraining": OURS},
     "scale": {"base": SCALED, "no_pretraining": OURS},
 }

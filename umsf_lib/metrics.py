@@ -195,12 +195,14 @@ def scores(table: Table, mapping: Table) -> dict[str, Any]:
 
     Returns:
         Floats `acc, nmi, ari, macro_f1, miou, kappa, many_to_one` and `f1`, a dict by class id.
-        A class absent from truth and prediction is left out of `f1` and of the means.
+        A class absent from truth and prediction is left out of `f1` and of the means. Where the
+        labels hold one class, `nmi`, `ari`, `kappa` and `many_to_one` are 0: any clusters would do.
 
     Raises:
         DataError: The table is empty or has another number of clusters than the mapping.
     """
     confused = confusion(table, mapping)
+    one_class = np.count_nonzero(table.sum(0)) < 2
     return {
         "acc": accuracy(confused),
         "nmi": nmi(table),
@@ -208,7 +210,7 @@ def scores(table: Table, mapping: Table) -> dict[str, Any]:
         "macro_f1": macro_f1(confused),
         "miou": mean_iou(confused),
         "kappa": kappa(confused),
-        "many_to_one": int(table.max(1).sum()) / _pixels(table),
+        "many_to_one": 0.0 if one_class else int(table.max(1).sum()) / _pixels(table),
         "f1": f1_per_class(confused),
     }
 

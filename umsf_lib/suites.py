@@ -27,7 +27,10 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "concat": {"model": {"fusion": "concat"}},
         "add": {"model": {"fusion": "add"}},
     },
-    "pretraining": {"no_pretraining": {"cluster": {"initial": "random"}}},
+    "pretraining": {
+        "no_pretraining": {"cluster": {"initial": "random"}},
+        "epochs_24": {"pretrain": {"epochs": 24}},  # four times those of quick
+    },
     "loss terms": {
         "no_intra": {"pretrain": {"positives": (0.0, 1.0, 0.0)}},
         "no_cross": {"pretrain": {"positives": (1.0, 0.0, 0.0)}},
@@ -53,7 +56,7 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "windows_32": {"views": {"window_px": 32, "overlap_px": 8}},
         "windows_128": {"views": {"window_px": 128, "overlap_px": 32}},
     },
-    # The same land with rare classes less rare: other scenes, so it has scores but no margin.
+    # The same land with rare classes less rare: other test scenes, which pair with none of base.
     "imbalance": {"mild_imbalance": {"synthetic": {"difficulty": "mild"}}},
     # Pooled contrast, seven clusters, clustering loss of weight 1 and no teacher; one phase after
     # the other, where the paper switches the clustering on at a quarter of the epochs.
@@ -67,13 +70,14 @@ OURS: Sequence[str] = ("umsf",)
 SCALED: Sequence[str] = ("umsf", "mixture-statistics", "merged-statistics")
 # Suite -> variant -> methods; "base" comes first, the others copy what they share with it.
 SUITES: dict[str, dict[str, Sequence[str]]] = {
-    "first": {"base": USUAL, "optical": OURS, "sar": OURS},
+    "first": {"base": USUAL, "optical": OURS, "sar": OURS, "no_pretraining": OURS},
     "baselines": {"base": tuple(METHODS), "optical": OURS, "sar": OURS, "no_pretraining": OURS},
     "ablations": {name: OURS for name in ("base", *ABLATED)}
-    | {"as_published": ("mutual-information",)},
-    "scale": {"base": SCALED, "no_pretraining": OURS}
+    | {"mild_imbalance": ("umsf", "mixture-statistics"), "as_published": ("mutual-information",)},
+    "scale": {"base": SCALED, "no_pretraining": OURS, "epochs_24": OURS}
     | {name: SCALED for name in SIZES}
-    | {f"{name}-no_pretraining": OURS for name in SIZES},
+    | {f"{name}-no_pretraining": OURS for name in SIZES}
+    | {"scenes_64-epochs_24": OURS},
 }
 KEPT = ("manifest.json", "metrics.json", "confusions.npz")  # of a run: what tables are made of
 AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that leave it as it is
@@ -151,8 +155,20 @@ class Sweep:
 
 
 def other_scenes(variant: str) -> bool:
-    """Whether a variant has its own scenes, which nothing pairs with those of ``base``."""
+    """Whether a variant has other training scenes than ``base``."""
     return any("synthetic" in VARIANTS[part] for part in variant.split("-"))
+
+
+def rival(variant: str, method: str) -> str | None:
+    """The variant whose ``umsf`` a row is compared with, on the same test scenes.
+
+    Usually ``base``. A row with training scenes of its own is compared with ours on those; and
+    ours on those with ``base``, unless its test scenes are other ones, too (None).
+    """
+    first = variant.split("-")[0]
+    if not other_scenes(first) or (variant, method) == (first, "umsf"):
+        return None if "difficulty" in VARIANTS[first].get("synthetic", {}) else "base"
+    return first
 
 
 def _variant(base: Run, variant: str) -> Run:

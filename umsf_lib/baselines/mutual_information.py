@@ -2,8 +2,9 @@
 
 ``H(p_i) - H(mean p)`` is minus the mutual information of token and cluster (``clustering_loss``
 with balance 1 and equal sizes), plus the symmetric divergence of two views, in the published
-weights .5 and .5. Published: one pooled vector per patch, one head. Here: dense tokens, several
-heads, the one with the highest mutual information on training tokens kept.
+weights .5 and .5. Published: one pooled vector per patch, one head. Here: dense tokens, or pooled
+vectors where all of the contrast is pooled, too (``pretrain.pooled`` 1, variant ``as_published``);
+several heads, the one with the highest mutual information on training tokens kept.
 """
 
 from __future__ import annotations
@@ -56,10 +57,15 @@ def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[Um
         maps = [fused_map(network, view.images) for view in (batch.first, batch.second)]
         clustering, consistency = [], []
         for head in heads.all:
-            first, second = (
-                sample_tokens(head(x).float(), points)[batch.seen]  # (M, K)
-                for x, points in zip(maps, (batch.here, batch.there), strict=True)
-            )
+            if config.pretrain.pooled == 1:
+                first, second = (
+                    head(x.mean((2, 3), keepdim=True)).float()[..., 0, 0] for x in maps
+                )
+            else:
+                first, second = (
+                    sample_tokens(head(x).float(), points)[batch.seen]  # (M, K)
+                    for x, points in zip(maps, (batch.here, batch.there), strict=True)
+                )
             both = torch.cat([first, second]).softmax(dim=1)
             clustering.append(clustering_loss(both, BALANCE))
             consistency.append(symmetric_kl(first, second))
