@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,12 +88,33 @@ def test_a_notebook_reads_the_seeds_that_have_records(
     run = Run.open(load_config("tiny", seed=4), "own")
     sweep = print_sweep(run, "baselines")
     assert sweep.seeds == [2, 10] and sweep.variants == SUITES["baselines"]
-    assert "runs tiny-easy-<seed>, seeds 2, 10" in capsys.readouterr().out
+    assert "runs tiny-easy-<seed> in runs, seeds 2, 10" in capsys.readouterr().out
     assert print_sweep(run, "ablations", "mine").seeds == [5]
     done = [("base", 2, run, None), ("base", 10, run, None), ("sar", 10, run, None)]
     monkeypatch.setattr(Sweep, "finished", lambda self: iter(done))
     assert print_sweep(run, "ablations").seeds == [10]  # seed 2 has run for another suite only
     assert "seeds 10\n" in capsys.readouterr().out
+
+
+def test_kept_records_stand_in_where_there_are_no_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled(monkeypatch, True)
+    kept, here = project / "kept", load_config("tiny", seed=4)
+    made = run_with("tiny-easy-3", {}, 3)
+    shutil.copytree(made.folder, kept / "tiny-easy-3")
+    shutil.rmtree(made.folder)
+    run = Run.open(here, "own")
+    sweep = print_sweep(run, "ablations", kept=kept)
+    assert sweep.seeds == [3] and sweep.records == kept
+    assert sweep.base(3).folder == kept / "tiny-easy-3"
+    assert "runs tiny-easy-<seed> in kept, seeds 3\n" in capsys.readouterr().out
+    ran: list[Sweep] = []
+    monkeypatch.setattr(Sweep, "run", lambda self: ran.append(self))
+    other = Run.open(load_config("tiny", seed=4, overrides="cluster.balance=0.3"), "other")
+    assert isinstance(print_sweep(other, "ablations", kept=kept), OneRun) and len(ran) == 1
+    run_with("tiny-easy-9", {}, 9)
+    assert print_sweep(run, "ablations", kept=kept).seeds == [9]  # one's own come first
 
 
 def test_without_records_the_smallest_part_runs_in_the_notebooks_own_run(

@@ -56,10 +56,11 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "windows_32": {"views": {"window_px": 32, "overlap_px": 8}},
         "windows_128": {"views": {"window_px": 128, "overlap_px": 32}},
     },
+    "steps": {"steps_600": {"cluster": {"steps": 600}}},  # four times those of quick
     # The same land with rare classes less rare: other test scenes, which pair with none of base.
     "imbalance": {"mild_imbalance": {"synthetic": {"difficulty": "mild"}}},
-    # Pooled contrast, seven clusters, clustering loss of weight 1 and no teacher; one phase after
-    # the other, where the paper switches the clustering on at a quarter of the epochs.
+    # Contrast and clustering loss of weight 1 on pooled windows, seven clusters, no teacher; one
+    # phase after the other, where the paper switches the clustering on at a quarter of the epochs.
     "as published": {"as_published": {"pretrain": {"pooled": 1.0}, "cluster": {"num_clusters": 7}}},
 }
 # How many scenes the network learns from; the others stay the same (see ``prepare.synthesize``).
@@ -124,8 +125,9 @@ class Sweep:
         return f"{self.prefix}-{seed}"
 
     def base(self, seed: int) -> Run:
-        """The run of that name."""
-        return Run.open(replace(self.config, seed=seed), self.base_name(seed))
+        """The run of that name; of kept records, what they hold of it."""
+        config, name = replace(self.config, seed=seed), self.base_name(seed)
+        return Run.read(config, self.records / name) if self.records else Run.open(config, name)
 
     def run(self) -> None:
         """Run all that is not finished, base runs first; so it resumes."""
