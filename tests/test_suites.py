@@ -365,6 +365,8 @@ def test_each_scene_of_a_data_set_is_scored_under_the_matching_of_all(project: P
     row = scene_rows(sweep).loc[("umsf", "base")]
     assert row.loc[1] == pytest.approx((1.0 + 0.0) / 2)
     assert row.loc[2] == pytest.approx((0.8 + 0.2) / 2)
+    row = scene_rows(sweep, "nmi").loc[("umsf", "base")]
+    assert row.loc[[1, 2]].tolist() == pytest.approx([1.0, nmi(right[1])])
     assert np.isnan(row.loc[3])  # a scene without labels
     assert "| umsf | base | .500 | .500 | - |" in markdown_of(sweep)
     assert scene_rows(Sweep(TINY, "first", (0, 1))).empty

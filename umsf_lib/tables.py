@@ -122,8 +122,12 @@ def margins(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def scene_rows(sweep: Sweep) -> pd.DataFrame:
-    """ACC of each test scene by itself, mean over seeds; the matching is that of all scenes.
+def scene_rows(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
+    """Score of each test scene by itself, mean over seeds; the matching is that of all scenes.
+
+    Args:
+        sweep: whose runs are read.
+        metric: a key of ``COMPARED``.
 
     Returns:
         Indexed by method and variant, one column per scene, numbered from 1 in the order of the
@@ -132,8 +136,9 @@ def scene_rows(sweep: Sweep) -> pd.DataFrame:
     rows: dict[tuple[str, str], list[list[float]]] = {}
     for variant, _, run, records in sweep.finished() if sweep.config.data else ():
         for name in records.method.unique():
-            confused = confusion(*dense_tables(run, name))  # (S, K+1, K)
-            scored = [accuracy(table) if table.any() else math.nan for table in confused]
+            found, mapping = dense_tables(run, name)  # (S, K', K)
+            found = found if metric == "nmi" else confusion(found, mapping)
+            scored = [COMPARED[metric](table) if table.any() else math.nan for table in found]
             rows.setdefault((name, variant), []).append(scored)
     counts = {len(scored) for values in rows.values() for scored in values}
     if len(counts) > 1:
@@ -174,8 +179,10 @@ def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
     """A suite as the README shows it, from its ``score_rows`` and ``margins``."""
     between = "Ours minus each of them, with 95 % intervals over test scenes:"
     parts = [scores_markdown(scores), constant_sentence(sweep), between, margins_markdown(gains)]
-    if len(scenes := scene_rows(sweep)):
-        parts += ["ACC of each test scene, mean over seeds:", scenes_markdown(scenes)]
+    for metric in COMPARED:
+        if len(scenes := scene_rows(sweep, metric)):
+            parts += [f"{SHOWN[metric]} of each test scene, mean over seeds:"]
+            parts += [scenes_markdown(scenes)]
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
