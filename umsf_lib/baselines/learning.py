@@ -7,7 +7,7 @@ mapped like ours, so that only the method differs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..bench import Bench
 from ..checkpoints import load_checkpoint, load_weights, write_state
 from ..classify import network_classifier
-from ..config import Config
+from ..config import Config, ViewConfig
 from ..inference import Classifier, scene_map
 from ..momentum import momentum_update
 from ..pretrain import load_pretrained, new_network, pretraining_inputs, steps_per_epoch
@@ -59,6 +59,7 @@ def learned(
     learn: Learn,
     *,
     pretrained: bool,
+    views: ViewConfig,
     progress: Progress | None,
 ) -> Classifier:
     """Train in the stage ``name``, unless it is done, and load.
@@ -72,9 +73,12 @@ def learned(
         head: makes the module that maps fused tokens to logits of the clusters.
         learn: trains the network.
         pretrained: start from our pretrained network, not from random weights.
+        views: what the training sees; chosen on development scenes (``tried.md``).
         progress: see ``training.train``.
     """
     inputs = pretraining_inputs(run) | run.config.section("cluster", "baseline", "map")
+    inputs["views"] = asdict(views)
+    taught = Bench(bench.scenes, bench.store, replace(bench.config, views=views))
     if pretrained:
         inputs["pretrained"] = run.outputs_of("pretrain")
     file = f"checkpoints/{name}.pt"
@@ -82,7 +86,7 @@ def learned(
     def make() -> list[str]:
         network = (load_pretrained if pretrained else new_network)(run, bench.scenes)
         network.clustering = head()
-        trained, rows = learn(bench, progress, network.to(run.device))
+        trained, rows = learn(taught, progress, network.to(run.device))
         content = {"settings": inputs, "module": trained.state_dict()}
         write_state(run.path(file), content)
         write_rows(run.path(f"{name}.csv"), rows)

@@ -41,7 +41,8 @@ def mutual_information(run: Run, bench: Bench, *, progress: Progress | None = No
     def head() -> Heads:
         return Heads(run.config.model, run.config.baseline.heads, bench.num_clusters)
 
-    return learned(run, bench, NAME, head, learn, pretrained=True, progress=progress)
+    views = run.config.views
+    return learned(run, bench, NAME, head, learn, pretrained=True, views=views, progress=progress)
 
 
 def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[UmsfNet, list[Row]]:

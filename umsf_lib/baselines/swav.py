@@ -19,6 +19,7 @@ from ..inference import Classifier
 from ..losses import soft_cross_entropy
 from ..pretrain import WindowSource
 from ..runs import Run
+from ..self_training import texture_kept
 from ..training import Metrics, Row
 from ..umsf_net import UmsfNet
 from ..views import sample_tokens
@@ -40,7 +41,10 @@ FROZEN = 0.05  # share of the steps in which the prototypes stand still
 def swav(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
     """SwAV from random weights, its prototypes merged to the clusters."""
     head = partial(prototype_head, bench)
-    return learned(run, bench, "swav", head, learn, pretrained=False, progress=progress)
+    views = texture_kept(run.config.views)
+    return learned(
+        run, bench, "swav", head, learn, pretrained=False, views=views, progress=progress
+    )
 
 
 @torch.no_grad()
