@@ -17,8 +17,9 @@ from .report import dense_tables, headline, load_records, paired_gain
 from .runs import nameless, write_atomically, write_json
 from .suites import KEPT, VARIANTS, Sweep, rival
 
-SHOWN = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "macro_f1": "macro-F1", "miou": "mIoU"}
-SHOWN["acc_on_test"] = "ACC matched on test"  # what the best matching would give
+SHOWN = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "macro_f1": "macro-F1", "miou": "mIoU"} | {
+    "acc_on_test": "ACC matched on test",  # what the best matching would give
+}
 ENDINGS = {"no_pretraining": ", no pretraining", "epochs_24": ", 24 epochs"}  # of curves
 COMPARED = {"acc": accuracy, "nmi": nmi}
 

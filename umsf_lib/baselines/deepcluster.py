@@ -17,7 +17,6 @@ from ..bench import Bench
 from ..config import ConfigError
 from ..inference import Classifier
 from ..runs import Run
-from ..self_training import texture_kept
 from ..training import Metrics, Row
 from ..umsf_net import UmsfNet
 from ..views import View, invert_affine, make_view, sample_tokens
@@ -39,10 +38,7 @@ CLUSTERINGS = 10  # over the whole training
 def deepcluster(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
     """DeepCluster v2 from random weights, the centroids of one head merged to the clusters."""
     head = partial(prototype_head, bench)
-    views = texture_kept(run.config.views)
-    return learned(
-        run, bench, "deepcluster", head, learn, pretrained=False, views=views, progress=progress
-    )
+    return learned(run, bench, "deepcluster", head, learn, pretrained=False, progress=progress)
 
 
 def spherical_kmeans(

@@ -20,7 +20,7 @@ from ..inference import Classifier, scene_map
 from ..momentum import momentum_update
 from ..pretrain import load_pretrained, new_network, pretraining_inputs, steps_per_epoch
 from ..runs import Run
-from ..self_training import ema_at
+from ..self_training import ema_at, texture_kept
 from ..training import Metrics, Row, train, trainable, write_rows
 from ..umsf_net import UmsfNet
 from ..windows import training_tiles
@@ -59,8 +59,8 @@ def learned(
     learn: Learn,
     *,
     pretrained: bool,
-    views: ViewConfig,
     progress: Progress | None,
+    views: ViewConfig | None = None,
 ) -> Classifier:
     """Train in the stage ``name``, unless it is done, and load.
 
@@ -73,10 +73,11 @@ def learned(
         head: makes the module that maps fused tokens to logits of the clusters.
         learn: trains the network.
         pretrained: start from our pretrained network, not from random weights.
-        views: what the training sees; chosen on development scenes (``tried.md``).
         progress: see ``training.train``.
+        views: other ones than our self-training has; development scenes say which (``tried.md``).
     """
     inputs = pretraining_inputs(run) | run.config.section("cluster", "baseline", "map")
+    views = views or texture_kept(run.config.views)
     inputs["views"] = asdict(views)
     taught = Bench(bench.scenes, bench.store, replace(bench.config, views=views))
     if pretrained:

@@ -20,7 +20,6 @@ from ..inference import Classifier
 from ..losses import soft_cross_entropy
 from ..momentum import key_network
 from ..runs import Run
-from ..self_training import texture_kept
 from ..training import Metrics, Row
 from ..umsf_net import UmsfNet
 from ..views import View, draw_uniform, make_view, resample
@@ -46,8 +45,7 @@ def scan(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classif
     def head() -> nn.Module:
         return nn.Conv2d(run.config.model.channels, bench.num_clusters, 1)
 
-    views = texture_kept(run.config.views)
-    return learned(run, bench, "scan", head, learn, pretrained=True, views=views, progress=progress)
+    return learned(run, bench, "scan", head, learn, pretrained=True, progress=progress)
 
 
 def nearest_neighbours(tokens: Tensor, count: int = NEIGHBOURS, chunk: int = 1024) -> Tensor:

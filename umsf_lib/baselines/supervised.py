@@ -19,7 +19,7 @@ from ..losses import soft_cross_entropy
 from ..momentum import key_network
 from ..prepare import SceneSet, valid_labels
 from ..runs import Run
-from ..self_training import Lessons, texture_kept
+from ..self_training import Lessons
 from ..training import Metrics, Row
 from ..umsf_net import UmsfNet, clustering_head
 from ..windows import training_tiles
@@ -45,10 +45,7 @@ def supervised(run: Run, bench: Bench, *, progress: Progress | None = None) -> C
     def head() -> nn.Module:
         return clustering_head(model.channels, model.cluster_hidden, bench.num_clusters)
 
-    views = texture_kept(run.config.views)
-    return learned(
-        run, bench, "supervised", head, learn, pretrained=False, views=views, progress=progress
-    )
+    return learned(run, bench, "supervised", head, learn, pretrained=False, progress=progress)
 
 
 def has_ceiling(scenes: SceneSet) -> bool:

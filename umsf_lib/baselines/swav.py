@@ -19,7 +19,6 @@ from ..inference import Classifier
 from ..losses import soft_cross_entropy
 from ..pretrain import WindowSource
 from ..runs import Run
-from ..self_training import texture_kept
 from ..training import Metrics, Row
 from ..umsf_net import UmsfNet
 from ..views import sample_tokens
@@ -41,10 +40,7 @@ FROZEN = 0.05  # share of the steps in which the prototypes stand still
 def swav(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
     """SwAV from random weights, its prototypes merged to the clusters."""
     head = partial(prototype_head, bench)
-    views = texture_kept(run.config.views)
-    return learned(
-        run, bench, "swav", head, learn, pretrained=False, views=views, progress=progress
-    )
+    return learned(run, bench, "swav", head, learn, pretrained=False, progress=progress)
 
 
 @torch.no_grad()
