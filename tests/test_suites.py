@@ -27,6 +27,7 @@ from umsf_lib.suites import (
     SUITES,
     VARIANTS,
     Sweep,
+    varied,
 )
 from umsf_lib.tables import (
     SHOWN,
@@ -37,6 +38,7 @@ from umsf_lib.tables import (
     scale_rows,
     scene_rows,
     score_rows,
+    seed_margins,
 )
 
 TINY = load_config("tiny")
@@ -45,7 +47,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_is_one_change_that_the_profile_accepts(name: str) -> None:
+    times = {"epochs_x4": ("pretrain", "epochs", 24), "steps_x4": ("cluster", "steps", 600)}
     changes = VARIANTS[name]
+    if name in times:  # four times quick's
+        section, key, value = times[name]
+        changes = {section: {key: value}}
     pairs = [
         f"{section}.{key}={json.dumps(value, separators=(',', ':'))}"
         for section, values in changes.items()
@@ -54,8 +60,18 @@ def test_every_variant_is_one_change_that_the_profile_accepts(name: str) -> None
     changed = load_config("quick", overrides=" ".join(pairs))
     plain = load_config("quick")
     sections = {s: dataclasses.replace(getattr(plain, s), **v) for s, v in changes.items()}
-    assert changed == dataclasses.replace(plain, **sections)
-    assert (changed == plain) == (name == "base")
+    assert varied(plain, name) == changed == dataclasses.replace(plain, **sections)
+    assert (changed == plain) == (name in ("base", "windows_64"))
+
+
+def test_a_variant_of_the_profiles_own_settings_is_left_out() -> None:
+    for profile, size in (("quick", 64), ("standard", 128)):
+        left = set(Sweep(load_config(profile), "ablations", (0,)).variants)
+        assert set(GROUPS["windows"]) - left == {f"windows_{size}"}
+    of_16 = load_config("quick", overrides="synthetic.train=16")
+    left = set(Sweep(of_16, "scale", (0,)).variants)
+    assert {"scenes_4", "scenes_4-no_pretraining", "no_pretraining"} <= left
+    assert not {"scenes_16", "scenes_16-no_pretraining"} & left
 
 
 def test_every_suite_names_known_variants_and_methods_and_begins_with_base() -> None:
@@ -146,7 +162,24 @@ def test_margins_are_paired_differences(fakes: list[Run]) -> None:
             for s in (0, 1)
         ]
         assert row.low <= row.margin <= row.high and (row.seeds, row.scenes) == (2, 3)
-        assert row.margin == pytest.approx(np.mean(apart), abs=0.02)
+        assert row.margin == pytest.approx(np.mean(apart))
+        assert row.ahead == 2
+        each = seed_margins(Sweep(TINY, "first", (0, 1)), metric)
+        assert each.loc[("kmeans-pixels", "base")].to_dict() == pytest.approx(
+            dict(enumerate(apart))
+        )
+
+
+def test_seeds_in_which_ours_is_behind_are_counted(fakes: list[Run]) -> None:
+    """Ahead of SAR alone in the first seed, behind in the second: SAR has ours of the first."""
+    first, second = (r for r in fakes if r.folder.name.endswith("-sar"))
+    names = {"umsf": dense_tables(fakes[0], "umsf")[0]}
+    fake_run(dataclasses.replace(second.config, seed=1), second.folder.name, names)
+    weaker = {"umsf": dense_tables(first, "umsf")[0]}
+    fake_run(dataclasses.replace(TINY, seed=1), "tiny-easy-1", weaker)
+    row = margins(Sweep(TINY, "first", (0, 1))).set_index(["variant", "metric"]).loc[("sar", "acc")]
+    assert (row.ahead, row.seeds) == (1, 2)
+    assert row.margin == pytest.approx(0) and "+.000 (" in markdown_of(Sweep(TINY, "first", (0, 1)))
 
 
 def test_scenes_of_a_data_set_are_drawn_once_for_all_seeds(fakes: list[Run]) -> None:
@@ -225,7 +258,7 @@ def test_scores_against_the_number_of_training_scenes(fakes: list[Run]) -> None:
     for row in (("scenes_64", "mixture-statistics"), ("scenes_64-no_pretraining", "umsf")):
         assert gains[(*row, "acc")] == pytest.approx(0.5)  # ours of 64 scenes minus it
     other = dataclasses.replace(TINY, data="x")
-    assert set(Sweep(other, "scale", (0,)).variants) == {"base", "no_pretraining", "epochs_24"}
+    assert set(Sweep(other, "scale", (0,)).variants) == {"base", "no_pretraining", "epochs_x4"}
 
 
 def test_the_readme_block_repeats_the_tables(fakes: list[Run], project: Path, capsys) -> None:
@@ -373,6 +406,7 @@ def test_each_scene_of_a_data_set_is_scored_under_the_matching_of_all(project: P
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MARK = "<!-- umsf report"
 KEPT_TABLES = re.findall(r"<!-- umsf (report .*?) -->\n\n(.*?)\n<!-- end -->", README, re.DOTALL)
 
 
@@ -383,3 +417,7 @@ def test_the_readmes_tables_are_made_of_the_kept_records(
     arguments = [str(ROOT / word) if "/" in word else word for word in shlex.split(command)]
     assert main(arguments) == 0
     assert capsys.readouterr().out.strip() == block.strip()
+
+
+def test_the_readme_has_the_tables_of_every_suite_of_the_results() -> None:
+    assert len(KEPT_TABLES) == README.count(MARK) == 5

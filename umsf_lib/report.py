@@ -236,6 +236,16 @@ def gains(
     return pd.DataFrame.from_dict(rows, orient="index", columns=["gain", "low", "high"])
 
 
+def counted(
+    runs: Iterable[tuple[np.ndarray, np.ndarray]], statistic: Callable[[np.ndarray], float]
+) -> list[np.ndarray]:
+    """The tables that a score reads, one per pair of ``dense_tables``.
+
+    NMI and ARI read the clusters as they are, the other scores their classes.
+    """
+    return [t if statistic in (nmi, ari) else confusion(t, mapping) for t, mapping in runs]
+
+
 def paired_gain(
     ours: Sequence[tuple[np.ndarray, np.ndarray]],
     theirs: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -243,13 +253,9 @@ def paired_gain(
     *,
     same_scenes: bool = False,
 ) -> tuple[float, float, float]:
-    """``metrics.paired_bootstrap`` of what ``dense_tables`` gives, one pair per run.
-
-    NMI and ARI read the clusters as they are, the other scores their classes.
-    """
-    unmatched = statistic in (nmi, ari)
-    pair = [[t if unmatched else confusion(t, m) for t, m in runs] for runs in (ours, theirs)]
-    return paired_bootstrap(pair[0], pair[1], statistic, same_scenes=same_scenes)
+    """``metrics.paired_bootstrap`` of what ``dense_tables`` gives, one pair per run."""
+    pair = (counted(ours, statistic), counted(theirs, statistic))
+    return paired_bootstrap(*pair, statistic, same_scenes=same_scenes)
 
 
 def load_records(folders: Iterable[Path]) -> pd.DataFrame:

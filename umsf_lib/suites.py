@@ -17,6 +17,18 @@ from .pipeline import METHODS, USUAL, run_everything
 from .report import load_records
 from .runs import Run, project_root
 
+
+@dataclass(frozen=True)
+class Times:
+    """A multiple of the profile's value."""
+
+    factor: int
+
+    def __str__(self) -> str:
+        """As a table of variants shows it."""
+        return f"{self.factor} x the profile's"
+
+
 # Question -> variant -> section -> values that differ from the profile's.
 GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "sensors": {
@@ -29,7 +41,7 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     },
     "pretraining": {
         "no_pretraining": {"cluster": {"initial": "random"}},
-        "epochs_24": {"pretrain": {"epochs": 24}},  # four times those of quick
+        "epochs_x4": {"pretrain": {"epochs": Times(4)}},
     },
     "loss terms": {
         "no_intra": {"pretrain": {"positives": (0.0, 1.0, 0.0)}},
@@ -53,10 +65,12 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     },
     "smoothing": {"no_smoothing": {"cluster": {"smoothing_px": 0.0}}},
     "windows": {
+        # The profile's own size is left out (see ``Sweep.variants``).
         "windows_32": {"views": {"window_px": 32, "overlap_px": 8}},
+        "windows_64": {"views": {"window_px": 64, "overlap_px": 16}},
         "windows_128": {"views": {"window_px": 128, "overlap_px": 32}},
     },
-    "steps": {"steps_600": {"cluster": {"steps": 600}}},  # four times those of quick
+    "steps": {"steps_x4": {"cluster": {"steps": Times(4)}}},
     # The same land with rare classes less rare: other test scenes, which pair with none of base.
     "imbalance": {"mild_imbalance": {"synthetic": {"difficulty": "mild"}}},
     # Contrast and clustering loss of weight 1 on pooled windows, seven clusters, no teacher; one
@@ -74,11 +88,11 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     "first": {"base": USUAL, "optical": OURS, "sar": OURS, "no_pretraining": OURS},
     "baselines": {"base": tuple(METHODS), "optical": OURS, "sar": OURS, "no_pretraining": OURS},
     "ablations": {name: OURS for name in ("base", *ABLATED)}
-    | {"mild_imbalance": ("umsf", "mixture-statistics"), "as_published": ("mutual-information",)},
-    "scale": {"base": SCALED, "no_pretraining": OURS, "epochs_24": OURS}
+    | {"mild_imbalance": SCALED, "as_published": ("mutual-information",)},
+    "scale": {"base": SCALED, "no_pretraining": OURS, "epochs_x4": OURS}
     | {name: SCALED for name in SIZES}
     | {f"{name}-no_pretraining": OURS for name in SIZES}
-    | {"scenes_64-epochs_24": OURS},
+    | {"scenes_64-epochs_x4": OURS},
 }
 KEPT = ("manifest.json", "metrics.json", "confusions.npz")  # of a run: what tables are made of
 AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that leave it as it is
@@ -116,9 +130,18 @@ class Sweep:
 
     @property
     def variants(self) -> dict[str, Sequence[str]]:
-        """Variant -> methods; those of other synthetic scenes where the scenes are synthetic."""
-        names = SUITES[self.suite].items()
-        return {n: methods for n, methods in names if not (self.config.data and other_scenes(n))}
+        """Variant -> methods; those of other synthetic scenes where the scenes are synthetic.
+
+        A variant that has the settings of an earlier one, with this profile, is left out.
+        """
+        found: dict[str, Sequence[str]] = {}
+        seen: list[Config] = []
+        for name, methods in SUITES[self.suite].items():
+            config = varied(self.config, name)
+            if config not in seen and not (self.config.data and other_scenes(name)):
+                seen.append(config)
+                found[name] = methods
+        return found
 
     def base_name(self, seed: int) -> str:
         """Of the run of a seed that differs in nothing else."""
@@ -148,12 +171,30 @@ class Sweep:
                 ending = "" if variant == "base" else f"-{variant}"
                 folder = self.folder / f"{self.base_name(seed)}{ending}"
                 if all((folder / file).is_file() for file in KEPT):
-                    config = replace(self.config, seed=seed)
-                    for part in variant.split("-"):
-                        config = config.changed(**VARIANTS[part])
+                    config = varied(replace(self.config, seed=seed), variant)
                     found = load_records([folder])
                     found = found[found.method.isin(names)]
                     yield variant, seed, Run.read(config, folder), found.assign(variant=variant)
+
+
+def varied(config: Config, variant: str) -> Config:
+    """The settings of a variant; ``a-b`` is the variant b of the variant a."""
+    for part in variant.split("-"):
+        config = config.changed(**_changes(config, part))
+    return config
+
+
+def _changes(config: Config, variant: str) -> dict[str, dict[str, Any]]:
+    """What a variant changes, multiples reckoned from the profile."""
+    return {
+        section: {
+            key: value.factor * getattr(getattr(config, section), key)
+            if isinstance(value, Times)
+            else value
+            for key, value in values.items()
+        }
+        for section, values in VARIANTS[variant].items()
+    }
 
 
 def other_scenes(variant: str) -> bool:
@@ -174,14 +215,11 @@ def rival(variant: str, method: str) -> str | None:
 
 
 def _variant(base: Run, variant: str) -> Run:
-    """The run of a variant beside ``base``, with a copy of the stages that both share.
-
-    ``a-b`` is the variant b of the variant a.
-    """
+    """The run of a variant beside ``base``, with a copy of the stages that both share."""
     if "-" in variant:
         first, variant = variant.split("-")
         base = _variant(base, first)
-    changes = VARIANTS[variant]
+    changes = _changes(base.config, variant)
     if not changes:
         return base
     shared = [] if other_scenes(variant) else ["data", "despeckle"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,16 +12,18 @@ import numpy as np
 import pandas as pd
 
 from .config import ConfigError, DataError, MissingStageError
-from .metrics import accuracy, confusion, nmi
-from .report import dense_tables, headline, load_records, paired_gain
+from .metrics import accuracy, confusion, differences, nmi
+from .report import counted, dense_tables, headline, load_records, paired_gain
 from .runs import nameless, write_atomically, write_json
 from .suites import KEPT, VARIANTS, Sweep, rival
 
 SHOWN = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "macro_f1": "macro-F1", "miou": "mIoU"} | {
     "acc_on_test": "ACC matched on test",  # what the best matching would give
 }
-ENDINGS = {"no_pretraining": ", no pretraining", "epochs_24": ", 24 epochs"}  # of curves
+ENDINGS = {"no_pretraining": ", no pretraining", "epochs_x4": ", 4 x pretraining"}  # of curves
 COMPARED = {"acc": accuracy, "nmi": nmi}
+# What ``dense_tables`` gives, one per seed: of ours, and of what it is compared with.
+Pair = tuple[list[tuple[np.ndarray, np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
 
 
 def keep_records(sweep: Sweep, folder: Path) -> None:
@@ -105,22 +107,55 @@ def margins(sweep: Sweep) -> pd.DataFrame:
     are drawn once for all seeds.
 
     Returns:
-        Columns ``variant, method, metric, margin, low, high, seeds, scenes``.
+        Columns ``variant, method, metric, margin, low, high, ahead, seeds, scenes``; ``ahead``: in
+        how many of the seeds ours is.
     """
+    rows = []
+    for (variant, name), seeds, pair in _pairs(sweep):
+        for metric, statistic in COMPARED.items():
+            gain = paired_gain(*pair, statistic, same_scenes=bool(sweep.config.data))
+            ahead = int((_each(pair, statistic) > 0).sum())
+            scenes = len(pair[0][0][0])
+            rows.append((variant, name, metric, *gain, ahead, len(seeds), scenes))
+    columns = ["variant", "method", "metric", "margin", "low", "high", "ahead", "seeds", "scenes"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def seed_margins(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
+    """Ours minus each other method and variant, seed by seed.
+
+    Args:
+        sweep: whose runs are read.
+        metric: a key of ``COMPARED``.
+
+    Returns:
+        Indexed by method and variant, one column per seed.
+    """
+    rows = {
+        (name, variant): dict(zip(seeds, _each(pair, COMPARED[metric]), strict=True))
+        for (variant, name), seeds, pair in _pairs(sweep)
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="seed")
+    table.index = pd.MultiIndex.from_tuples(rows, names=["method", "variant"])
+    return table
+
+
+def _each(pair: Pair, statistic: Callable[[np.ndarray], float]) -> np.ndarray:
+    """The differences of the two sides of ``_pairs``, one per seed."""
+    return differences(counted(pair[0], statistic), counted(pair[1], statistic), statistic)
+
+
+def _pairs(sweep: Sweep) -> Iterator[tuple[tuple[str, str], list[int], Pair]]:
+    """Variant and method, the seeds that it shares with its rival, and both sides' tables."""
     tables: dict[tuple[str, str], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     for variant, seed, run, records in sweep.finished():
         for name in records.method.unique():
             tables.setdefault((variant, name), {})[seed] = dense_tables(run, name)
-    rows = []
     for (variant, name), theirs in tables.items():
         own = tables.get((rival(variant, name) or "", "umsf"), {})
-        seeds = [seed for seed in own if seed in theirs and own is not theirs]
-        for metric, statistic in COMPARED.items() if seeds else ():
-            pair = [[found[seed] for seed in seeds] for found in (own, theirs)]
-            gain = paired_gain(pair[0], pair[1], statistic, same_scenes=bool(sweep.config.data))
-            rows.append((variant, name, metric, *gain, len(seeds), len(pair[0][0][0])))
-    columns = ["variant", "method", "metric", "margin", "low", "high", "seeds", "scenes"]
-    return pd.DataFrame(rows, columns=columns)
+        if seeds := [seed for seed in own if seed in theirs and own is not theirs]:
+            pair = ([own[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+            yield (variant, name), seeds, pair
 
 
 def scene_rows(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
@@ -160,10 +195,12 @@ def scores_markdown(scores: pd.DataFrame) -> str:
 
 
 def margins_markdown(gains: pd.DataFrame) -> str:
-    """The table of ``margins`` as the README shows it: margin (low to high)."""
+    """The table of ``margins`` as the README shows it: margin (low to high), seeds ahead."""
     ends = gains[["low", "high"]].map(_short)
     middle = gains.margin.map(partial(_short, form="+.3f"))
-    return _wide(gains.assign(cell=middle + " (" + ends.low + " to " + ends.high + ")"), COMPARED)
+    seeds = gains.ahead.astype(str) + " of " + gains.seeds.astype(str)
+    cells = middle + " (" + ends.low + " to " + ends.high + "), " + seeds
+    return _wide(gains.assign(cell=cells), COMPARED)
 
 
 def scenes_markdown(scenes: pd.DataFrame) -> str:
@@ -178,7 +215,10 @@ def scenes_markdown(scenes: pd.DataFrame) -> str:
 
 def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
     """A suite as the README shows it, from its ``score_rows`` and ``margins``."""
-    between = "Ours minus each of them, with 95 % intervals over test scenes:"
+    between = (
+        "Ours minus each of them, with 95 % intervals over test scenes, and in how many seeds ours "
+        "is ahead:"
+    )
     parts = [scores_markdown(scores), constant_sentence(sweep), between, margins_markdown(gains)]
     for metric in COMPARED:
         if len(scenes := scene_rows(sweep, metric)):
