@@ -319,7 +319,7 @@ def test_each_learned_baseline_from_end_to_end(unlabelled, name: str) -> None:
     check_posteriors(classifier, bench)
     log = pd.read_csv(run.path(f"{name}.csv"))
     assert len(log) and log["loss"].notna().all()
-    wanted = baseline_steps(bench, pretrained=name in ("scan", "mutual-information"))
+    wanted = baseline_steps(bench, pretrained=name != "deepcluster")
     assert steps[-1:] == [(wanted, wanted)] or (name == "scan" and not steps)
 
     def never(step: int, steps: int, row: object) -> None:

@@ -41,7 +41,8 @@ PRETRAINED: dict[str, Fit] = {
 }
 TRAINED = LEARNED | CEILING  # each in a stage of its own
 METHODS: dict[str, Fit] = BASELINES | PRETRAINED | TRAINED | {"umsf": ours}
-FROM_PRETRAINED = {*PRETRAINED, "mutual-information", "scan", "umsf"}  # the others know random ones
+# The others start from random weights.
+FROM_PRETRAINED = {*PRETRAINED, "mutual-information", "swav", "scan", "umsf"}
 USUAL = (*BASELINES, *PRETRAINED, "umsf")  # what costs seconds beside our own training
 
 

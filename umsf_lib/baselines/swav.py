@@ -38,9 +38,9 @@ FROZEN = 0.05  # share of the steps in which the prototypes stand still
 
 
 def swav(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
-    """SwAV from random weights, its prototypes merged to the clusters."""
+    """SwAV from our pretrained network, its prototypes merged to the clusters."""
     head = partial(prototype_head, bench)
-    return learned(run, bench, "swav", head, learn, pretrained=False, progress=progress)
+    return learned(run, bench, "swav", head, learn, pretrained=True, progress=progress)
 
 
 @torch.no_grad()
@@ -92,7 +92,7 @@ def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[Um
     source = WindowSource(bench.scenes, bench.store, config)
     generator = torch.Generator().manual_seed(config.seed)
     queues = [TokenQueue(config.baseline.queue_size) for _ in range(2)]
-    steps = baseline_steps(bench, pretrained=False)
+    steps = baseline_steps(bench, pretrained=True)
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
         batch = source.draw(config.pretrain.batch, generator)
