@@ -1,6 +1,6 @@
 """Pretraining pairs per second: this step, the bare limit, and a peer, side by side.
 
-    python benchmarks/pretraining.py [--small | --full] [--data FOLDER] [--rounds 5]
+    python benchmarks/pretraining.py [--small | --full] [--data FOLDER] [--rounds 5] [--compile]
 
 Needs this checkout, numpy, torch and torchvision only, so it can be carried to any GPU machine. All
 train the same two encoders (same backbone, output stride and despeckling front end) on windows of
@@ -32,8 +32,11 @@ import platform
 import random
 import statistics
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,9 +51,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from umsf_lib.batches import Batch, two_views
-from umsf_lib.config import ModelConfig, PretrainConfig, ViewConfig
+from umsf_lib.config import ConfigError, ModelConfig, PretrainConfig, ViewConfig
 from umsf_lib.contrast import MomentumContrast
 from umsf_lib.umsf_net import UmsfNet
+from umsf_lib.views import to_device
 
 BANDS = {"optical": 4, "sar": 1}
 PAIR = 2 + 2 / 3  # trained images: a backward pass costs twice a forward pass
@@ -86,13 +90,14 @@ class Pixels:
 
     @classmethod
     def random(cls, device: torch.device, scenes: int = 4, side: int = 1024) -> Pixels:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
+        options = {"generator": generator, "device": device, "dtype": torch.uint8}
         flats = {
-            role: torch.randint(1, 256, (c, scenes * side * side), generator=generator).byte()
+            role: torch.randint(1, 256, (c, scenes * side * side), **options)
             for role, c in BANDS.items()
         }
         places = [(i * side * side, side, side) for i in range(scenes)]
-        return cls({role: flat.to(device) for role, flat in flats.items()}, places)
+        return cls(flats, places)
 
     @classmethod
     def prepared(cls, folder: Path, device: torch.device) -> Pixels:
@@ -116,10 +121,10 @@ class Pixels:
         """Source values ``(B, C, size, size)``."""
         scene, row, col = where
         offset, _, width = self.places[scene].T
-        line = torch.arange(size)
-        index = (offset + row * width + col)[:, None, None]
-        index = index + line[:, None] * width[:, None, None] + line  # (B, size, size)
-        index = index.to(self.device, non_blocking=True)
+        corner = torch.stack([offset + row * width + col, width])  # (2, B)
+        start, step = to_device(corner, self.device)[:, :, None, None]
+        line = torch.arange(size, device=self.device)
+        index = start + line[:, None] * step + line  # (B, size, size)
         return {role: flat[:, index].transpose(0, 1) for role, flat in self.flats.items()}
 
     def windows(self, where: tuple[Tensor, ...], size: int) -> dict[str, Tensor]:
@@ -185,8 +190,7 @@ class Bare:
         self.encoders = nn.ModuleDict({"optical": network.optical, "sar": network.sar})
         self.encoders.to(self.device)
         if self.device.type == "cuda" and form.pretrain.compile:
-            for encoder in self.encoders.values():
-                encoder.compile()
+            network.compile_blocks()  # those of the encoders
         self.optimizer = sgd(self.encoders)
         size = form.views.window_px
         self.images = {
@@ -331,12 +335,10 @@ class Peer:
 
     def step(self) -> None:
         images = next(self.batches)
-        losses = [
-            self.mocos[role](*(view.to(self.device, non_blocking=True) for view in images[role]))
-            for role in BANDS
-        ]
         self.optimizer.zero_grad()
-        torch.stack(losses).sum().backward()
+        for role in BANDS:  # each by itself: the activations of both would not fit a GPU of 80 GB
+            views = (view.to(self.device, non_blocking=True) for view in images[role])
+            self.mocos[role](*views).backward()
         self.optimizer.step()
 
 
@@ -363,12 +365,17 @@ def in_turns(
     Their order changes from round to round: what ran before a step has the caches.
     """
     order = random.Random(0)
-    for step in ways.values():
-        seconds(step, 3, device)
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    taken: dict[str, list[float]] = {}
+    for name, step in ways.items():
+        try:
+            seconds(step, 3, device)
+        except torch.cuda.OutOfMemoryError:
+            print(f"{name}: does not fit into the GPU's memory", file=sys.stderr)
+            continue
+        taken[name] = []
     for number in range(rounds):
-        for name, step in order.sample(list(ways.items()), len(ways)):
-            taken[name].append(seconds(step, steps, device))
+        for name in order.sample(list(taken), len(taken)):
+            taken[name].append(seconds(ways[name], steps, device))
             print(f"round {number + 1} {name:8s} {taken[name][-1]:9.4f} s", file=sys.stderr)
     return {name: statistics.median(values) for name, values in taken.items()}
 
@@ -402,37 +409,106 @@ def flops_of(step: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+def profile(step: Callable[[], Any], device: torch.device, steps: int = 2) -> dict[str, Any]:
+    """Where the time of a step goes: the longest kernels, and how long the GPU waits for the host.
+
+    Returns:
+        per step: ``span_s`` from the first kernel to the end of the last, ``idle_s`` of it without
+        any, ``kernels`` (number), ``host_waits`` (calls in which the host waits for the GPU, and
+        copies back); and ``longest``: the ten names that take most, with seconds and calls. On a
+        CPU operators take the place of kernels, those that call others included.
+    """
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profiler:
+        seconds(step, steps, device)
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    work = ("kernel", "gpu_memcpy", "gpu_memset") if device.type == "cuda" else ("cpu_op",)
+    found = sorted((e for e in events if e.get("cat") in work), key=lambda e: e["ts"])
+    begin = end = found[0]["ts"]
+    idle, total, calls = 0.0, Counter[str](), Counter[str]()
+    for event in found:  # times in microseconds
+        idle += max(0.0, event["ts"] - end)
+        end = max(end, event["ts"] + event["dur"])
+        total[event["name"][:120]] += event["dur"]
+        calls[event["name"][:120]] += 1
+    asked = [e["name"] for e in events if str(e.get("cat")).startswith("cuda_")]
+    waits = [n for n in asked if "Synchronize" in n] + [e for e in calls.elements() if "DtoH" in e]
+    longest = [
+        {"name": name, "s": round(us / steps / 1e6, 5), "calls": round(calls[name] / steps, 1)}
+        for name, us in total.most_common(10)
+    ]
+    return {
+        "span_s": round((end - begin) / steps / 1e6, 5),
+        "idle_s": round(idle / steps / 1e6, 5),
+        "kernels": round(len(found) / steps),
+        "host_waits": round(len(waits) / steps, 1),
+        "longest": longest,
+    }
+
+
 def measure(
-    form: SimpleNamespace, pixels: Pixels, batch: int, options: argparse.Namespace
+    form: SimpleNamespace,
+    pixels: Pixels,
+    batch: int,
+    *,
+    rounds: int,
+    steps: int = 0,
+    workers: int = 0,
+    data: str = "random",
+    peer: bool = True,
 ) -> dict[str, Any]:
+    """A row of results.
+
+    Args:
+        form: ``SMALL`` or ``FULL``, or one like them.
+        pixels: to cut windows from.
+        batch: windows.
+        rounds: see ``in_turns``.
+        steps: in each round; 0: those of the form.
+        workers: of the peer's DataLoader.
+        data: what the pixels are.
+        peer: whether (c) takes part.
+    """
     device = pixels.device
     ours, bare = Ours(form, pixels, batch), Bare(form, pixels, batch)
-    memory = peak_memory_gb(ours.step, device)
-    others = peers(form, pixels, batch, options.workers)
     ways = {"ours": ours.step, "feed": ours.feed, "bare": bare.step}
-    ways |= {name: peer.step for name, peer in others.items()}
-    took = in_turns(ways, options.steps or form.steps, options.rounds, device)
+    if peer:
+        others = peers(form, pixels, batch, workers)
+        ways |= {name: other.step for name, other in others.items()}
+    took = in_turns(ways, steps or form.steps, rounds, device)
+    if not {"ours", "feed", "bare"} <= took.keys():
+        raise ConfigError(
+            f"a batch of {batch} does not fit into the GPU's memory; take half of it."
+        )
+    memory = peak_memory_gb(ours.step, device)
     pairs, images = batch / took["ours"], 2 * batch / took["bare"]
+    ratio = {name: round(took[name] / took["ours"], 2) for name in took}
+    flops = None if form.pretrain.compile else flops_of(ours.step)
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
         "backbone": form.model.backbone,
         "stride": form.model.stride,
         "window_px": form.views.window_px,
         "batch": batch,
-        "data": options.data.name if options.data else "random",
+        "data": data,
+        "s_per_step": {name: round(value, 5) for name, value in took.items()},
         "pairs_per_s": round(pairs, 2),
         "image_equivalents_per_s": round(pairs * PAIR, 2),
         "bare_images_per_s": round(images, 2),
         "efficiency": round(pairs * PAIR / images, 3),
-        "peer_ratio": round(took["peer"] / took["ours"], 2),
-        "lightly_ratio": round(took["lightly"] / took["ours"], 2) if "lightly" in took else None,
+        "peer_ratio": ratio.get("peer"),
+        "lightly_ratio": ratio.get("lightly"),
         "feed_share": round(took["feed"] / took["ours"], 3),
         "peak_memory_gb": round(memory, 2),
-        "tflop_per_s": round(flops_of(ours.step) / took["ours"] / 1e12, 3),
+        "tflop_per_s": flops and round(flops / took["ours"] / 1e12, 3),
         "epoch_minutes": round(EPOCH / pairs / 60, 1),
         "epochs_200_hours": round(EPOCHS * EPOCH / pairs / 3600, 1),
         "compile": form.pretrain.compile,
-        "peer_workers": options.workers,
+        "peer_workers": workers,
         "threads": torch.get_num_threads(),
         "lightly": importlib.metadata.version("lightly") if "lightly" in took else None,
         "date": datetime.date.today().isoformat(),
@@ -470,12 +546,14 @@ def main() -> None:
     if options.workers < 0:  # one process per core of a GPU machine; in turn with it on a CPU
         options.workers = min(16, os.cpu_count() or 1) if there else 0
     form = FULL if options.full or (there and not options.small) else SMALL
-    form.pretrain = PretrainConfig(**{**vars(form.pretrain), "compile": options.compile})
+    form.pretrain = replace(form.pretrain, compile=options.compile)
     pixels = Pixels.prepared(options.data, device) if options.data else Pixels.random(device)
     torch.set_float32_matmul_precision("high")
     rows = []
     for batch in form.batches:
-        rows.append(measure(form, pixels, batch, options))
+        data = options.data.name if options.data else "random"
+        sizes = {"rounds": options.rounds, "steps": options.steps, "workers": options.workers}
+        rows.append(measure(form, pixels, batch, data=data, **sizes))
         print(projection(rows[-1]), file=sys.stderr)
     print(json.dumps(rows[-1] | ({"other_batches": rows[:-1]} if rows[1:] else {})))
 

@@ -23,8 +23,8 @@ LIBRARY = ROOT / "umsf_lib"
 # one entry, whose files may import each other.
 ORDER = """
 config costs runs rasters layouts scene_files scenes sheets align data_check simulate_relief
-simulate_settlements simulate_landscape simulate_sensors realism flat_arrays prepare windows
-neighbours views losses momentum metrics distributed batches checkpoints training encoders fusion
+simulate_settlements simulate_landscape simulate_sensors realism flat_arrays prepare views windows
+neighbours losses momentum metrics distributed batches checkpoints training encoders fusion
 umsf_net contrast objectives despeckle pretrain smoothing inference tokens cluster bench
 self_training classify baselines figures map_files mapping report probe browser pipeline suites
 tables comparison tutorial __main__

@@ -15,7 +15,7 @@ from torch import Tensor
 from .config import ViewConfig
 from .distributed import own_rows, rank, world_size
 from .momentum import Places
-from .views import Share, View, draw_geometry, draw_matches, show_view, to_device
+from .views import Share, View, draw_geometry, draw_matches, noise_source, show_view, to_device
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def two_views(
         generator: of all draws, on the CPU; on a GPU it seeds those that are made there.
     """
     count, size, rows = len(plane), views.window_px, own_rows(len(plane))
-    source = _noise(generator, next(iter(windows[0][0].values())).device)
+    device = next(iter(windows[0][0].values())).device
+    source = Share(noise_source(generator, device), rank(), world_size())
     shown, thetas = [], []
     for pixels, log_std in windows:
         thetas.append(draw_geometry(count, views.scale_min, generator))
@@ -80,14 +81,6 @@ def two_views(
     ground = first[:, None] + (ground.flip(2) + 1) / 2 * size  # (x, y) -> row, col in px
     centres = first + size / 2, second + size / 2
     return Batch(shown[0], shown[1], plane, *centres, here, there, ground, seen, rows)
-
-
-def _noise(generator: torch.Generator, device: torch.device) -> Share:
-    """Source of the photometric draws: on a GPU they are made there, seeded for this batch."""
-    if device.type == "cuda":
-        seed = int(torch.randint(2**62, (), generator=generator))
-        generator = torch.Generator(device).manual_seed(seed)
-    return Share(generator, rank(), world_size())
 
 
 def places(batch: Batch) -> tuple[Places, Places]:
@@ -104,6 +97,6 @@ def key_places(batch: Batch) -> tuple[Places, Places]:
 
 
 def on_device(place: Places, device: torch.device) -> Places:
-    """The same places where they are needed."""
-    scene, row, col = (to_device(x, device) for x in place)
-    return scene, row, col
+    """The same places where they are needed, by one copy."""
+    scene, row, col = to_device(torch.stack([x.double() for x in place]), device)
+    return scene.long(), row.float(), col.float()

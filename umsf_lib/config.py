@@ -104,8 +104,9 @@ class PretrainConfig:
     epochs: int = 10
     steps_per_epoch: int = 0  # 0: as many windows as the training scenes have tiles
     batch: int = 16
-    lr: float = 0.03  # SGD, for a batch of 32; scaled linearly
-    momentum: float = 0.9
+    optimizer: str = "sgd"  # sgd | adamw, whose lr is about .002
+    lr: float = 0.03  # of SGD for a batch of 32, scaled linearly; of AdamW for any batch
+    momentum: float = 0.9  # of SGD
     weight_decay: float = 1e-4
     warmup_epochs: int = 1
     tau: float = 0.07
@@ -220,6 +221,7 @@ CHOICES = {
     "model.norm": ("group", "batch"),
     "model.fusion": ("concat", "add", "attention"),
     "pretrain.objective": ("moco", "mocov3", "decur"),
+    "pretrain.optimizer": ("sgd", "adamw"),
     "cluster.teacher": ("mixture", "kmeans"),
     "cluster.initial": ("pretrained", "random"),
 }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .batches import Batch, key_places, on_device, places
 from .config import PretrainConfig
 from .distributed import gather_rows, world_size
-from .losses import info_nce
+from .losses import at_least_float32, info_nce
 from .momentum import Queue, key_network, momentum_update
 from .umsf_net import UmsfNet
 from .views import View, sample_tokens, to_device
@@ -58,9 +58,9 @@ class Learner(nn.Module):
     def tune_for_cuda(self, compiled: bool) -> None:
         """Choose the GPU's fast paths: TF32, and torch.compile where asked for."""
         torch.set_float32_matmul_precision("high")
-        if compiled:
-            for network in (m for m in self.children() if isinstance(m, UmsfNet)):
-                network.features = torch.compile(network.features)  # type: ignore[method-assign]
+        for network in self.children() if compiled else ():
+            if isinstance(network, UmsfNet):
+                network.compile_blocks()
 
     def enqueue(self, batch: Batch, keys: Keys) -> None:
         """After the optimiser step: keep what later steps compare with; here nothing."""
@@ -140,13 +140,14 @@ class MomentumContrast(Learner):
 
     def _masks(self, own: Batch, radius_px: float) -> list[Tensor]:
         """Negatives that show neither the query's ground nor that of its positive."""
+        (tokens, first), (_, second) = places(own), key_places(own)  # tokens share their ground
         fused = self.queues["fused"]
         device = fused.entries.device
-        masks = []
-        for query, key in zip(places(own), key_places(own), strict=True):
-            mask = fused.own_ground_mask(*on_device(query, device), radius_px)
-            masks.append(mask & fused.own_ground_mask(*on_device(key, device), radius_px))
-        return masks
+        token_mask, first_mask, second_mask = (
+            fused.own_ground_mask(*on_device(place, device), radius_px)
+            for place in (tokens, first, second)
+        )
+        return [token_mask, first_mask & second_mask]
 
     @staticmethod
     def embed(network: UmsfNet, view: View, points: Tensor, seen: Tensor) -> Keys:
@@ -161,10 +162,11 @@ class MomentumContrast(Learner):
             batch: that they are of.
             keys: ``enqueue`` of ``forward``.
         """
-        where = [torch.cat(pair) for pair in zip(*key_places(batch), strict=True)]
+        tokens, windows = key_places(batch)
+        scene, row, col = (torch.cat(pair) for pair in zip(tokens, windows, strict=True))
+        where = on_device((scene, row, col), self.queues["fused"].entries.device)
         for name, queue in self.queues.items():
-            device = queue.entries.device
-            queue.enqueue(torch.cat(keys[name]), *(to_device(x, device) for x in where))
+            queue.enqueue(torch.cat(keys[name]), *where)
 
     @torch.no_grad()
     def update_keys(self) -> None:
@@ -179,7 +181,7 @@ def embeddings(
     seen: Tensor,
     predictors: nn.ModuleDict | None = None,
 ) -> Keys:
-    """Projector -> embeddings of the matched tokens ``(M, D)`` and pooled ``(B, D)``, float32.
+    """Projector -> embeddings of matched tokens ``(M, D)`` and pooled ``(B, D)``, float32 at least.
 
     What no contrast reads is not projected: features are read, or averaged over the window, first.
 
@@ -201,9 +203,8 @@ def embeddings(
     projected = network.project(rows)
     if predictors:
         projected = {name: predictors[name](z) for name, z in projected.items()}
-    return {
-        name: (z[: len(chosen)].float(), z[len(chosen) :].float()) for name, z in projected.items()
-    }
+    projected = {name: at_least_float32(z) for name, z in projected.items()}
+    return {name: (z[: len(chosen)], z[len(chosen) :]) for name, z in projected.items()}
 
 
 def unit(rows: Keys) -> Keys:

@@ -21,7 +21,7 @@ from .encoders import Despeckle
 from .prepare import SceneSet
 from .runs import Run, write_json
 from .training import Row, train
-from .views import speckle
+from .views import noise_source, speckle, to_device
 from .windows import draw_windows, open_store, training_tiles
 
 DESPECKLER = "checkpoints/despeckler.pt"
@@ -50,7 +50,8 @@ def patchwork(count: int, size: int, generator: torch.Generator) -> Tensor:
 def add_speckle(clean: Tensor, looks: int, generator: torch.Generator, correlated: bool) -> Tensor:
     """Ln of ``exp(clean)`` times fresh speckle; ``clean (B, 1, h, w)``."""
     shape = (clean.shape[0], clean.shape[1], clean.shape[2], clean.shape[3])
-    noise = speckle(shape, looks, generator, clean.device, correlated=correlated)
+    source = noise_source(generator, clean.device)
+    noise = speckle(shape, looks, source, clean.device, correlated=correlated)
     return clean + noise.clamp_min(1e-6).log()
 
 
@@ -79,7 +80,8 @@ def fit_despeckler(
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         pick = torch.randint(len(clean), (settings.batch,), generator=generator)
         top, left = (number(side - size + 1) for side in clean.shape[2:])
-        crops = clean[pick.to(clean.device), :, top : top + size, left : left + size]
+        pick = to_device(pick, clean.device)
+        crops = clean[pick, :, top : top + size, left : left + size]
         noisy = add_speckle(crops, 1 + number(8), generator, correlated=number(2) == 1)
         return despeckle_loss(module(noisy), noisy, crops), {}
 

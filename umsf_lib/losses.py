@@ -16,7 +16,8 @@ COLLAPSE_STD = 0.3
 COLLAPSE_COSINE = 0.9
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """Autocast may have made it shorter."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -41,7 +42,7 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, tau: float, mask: Tensor | Non
     """
     # Autocast would run the matmul in bfloat16: 3 digits, then divided by tau and exponentiated.
     with torch.autocast(q.device.type, enabled=False):
-        q, k, queue = (_at_least_float32(x) for x in (q, k.detach(), queue.detach()))
+        q, k, queue = (at_least_float32(x) for x in (q, k.detach(), queue.detach()))
         positive = (q * k).sum(1) / tau  # (M,)
         negative = (q / tau) @ queue.T  # (M, D) x (D, Q) -> (M, Q), the one large tensor here
         if mask is not None:
@@ -70,7 +71,7 @@ def in_batch_nce(q: Tensor, k: Tensor, tau: float, mask: Tensor | None = None) -
     Source: Chen et al. 2021 (MoCo v3), one of its two symmetric halves.
     """
     with torch.autocast(q.device.type, enabled=False):
-        q, k = _at_least_float32(q), _at_least_float32(k.detach())
+        q, k = at_least_float32(q), at_least_float32(k.detach())
         logits = q @ k.T / tau  # (M, N)
         if mask is not None:
             own = torch.eye(*logits.shape, dtype=torch.bool, device=logits.device)
@@ -90,7 +91,7 @@ def cross_correlation(a: Tensor, b: Tensor) -> Tensor:
     Dimensions are standardised as batch norm does it, so that one that is constant gives 0.
     """
     with torch.autocast(a.device.type, enabled=False):
-        a, b = (F.batch_norm(_at_least_float32(x), None, None, training=True) for x in (a, b))
+        a, b = (F.batch_norm(at_least_float32(x), None, None, training=True) for x in (a, b))
         return a.T @ b / len(a)
 
 
@@ -163,7 +164,7 @@ def clustering_loss(probs: Tensor, balance: float, prior: Tensor | None = None) 
 
     Source: Krause et al. 2010 (RIM), Hu et al. 2017 (IMSAT).
     """
-    p = _at_least_float32(probs).transpose(0, 1).flatten(1)  # (K, samples)
+    p = at_least_float32(probs).transpose(0, 1).flatten(1)  # (K, samples)
     expected = torch.full_like(p[:, 0], 1 / len(p)) if prior is None else prior.to(p)
     shares = p.mean(1)  # (K,)
     imbalance = (shares * (_safe_log(shares) - _safe_log(expected))).sum()
@@ -177,7 +178,7 @@ def _safe_log(p: Tensor) -> Tensor:
 
 def sharpen(probs: Tensor, temperature: float) -> Tensor:
     """Raise probabilities to the power 1/temperature and renormalise over dimension 1."""
-    return (_safe_log(_at_least_float32(probs)) / temperature).softmax(1)
+    return (_safe_log(at_least_float32(probs)) / temperature).softmax(1)
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -191,7 +192,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = N
     Returns:
         Scalar, in nats; 0 where all weights are 0.
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     loss = F.cross_entropy(logits, target.to(logits), reduction="none")  # (M,) or (B, H, W)
     if weight is None:
         return loss.mean()
@@ -222,7 +223,7 @@ def symmetric_kl(logits_a: Tensor, logits_b: Tensor) -> Tensor:
         logits_a: `(M, K)` or `(B, K, H, W)`.
         logits_b: Same shape. Detach it where it plays the teacher.
     """
-    log_a, log_b = (_at_least_float32(x).log_softmax(1) for x in (logits_a, logits_b))
+    log_a, log_b = (at_least_float32(x).log_softmax(1) for x in (logits_a, logits_b))
     return 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(1).mean()
 
 
@@ -244,7 +245,7 @@ def embedding_statistics(
         closer to their own key than to every negative (chance 1/(1+Q)).
     """
     with torch.autocast(z.device.type, enabled=False):
-        z = F.normalize(_at_least_float32(z), dim=1)
+        z = F.normalize(at_least_float32(z), dim=1)
         negative = z @ queue.to(z).T  # (M, Q)
         if mask is not None:
             negative = negative.masked_fill(~mask, -torch.inf)

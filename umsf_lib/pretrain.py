@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .batches import Batch, two_views
 from .checkpoints import Checkpoints, load_checkpoint, load_weights
-from .config import Config, ConfigError
+from .config import Config, ConfigError, PretrainConfig
 from .contrast import Learner, MomentumContrast
 from .despeckle import load_despeckler
 from .distributed import any_process, own_rows, rank, world_size
@@ -30,7 +30,7 @@ from .windows import PixelStore, draw_windows, open_store, training_tiles
 
 LOG_EVERY = 10  # steps
 FIRST_LOOKS = 10  # of the collapse monitor, at a network that has hardly learnt
-BASE_BATCH = 32  # that pretrain.lr is for
+BASE_BATCH = 32  # that the learning rate of SGD is for
 
 
 class WindowSource:
@@ -143,13 +143,7 @@ def _pretrain(
     learner, source = build_learner(run, scenes, generator)
     if isinstance(learner, MomentumContrast):
         _say_if_capped(config, len(source.tiles))
-    optimizer = torch.optim.SGD(
-        trainable(learner.parameters()),
-        lr=settings.lr * settings.batch / BASE_BATCH,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    optimizer = new_optimizer(learner, settings)
     step_of = shared(learner)
     stash: dict[str, Any] = {}
 
@@ -210,6 +204,18 @@ def build_learner(
     if run.device.type == "cuda":
         learner.tune_for_cuda(settings.compile)
     return learner, source
+
+
+def new_optimizer(learner: Learner, settings: PretrainConfig) -> torch.optim.Optimizer:
+    """Over what learns: SGD as MoCo's, or AdamW (Loshchilov & Hutter 2019).
+
+    The learning rate of SGD grows with the batch (Goyal et al. 2017); AdamW's does not.
+    """
+    parameters, decay = trainable(learner.parameters()), settings.weight_decay
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, settings.lr, weight_decay=decay, fused=True)
+    rate, momentum = settings.lr * settings.batch / BASE_BATCH, settings.momentum
+    return torch.optim.SGD(parameters, rate, momentum, weight_decay=decay, fused=True)
 
 
 def shared(learner: Learner) -> nn.Module:

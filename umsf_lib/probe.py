@@ -18,14 +18,18 @@ import pandas as pd
 import torch
 from sklearn.base import ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from .bench import Bench
 from .config import IGNORE
 from .neighbours import Corners
-from .prepare import SceneSet, valid_labels
+from .prepare import SceneSet, labels_at, valid_labels
 from .report import COLUMNS, block_means, identity, majority_label
 from .runs import Run, write_json
 from .tokens import TokenMap, token_validity
@@ -38,6 +42,64 @@ JUDGES: dict[str, Callable[[int], ClassifierMixin]] = {
     "rf_acc": lambda seed: RandomForestClassifier(50, random_state=seed),
     "knn_acc": lambda seed: KNeighborsClassifier(5),
 }
+
+
+@dataclass(frozen=True)
+class LabelledTokens:
+    """Tokens of labelled ground: ``features (n, D)`` float64 and class ids ``label (n,)``."""
+
+    features: np.ndarray
+    label: np.ndarray
+
+
+def labelled_tokens(
+    token_map: TokenMap, scenes: SceneSet, which: Sequence[int], stride: int, count: int, seed: int
+) -> LabelledTokens:
+    """Draw tokens with the label at their centre, evenly from the scenes.
+
+    Args:
+        token_map: scene -> ``(D, h, w)`` at ``stride``.
+        scenes: whose labels are read.
+        which: indices of scenes.
+        stride: px per token.
+        count: of all tokens; fewer where less ground is labelled.
+        seed: of the draws.
+    """
+    rng, features, labels = np.random.default_rng(seed), [], []
+    for scene in which:
+        tokens = token_map(scene)  # (D, h, w)
+        row, col = (stride * i.ravel() + stride // 2 for i in np.indices(tokens.shape[1:]))
+        label = labels_at(scenes, np.full(row.size, scene), row, col)
+        known = np.flatnonzero(label != IGNORE)
+        chosen = np.sort(rng.permutation(known)[: count // len(which)])
+        drawn = tokens.flatten(1)[:, torch.from_numpy(chosen).to(tokens.device)]  # (D, n)
+        features.append(drawn.T.double().cpu().numpy())
+        labels.append(label[chosen])
+    return LabelledTokens(np.concatenate(features), np.concatenate(labels))
+
+
+def linear_probe(
+    known: LabelledTokens, test: LabelledTokens, per_class: int, seed: int
+) -> dict[str, float]:
+    """What a few labels make of frozen features: logistic regression on standardised tokens.
+
+    Args:
+        known: to fit on, of other scenes than ``test``.
+        test: to score on.
+        per_class: tokens of each class that are fitted; all of a class that has fewer.
+        seed: of their choice.
+
+    Returns:
+        ``acc`` and ``macro_f1`` over the classes of ``test``.
+    """
+    order = np.random.default_rng(seed).permutation(len(known.label))
+    of_class = [order[known.label[order] == c][:per_class] for c in np.unique(known.label)]
+    fit = np.concatenate(of_class)
+    judge = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    said = judge.fit(known.features[fit], known.label[fit]).predict(test.features)
+    classes = np.unique(test.label)
+    f1 = f1_score(test.label, said, labels=classes, average="macro", zero_division=0)
+    return {"acc": float((said == test.label).mean()), "macro_f1": float(f1)}
 
 
 @dataclass(frozen=True)

@@ -136,9 +136,12 @@ def use_deterministic(wanted: bool) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide numbers."""
+    """Python and, of the packages that decide numbers, those that are installed."""
     found = {"python": platform.python_version()}
-    return found | {name: importlib.metadata.version(name) for name in PACKAGES}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git_id() -> str:

@@ -21,7 +21,7 @@ from .momentum import key_network, momentum_update
 from .smoothing import guide_of, smooth_tokens
 from .training import Row, train, trainable
 from .umsf_net import UmsfNet
-from .views import View, draw_matches, make_view, resample, sample_tokens
+from .views import View, draw_matches, make_view, resample, sample_tokens, to_device
 from .windows import PixelStore, draw_windows
 
 TEACHER_SYMMETRIES = 2  # of the square, averaged when the network becomes its own teacher
@@ -56,7 +56,7 @@ class Lessons:
         scene, row, col = draw_windows(self.tiles, count, size, jitter, store.places, generator)
         row, col = row // stride * stride, col // stride * stride
         windows = store.windows(scene, row, col, size)
-        log_std = store.std["sar"][scene.to(store.device)] if "sar" in store.roles else None
+        log_std = store.std["sar"][to_device(scene, store.device)] if "sar" in store.roles else None
         first, second = (make_view(windows, log_std, views, generator) for _ in range(2))
         taught = self._teacher_windows(scene, row // stride, col // stride, size // stride)
         return TaughtBatch(
@@ -230,11 +230,12 @@ def _cross_view(
     """The EMA network's answer for one view teaches the other one at the same ground."""
     count = logits[0][0, 0].numel()
     here, there, _, seen = draw_matches(batch.first, batch.second, count, generator)
+    chosen = to_device(seen.flatten().nonzero()[:, 0], logits[0].device)  # (M,)
     with torch.no_grad():
         answers = [average(*_inputs(view)).softmax(dim=1) for view in (batch.first, batch.second)]
     points, losses = (here, there), []
     for mine, other in ((0, 1), (1, 0)):
-        student = sample_tokens(logits[mine], points[mine])[seen]  # (M, K)
-        teacher = sample_tokens(answers[other], points[other])[seen]
+        student = sample_tokens(logits[mine], points[mine]).flatten(0, 1)[chosen]  # (M, K)
+        teacher = sample_tokens(answers[other], points[other]).flatten(0, 1)[chosen]
         losses.append(consistency_loss(student, teacher, config.cluster.temperature))
     return torch.stack(losses).mean()

@@ -202,7 +202,8 @@ class _State:
         """Checkpoint after ``done`` steps, by the first process; never of numbers gone wrong."""
         self._look(done)  # else every resume would start from them
         weights = self.module.state_dict()
-        if not all(bool(w.isfinite().all()) for w in weights.values()):
+        finite = torch.stack([w.isfinite().all() for w in weights.values()])
+        if not bool(finite.all()):  # one wait for the device
             raise self._diverged(f"a weight is not finite after step {done}")
         if self.checkpoints is None or rank() > 0:
             return None

@@ -8,14 +8,15 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nbformat
-import papermill
 from PIL import Image
 
 from .config import PARAMETERS, ConfigError, UmsfError, check_parameters, load_config
 from .runs import Run, project_root, write_atomically
+
+if TYPE_CHECKING:  # imported where notebooks are run: all other commands work without
+    from nbformat import NotebookNode
 
 NOTEBOOKS = (
     "01_data_preparation",
@@ -59,6 +60,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
         ConfigError: from the parameters.
         UmsfError: a cell failed; the message is the cell's own last line.
     """
+    import papermill
+
     source = notebook_path(name)
     defaults = papermill.inspect_notebook(str(source))
     known = {key: PARAMETERS.get(key, str) for key in defaults}
@@ -111,6 +114,8 @@ def write_gallery(folder: Path) -> list[Path]:
     Raises:
         ConfigError: a copy would be larger than a code host shows.
     """
+    import nbformat
+
     written = []
     executed = {name: folder / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS + FURTHER}
     for name, path in executed.items():
@@ -133,13 +138,13 @@ def _write(name: str, content: bytes) -> Path:
     return target
 
 
-def _pictures(notebook: nbformat.NotebookNode) -> list[str]:
+def _pictures(notebook: NotebookNode) -> list[str]:
     """The PNG outputs, base64."""
     outputs = [o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", [])]
     return [data["image/png"] for data in outputs if "image/png" in data]
 
 
-def shrunk(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def shrunk(notebook: NotebookNode) -> NotebookNode:
     """Drop what only papermill and widgets need, shrink large pictures, mend links.
 
     Imagery becomes JPEG; class maps and drawings are smaller, and sharper, as PNG of 256 colours.

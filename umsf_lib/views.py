@@ -7,6 +7,7 @@ be found again in the other: these are the dense positives.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,8 +70,26 @@ def _drawn(
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting for the device: what follows on it waits by itself."""
+    """Copy without waiting for the device: what follows on it waits by itself.
+
+    To a GPU through pinned memory; a copy from any other may wait for what the GPU has to do.
+    """
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()  # torch keeps it until the GPU has read it
     return x.to(device, non_blocking=True)
+
+
+def noise_source(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """Generator of the draws for every pixel: on a GPU they are made there, seeded for this batch.
+
+    Args:
+        generator: on the CPU.
+        device: of the pixels.
+    """
+    if device.type != "cuda":
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
 
 
 def draw_geometry(batch: int, scale_min: float, generator: torch.Generator) -> Tensor:
@@ -88,8 +107,20 @@ def draw_geometry(batch: int, scale_min: float, generator: torch.Generator) -> T
 
 def resample(images: Tensor, theta: Tensor) -> Tensor:
     """Bilinear resampling of windows ``(B, C, h, w)`` by ``theta``; same output size."""
-    grid = F.affine_grid(to_device(theta, images.device), list(images.shape), align_corners=False)
+    (height, width), device = images.shape[2:], images.device
+    # As F.affine_grid, whose matrix product autocast would run in bfloat16 and TF32 would round:
+    # by up to a third of a pixel in windows of 256 px.
+    y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in (height, width))
+    per_x, per_y, shift = to_device(theta, device)[:, None, None].unbind(4)  # (B, 1, 1, 2) each
+    grid = per_x * x[:, None] + per_y * y[:, None, None] + shift  # (B, h, w, 2)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+@functools.cache
+def _kernel(edge: float, device: torch.device) -> Tensor:
+    """``(3, 3)`` outer product of (edge, 1, edge) with itself, sent to the device once."""
+    line = torch.tensor([edge, 1.0, edge])
+    return (line[:, None] * line).to(device)
 
 
 def speckle(
@@ -109,8 +140,7 @@ def speckle(
     batch, channels, height, width = shape
     field = draw((batch * channels, 2 * looks, height + 2, width + 2), source, device)
     edge = 0.5 if correlated else 0.0
-    line = to_device(torch.tensor([edge, 1.0, edge]), device)
-    kernel = (line[:, None] * line[None, :]) / line.square().sum()  # unit energy
+    kernel = _kernel(edge, device) / (1 + 2 * edge**2)  # unit energy
     kernel = kernel.expand(2 * looks, 1, 3, 3)
     field = F.conv2d(field, kernel, groups=2 * looks)  # (B*C, 2L, h, w), unit variance
     return field.square().mean(dim=1).view(shape)
@@ -118,9 +148,8 @@ def speckle(
 
 def blur(images: Tensor) -> Tensor:
     """Binomial 3 x 3 blur with mirrored borders."""
-    line = to_device(torch.tensor([0.25, 0.5, 0.25]), images.device)
     channels = images.shape[1]
-    kernel = (line[:, None] * line[None, :]).expand(channels, 1, 3, 3)
+    kernel = (_kernel(0.5, images.device) / 4).expand(channels, 1, 3, 3)
     return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=channels)
 
 
@@ -167,7 +196,7 @@ def make_view(
     """
     first = windows["optical"] if "optical" in windows else windows["sar"]
     theta = draw_geometry(len(first), config.scale_min, generator)
-    return show_view(windows, theta, log_std, config, generator)
+    return show_view(windows, theta, log_std, config, noise_source(generator, first.device))
 
 
 def show_view(
@@ -181,12 +210,14 @@ def show_view(
     images: dict[str, Tensor] = {
         role: resample(windows[role], theta) for role in ("optical", "sar") if role in windows
     }
-    if "optical" in images:
-        images["optical"] = photometric_optical(images["optical"], config, source)
-    if "sar" in images and log_std is not None:
-        images["sar"] = photometric_sar(images["sar"], log_std, config, source)
-    if config.sensor_drop and len(images) == 2:
-        images = drop_sensor(images, config.sensor_drop, source)
+    # Autocast around it would make speckle and blur in bfloat16, with three digits.
+    with torch.autocast(next(iter(images.values())).device.type, enabled=False):
+        if "optical" in images:
+            images["optical"] = photometric_optical(images["optical"], config, source)
+        if "sar" in images and log_std is not None:
+            images["sar"] = photometric_sar(images["sar"], log_std, config, source)
+        if config.sensor_drop and len(images) == 2:
+            images = drop_sensor(images, config.sensor_drop, source)
     return View(images, theta)
 
 

@@ -21,6 +21,7 @@ from .config import Config, ConfigError, DataError
 from .flat_arrays import SceneRecord
 from .prepare import SceneSet, standardisation, training_statistics
 from .scenes import to_log_intensity
+from .views import to_device
 
 # Standardised at a time: little enough for a processor's caches, enough that threads seldom meet.
 PIECE_PX = 4 * 256 * 256
@@ -97,7 +98,9 @@ class PixelStore:
         work()
         for other in others:
             other.result()
-        return {role: _sent(torch.from_numpy(array), self.device) for role, array in batch.items()}
+        return {
+            role: to_device(torch.from_numpy(array), self.device) for role, array in batch.items()
+        }
 
     def _fill(self, piece: dict[str, np.ndarray], places: list[tuple[int, int, int]]) -> None:
         """Standardise what lies at ``places`` (scene, row, col) into ``(len(places), C, h, w)``."""
@@ -133,7 +136,7 @@ class PixelStore:
 
     def _gather(self, at: Tensor, shape: tuple[int, int]) -> dict[str, Tensor]:
         """Windows on the GPU: a few operations for the whole batch, and the host waits for none."""
-        places = torch.cat([at, self.places[at[0]].T]).to(self.device, non_blocking=True)  # (6, B)
+        places = to_device(torch.cat([at, self.places[at[0]].T]), self.device)  # (6, B)
         scene, row, col, offset, height, width = places[:, :, None, None]  # (B, 1, 1) each
         lines = [torch.arange(n, device=self.device) for n in shape]
         rows = torch.minimum(row + lines[0][:, None], height - 1)  # (B, h, 1)
@@ -226,21 +229,21 @@ class Recycled:
         return lent
 
 
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device beside its work; torch keeps the pinned copy until the GPU has it."""
-    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
-
-
 def _tensor(array: np.ndarray) -> Tensor:
-    # torch computes little with uint16: widen it once.
-    return torch.from_numpy(array.astype(np.int32) if array.dtype == np.uint16 else array)
+    return torch.from_numpy(array.astype(_kept_as(array.dtype), copy=False))
+
+
+def _kept_as(dtype: np.dtype) -> np.dtype:
+    """Of an array on the GPU: torch computes little with uint16, which is widened once."""
+    return np.dtype(np.int32) if dtype == np.uint16 else dtype
 
 
 def _fits(flats: dict[str, np.ndarray], device: torch.device) -> bool:
     """Whether the arrays go on the device; the CPU has them in its memory maps."""
     if device.type != "cuda":
         return False
-    return sum(flat.nbytes for flat in flats.values()) < torch.cuda.mem_get_info(device)[0] / 2
+    needed = sum(flat.size * _kept_as(flat.dtype).itemsize for flat in flats.values())
+    return needed < torch.cuda.mem_get_info(device)[0] / 2
 
 
 def tile_starts(length: int, size: int, overlap: int) -> list[int]:

@@ -1,0 +1,645 @@
+"""The parts of gpu.sh: what a GPU can tell, in the order of worth.
+
+- ``right``: twenty steps of ``quick`` from the same batches on the CPU and on the GPU; kill -9 and
+  resume with ``deterministic=true``; how far two runs in the default mode differ.
+- ``fast``: ``pretraining.py --full``, eager, with cuDNN's benchmark mode and compiled; a profile.
+- ``pays``: ``standard`` pretraining on ``realistic`` scenes with AdamW, longer and longer; what a
+  linear probe and a mixture find in its tokens, beside local statistics and random weights.
+- ``rest``: self-training, scores and a map of 4096 x 4096 px, on the GPU and on the machine's CPU.
+- ``paper``: twenty steps of the ``paper`` profile: memory, seconds, hours for WHU-OPT-SAR.
+
+Each part is a process of its own with a bound on its time; one that fails or runs over does not
+stop the next. What is measured goes into ``gpu.json`` at once. All data is synthetic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from umsf_lib.config import UmsfError, load_config
+from umsf_lib.runs import git_id, versions, write_json
+
+HERE = Path(__file__).resolve()
+BOUNDS_S = {"right": 75, "fast": 165, "pays": 200, "rest": 60, "paper": 35}  # on an H100
+SMALL_S = 90  # of each part with --small
+TOTAL_S = 540
+SCENES_S = 90  # for the scenes of pays, made beside the parts before it
+NEEDS_GB = {"right": 4, "fast": 24, "pays": 24, "rest": 8, "paper": 40}  # of the GPU's memory
+DISK_GB = 10
+WITHOUT_RASTERIO = ("fast",)
+STEPS = 20  # of right and of paper
+WEIGHTS_BYTES = 16e6
+SCENES = "synthetic.difficulty=realistic"  # of pays
+FEW = "synthetic.train=2 synthetic.val=1 synthetic.test=1"  # of right
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What every part is given.
+
+    Attributes:
+        out: folder of the results.
+        small: small sizes.
+        device: to be measured.
+        deadline: ``time.monotonic`` at which this part is stopped.
+    """
+
+    out: Path
+    small: bool
+    device: torch.device
+    deadline: float
+
+    def keep(self, part: str, **values: Any) -> None:
+        """Add to what is known of a part, on disk before this returns."""
+        path = self.out / "gpu.json"
+        known = json.loads(path.read_text())
+        known["parts"][part] |= values
+        write_json(path, known)
+        print(f"{part}: {json.dumps(values)}", flush=True)
+
+    @property
+    def profile(self) -> str:
+        """Of the small stages."""
+        return "tiny" if self.small else "quick"
+
+
+def right(kit: Kit) -> None:
+    """Same losses as on a CPU; same bits after kill -9; how far two default runs differ."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    kit.keep("right", **same_losses(kit))
+    kit.keep("right", **interrupted(kit))
+
+
+def same_losses(kit: Kit) -> dict[str, Any]:
+    """Twenty steps from the same batches on the CPU and on the GPU, in float32 and in float64.
+
+    Training enlarges rounding, so that float32 leaves float64 on one device, too (``rounding``);
+    in float64 the two devices must agree to many digits.
+
+    Returns:
+        ``losses`` of each way, and by step the relative differences of some pairs.
+    """
+    from umsf_lib.despeckle import train_despeckler
+    from umsf_lib.prepare import load_data
+    from umsf_lib.pretrain import build_learner, new_optimizer
+    from umsf_lib.runs import Run, seed_everything
+    from umsf_lib.training import cosine_with_warmup
+
+    config = load_config(kit.profile, overrides=f"device=cpu {FEW}")
+    run = Run.open(config, "losses")
+    data = load_data(run)
+    train_despeckler(run, data)
+    generator = seed_everything(config.seed)
+    learner, source = build_learner(run, data, generator)
+    settings, radius = config.pretrain, config.views.window_px / 2
+    places = dict.fromkeys((torch.device("cpu"), kit.device))
+    ways = [(device, dtype) for device in places for dtype in (torch.float32, torch.float64)]
+    nets = [copy.deepcopy(learner).to(device, dtype) for device, dtype in ways]
+    optimizers = [new_optimizer(net, settings) for net in nets]
+    peak = optimizers[0].param_groups[0]["lr"]
+    losses = np.zeros((len(ways), STEPS))
+    for step in range(STEPS):
+        batch = source.draw(settings.batch, generator)
+        for number, (net, optimizer) in enumerate(zip(nets, optimizers, strict=True)):
+            same = moved(batch, *ways[number])
+            optimizer.param_groups[0]["lr"] = peak * cosine_with_warmup(step, 150, 25)  # of quick
+            optimizer.zero_grad(set_to_none=True)
+            loss, extra = net(same, radius)
+            loss.backward()
+            optimizer.step()
+            net.enqueue(same, extra["enqueue"])
+            net.update_keys()
+            losses[number, step] = loss.item()
+    named = dict(zip([f"{d.type}_{str(t)[6:]}" for d, t in ways], losses, strict=True))
+    pairs = {"rounding": ("cpu_float32", "cpu_float64")}
+    if kit.device.type == "cuda":
+        pairs |= {f"devices_{t}": (f"cpu_{t}", f"cuda_{t}") for t in ("float32", "float64")}
+    differ = {name: np.abs(named[a] / named[b] - 1).tolist() for name, (a, b) in pairs.items()}
+    return {"losses": {name: values.tolist() for name, values in named.items()}, **differ}
+
+
+def moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """A batch with its images, and the places of its tokens, elsewhere or in another dtype."""
+    views = [
+        replace(view, images={role: x.to(device, dtype) for role, x in view.images.items()})
+        for view in (batch.first, batch.second)
+    ]
+    places = {"here": batch.here.to(dtype), "there": batch.there.to(dtype)}
+    return replace(batch, first=views[0], second=views[1], **places)
+
+
+def interrupted(kit: Kit) -> dict[str, Any]:
+    """Deterministic runs, one of them killed and resumed; on a GPU two default runs as well."""
+    epochs, steps = (2, 4) if kit.small else (2, 30)
+    often = f"pretrain.checkpoint_every={4 if kit.small else 10}"
+    numbers = f"pretrain.epochs={epochs} pretrain.steps_per_epoch={steps} {often}"
+
+    def start(name: str, deterministic: bool) -> subprocess.Popen[bytes]:
+        overrides = f"{FEW} {numbers} device={kit.device.type} deterministic={deterministic}"
+        return umsf("pretrain", kit.profile, name, overrides)
+
+    names = {"whole": True, "killed": True}
+    if kit.device.type == "cuda":  # a CPU gives the same bits every time
+        names |= {"one": False, "two": False}
+    running = {name: start(name, deterministic) for name, deterministic in names.items()}
+    victim, folder = running.pop("killed"), run_folder("killed") / "checkpoints"
+    while victim.poll() is None and not list(folder.glob("step-*.pt")):
+        time.sleep(0.005)
+    victim.kill()
+    found: dict[str, Any] = {"killed_with_step": newest(folder), "killed_by": -victim.wait()}
+    running["killed"] = start("killed", True)
+    if failed := [name for name, process in running.items() if process.wait()]:
+        raise RuntimeError(f"umsf pretrain failed for {failed}; see right.log")
+    whole, killed = (
+        torch.load(folder / newest(folder), map_location="cpu", weights_only=True)
+        for folder in (run_folder(name) / "checkpoints" for name in ("whole", "killed"))
+    )
+    found["resumed_equals_unbroken"] = same_bits(whole, killed)
+    if "one" in names:
+        one, two = (np.genfromtxt(run_folder(n) / "pretrain.csv", delimiter=",", names=True)
+                    for n in ("one", "two"))  # fmt: skip
+        found["default_mode_difference"] = [
+            {"step": int(step), "loss": float(abs(a / b - 1))}
+            for step, a, b in zip(one["step"], one["loss"], two["loss"], strict=True)
+        ]
+    return found
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two checkpoints hold the same: weights, queues, optimiser, log, random states."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_bits(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same_bits, a, b))
+    return bool(a == b)
+
+
+def umsf(command: str, profile: str, run: str, overrides: str) -> subprocess.Popen[bytes]:
+    """Start the command line; what it prints goes into the part's log."""
+    options = ["--profile", profile, "--run", run, "--overrides", overrides]
+    return subprocess.Popen([sys.executable, "-m", "umsf_lib", command, *options])
+
+
+def run_folder(name: str) -> Path:
+    """Of a run of this kit."""
+    return Path(os.environ["UMSF_ROOT"]) / "runs" / name
+
+
+def newest(folder: Path) -> str:
+    """Name of the newest checkpoint."""
+    return max((path.name for path in folder.glob("step-*.pt")), default="none")
+
+
+def fast(kit: Kit) -> None:
+    """Pairs a second of the full step, its efficiency, ratio to the peer, and where time goes."""
+    import pretraining as step
+
+    cuda = kit.device.type == "cuda"
+    form = step.SMALL if kit.small else step.FULL
+    side, scenes = (256, 2) if kit.small else (4096, 16)
+    pixels = step.Pixels.random(kit.device, scenes, side)
+    torch.set_float32_matmul_precision("high")
+    options: dict[str, Any] = {"rounds": 2, "steps": 1 if kit.small else 4}
+    workers = min(16, os.cpu_count() or 1) if cuda else 0
+    small, large = (2, 4) if kit.small else form.batches
+
+    def measure(name: str, batch: int, compiled: bool = False, peer: bool = False) -> None:
+        made = copy.copy(form)
+        made.pretrain = replace(form.pretrain, compile=compiled)
+        try:
+            row = step.measure(made, pixels, batch, peer=peer, workers=workers, **options)
+        except (RuntimeError, UmsfError) as error:  # of one row; the others may do
+            row = {"error": one_line(error)}
+        if cuda:
+            torch.cuda.empty_cache()
+        kit.keep("fast", **{name: row})
+
+    measure(f"eager_{large}", large, peer=True)
+    kit.keep("fast", profile=step.profile(step.Ours(form, pixels, large).step, kit.device))
+    measure(f"eager_{small}", small, peer=True)
+    if cuda:
+        kit.keep("fast", profile_32=step.profile(step.Ours(form, pixels, small).step, kit.device))
+        torch.backends.cudnn.benchmark = True
+        measure(f"cudnn_benchmark_{large}", large)
+        torch.backends.cudnn.benchmark = False
+        begin = time.monotonic()
+        measure(f"compiled_{large}", large, compiled=True)
+        kit.keep("fast", compiled_row_took_s=round(time.monotonic() - begin, 1))
+        measure(f"compiled_{small}", small, compiled=True)
+
+
+def pays(kit: Kit) -> None:
+    """Pretraining of several lengths, each with a schedule of its own, and what its tokens tell."""
+    from umsf_lib.bench import Bench
+    from umsf_lib.classify import feature_tokens
+    from umsf_lib.despeckle import train_despeckler
+    from umsf_lib.prepare import load_data
+    from umsf_lib.pretrain import load_pretrained, new_network, pretrain
+    from umsf_lib.runs import Run
+    from umsf_lib.tokens import StatisticTokens
+    from umsf_lib.training import print_progress
+
+    adamw = "pretrain.optimizer=adamw pretrain.lr=0.002 pretrain.checkpoint_every=100000"
+    profile = "tiny" if kit.small else "standard"
+    run = Run.open(load_config(profile, overrides=f"{SCENES} {adamw}"), "pays")
+    data = load_data(run)
+    begin = time.monotonic()
+    train_despeckler(run, data)
+    kit.keep("pays", despeckler_s=round(time.monotonic() - begin, 1), curve=[])
+    bench = Bench.of_run(run, data)
+    curve: list[dict[str, Any]] = []
+
+    def judge(name: str, token_map: Callable[[int], torch.Tensor], **about: Any) -> None:
+        begin = time.monotonic()
+        found = judged_tokens(token_map, bench, kit.small)
+        seconds = {"judged_s": round(time.monotonic() - begin, 1)}
+        curve.append({"tokens": name, **about, **found, **seconds})
+        kit.keep("pays", curve=curve)
+
+    train, sigmas = data.indices("train"), run.config.cluster.sigmas_px
+    judge("statistics", StatisticTokens(bench.store, train, sigmas, bench.stride))
+    network = new_network(run, data).to(kit.device).eval()
+    judge("network", feature_tokens(network, bench, "fused"), steps=0)
+
+    def learn(steps: int, optimizer: str, rate: float) -> float:
+        """Train and judge; returns seconds per step."""
+        of = {"optimizer": optimizer, "lr": rate, "epochs": 10, "steps_per_epoch": steps // 10}
+        variant = run.variant(f"{optimizer}-{steps}", ("data", "despeckle"), pretrain=of)
+        begin = time.monotonic()
+        pretrain(variant, data, progress=print_progress(f"{optimizer} {steps}"))
+        took = time.monotonic() - begin
+        network = load_pretrained(variant, data).to(kit.device).eval()
+        about = {"steps": steps, "optimizer": optimizer, "lr": rate, "trained_s": round(took, 1)}
+        judge("network", feature_tokens(network, bench, "fused"), **about)
+        keep_weights(kit, network, variant.folder.name)
+        return took / steps
+
+    lengths, each = (10, 20) if kit.small else (150, 600, 2000, 6000), 0.0
+    for steps in lengths:
+        room = kit.deadline - time.monotonic() - 15  # to judge what comes last
+        if steps * each > room:
+            fitting = int(room / each) // 10 * 10
+            if curve and fitting > 1.5 * curve[-1]["steps"]:
+                learn(fitting, "adamw", 0.002)
+            break
+        each = learn(steps, "adamw", 0.002)
+    if lengths[1] * each < kit.deadline - time.monotonic() - 15:
+        learn(lengths[1], "sgd", 0.03)
+
+
+def judged_tokens(token_map: Any, bench: Any, small: bool) -> dict[str, Any]:
+    """Linear probe with few labels of validation scenes; many-to-one of a mixture without any."""
+    from umsf_lib.cluster import fit_mixture, posterior_map
+    from umsf_lib.metrics import accuracy, confusion, contingency, many_to_one
+    from umsf_lib.probe import labelled_tokens, linear_probe
+
+    scenes, stride, seed = bench.scenes, bench.stride, bench.config.seed
+    count = 500 if small else 20_000
+    known, test = (
+        labelled_tokens(token_map, scenes, scenes.indices(part), stride, count, seed)
+        for part in ("val", "test")
+    )
+    found: dict[str, Any] = {
+        f"probe_{n}": linear_probe(known, test, n, seed) for n in (10, 50, 500)
+    }
+    reduced, components = bench.reduced(token_map), 14
+    mixture = fit_mixture(bench.sample(reduced, stride), components, 1, seed)
+    shares = [labelled_tokens(lambda scene: posterior_map(mixture, reduced, scene), scenes,
+                              scenes.indices("test"), stride, count, seed)]  # fmt: skip
+    classes = len(scenes.layout.classes)
+    clusters = shares[0].features.argmax(1)
+    table = contingency(clusters, shares[0].label, components, classes)
+    found["many_to_one_14"] = accuracy(confusion(table, many_to_one(table)))
+    return found
+
+
+def keep_weights(kit: Kit, network: torch.nn.Module, name: str) -> None:
+    """The network in float16, in place of the one before, where it is small enough to travel."""
+    weights = {k: w.half() if w.is_floating_point() else w for k, w in network.state_dict().items()}
+    size = sum(w.numel() * w.element_size() for w in weights.values())
+    if size > WEIGHTS_BYTES:
+        kit.keep("pays", weights=f"not kept: {size / 1e6:.0f} MB in float16, of 16 MB at most")
+        return
+    torch.save({k: w.cpu() for k, w in weights.items()}, kit.out / "weights.pt")
+    kit.keep("pays", weights=f"of {name}, float16, {size / 1e6:.1f} MB")
+
+
+def rest(kit: Kit) -> None:
+    """Seconds and peak memory of stages: those of this machine's GPU beside those of its CPU."""
+    from umsf_lib.layouts import load_layout
+    from umsf_lib.prepare import load_data, synthesize
+    from umsf_lib.rasters import opened, write_raster
+    from umsf_lib.runs import Run
+    from umsf_lib.simulate_sensors import sheet_transform
+
+    few = "synthetic.train=2 synthetic.val=1 synthetic.test=2"
+    root = synthesize(Run.open(load_config(kit.profile, overrides=few), "rest-scenes"))
+    layout, name, side = load_layout("whu-opt-sar"), "NH49E024024.tif", 256 if kit.small else 4096
+    for folder in ("optical", "sar", "lbl"):  # in no part of the split: it is mapped only
+        source = sorted((root / folder).glob("*.tif"))[0]
+        with opened(source) as file:
+            pixels, crs = file.read(), file.crs
+        times = -(-side // pixels.shape[1])
+        large = np.tile(pixels, (1, times, times))[:, :side, :side]
+        write_raster(
+            root / folder / name, large, nodata=0, crs=crs, transform=sheet_transform(name)
+        )
+    for device in dict.fromkeys((kit.device.type, "cpu")):
+        settings = "pretrain.epochs=2 pretrain.steps_per_epoch=4"
+        config = load_config(
+            kit.profile, data=str(root), layout=layout.name, overrides=f"device={device} {settings}"
+        )
+        run = Run.open(config, f"rest-{device}")
+        kit.keep("rest", **{device: stage_costs(run, load_data(run), name)})
+
+
+def stage_costs(run: Any, scenes: Any, mapped: str) -> dict[str, Any]:
+    """Run all stages, the scene ``mapped`` is written as a map; what each has cost."""
+    from umsf_lib.bench import Bench
+    from umsf_lib.classify import cluster
+    from umsf_lib.despeckle import train_despeckler
+    from umsf_lib.mapping import write_maps
+    from umsf_lib.pipeline import ours
+    from umsf_lib.pretrain import pretrain
+    from umsf_lib.report import evaluate, fitted_matching
+
+    train_despeckler(run, scenes)
+    pretrain(run, scenes)
+    bench = Bench.of_run(run, scenes)
+    cluster(run, bench)
+    evaluate(run, bench, {"umsf": lambda: ours(run, bench)})
+    which = [scenes.index(Path(mapped).stem)]
+    write_maps(run, bench, ours(run, bench), fitted_matching(run, "umsf"), which)
+    costs = ("wall_s", "peak_gb", "peak_gpu_gb")
+    return {
+        stage: {cost: entry[cost] for cost in costs if cost in entry}
+        for stage, entry in run.manifest["stages"].items()
+        if stage in ("cluster", "evaluate", "maps")
+    }
+
+
+def paper(kit: Kit) -> None:
+    """The profile's own sizes on random scenes of WHU-OPT-SAR's; from random weights."""
+    from umsf_lib.despeckle import train_despeckler
+    from umsf_lib.pretrain import LOG_EVERY, pretrain
+    from umsf_lib.runs import Run
+
+    overrides = f"model.weights=none despeckle.steps=10 pretrain.steps_per_epoch={STEPS}"
+    overrides += " pretrain.epochs=1"
+    if kit.small:
+        overrides += " views.window_px=64 views.overlap_px=16 pretrain.batch=2 despeckle.batch=2"
+        overrides += " model.backbone=resnet18 model.channels=64 model.projection_hidden=64"
+    run = Run.open(load_config("paper", overrides=overrides), "paper")
+    scenes = random_scenes(run, *((2, 256, 256) if kit.small else (14, 5556, 3704)))
+    train_despeckler(run, scenes)
+    times: dict[int, float] = {}
+    pretrain(run, scenes, progress=lambda step, *_: times.setdefault(step, time.monotonic()))
+    last, logged = max(times), max(times) - LOG_EVERY  # a row of the log waits for the GPU
+    each = (times[last] - times[logged]) / LOG_EVERY
+    checkpoint = next((run.folder / "checkpoints").glob("step-*.pt")).stat().st_size
+    settings, windows = load_config("paper").pretrain, 44_080  # of 80 scenes
+    hours = settings.epochs * (windows // settings.batch) * each / 3600
+    peak = torch.cuda.max_memory_allocated() / 1e9 if kit.device.type == "cuda" else None
+    kit.keep(
+        "paper",
+        s_per_step=round(each, 4),
+        peak_gpu_gb=peak and round(peak, 2),
+        checkpoint_gb=round(checkpoint / 1e9, 3),
+        projected_hours=None if kit.small else round(hours, 1),
+        windows=windows,
+        epochs=settings.epochs,
+        batch=run.config.pretrain.batch,
+    )
+
+
+def random_scenes(run: Any, count: int, height: int, width: int) -> Any:
+    """Prepared scenes of random bytes, with the stage ``data`` that a run wants of them."""
+    from umsf_lib.flat_arrays import SceneRecord
+    from umsf_lib.layouts import load_layout
+    from umsf_lib.prepare import NORMALISATION, SceneSet, normalisation
+
+    folder = Path(os.environ["UMSF_ROOT"]) / "random"
+    folder.mkdir()
+    layout, rng, size = load_layout("whu-opt-sar"), np.random.default_rng(0), height * width
+    noise = np.frombuffer(rng.bytes(5 * size), np.uint8).reshape(5, size) | 1  # 0 is nodata
+    for role, pixels in {"optical": noise[:4], "sar": noise[4:], "valid": noise[0] > 0}.items():
+        np.save(folder / f"{role}.npy", np.concatenate(count * [pixels], axis=-1))
+    ln = 2 * np.log(noise[4:].astype(np.float32))
+    mean = {"optical": noise[:4].mean(axis=1).tolist(), "sar": ln.mean(axis=1).tolist()}
+    std = {"optical": noise[:4].std(axis=1).tolist(), "sar": ln.std(axis=1).tolist()}
+    names = [f"random-{number:02d}" for number in range(count)]
+    records = tuple(
+        SceneRecord(name, height, width, number * size, size, mean, std)
+        for number, name in enumerate(names)
+    )
+    scenes = SceneSet(folder, layout, records, {"train": names, "val": [], "test": []}, {})
+
+    def make() -> Sequence[str]:
+        write_json(run.path(NORMALISATION), normalisation(scenes))
+        return [NORMALISATION]
+
+    run.stage("data", make, {"random": names})
+    return scenes
+
+
+PARTS: dict[str, Callable[[Kit], None]] = {
+    part.__name__: part for part in (right, fast, pays, rest, paper)
+}
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, in one sentence."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full ({error.filename or tempfile.gettempdir()}); free {DISK_GB} GB."
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "the GPU's memory is full; stop what else uses it (nvidia-smi lists it)."
+    if isinstance(error, UmsfError):
+        return str(error)
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def describe(device: torch.device, small: bool) -> dict[str, Any]:
+    """Where and of what the numbers are."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "memory_gb": round(torch.cuda.mem_get_info()[1] / 1e9, 1) if cuda else None,
+        "driver": driver() if cuda else None,
+        "cuda": torch.version.cuda if cuda else None,
+        "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
+        "small": small,
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "git": git_id(),
+        "source": source_digest(),
+        "parts": {},
+    }
+
+
+def driver() -> str:
+    """Version of the GPU's driver; '' where nvidia-smi does not say."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+def source_digest() -> str:
+    """Short sha256 of the library and the benchmarks, for a copy without git."""
+    home, found = HERE.parents[1], hashlib.sha256()
+    for folder in ("umsf_lib", "benchmarks"):
+        for path in sorted((home / folder).rglob("*")):
+            if path.suffix in (".py", ".sh", ".yaml"):
+                found.update(str(path.relative_to(home)).encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def obstacle(part: str, device: torch.device, work: Path) -> str:
+    """Why a part cannot run on this machine, in one sentence; '' if it can."""
+    if part not in WITHOUT_RASTERIO and importlib.util.find_spec("rasterio") is None:
+        return "rasterio is missing; name a folder of wheels with --wheels (see benchmarks/gpu.sh)."
+    if (free := shutil.disk_usage(work).free / 1e9) < DISK_GB:
+        return (
+            f"{work} has {free:.1f} GB of free disk, {DISK_GB} are needed; set TMPDIR to another."
+        )
+    if device.type == "cuda":
+        memory = torch.cuda.mem_get_info(device)[0] / 1e9
+        if memory < NEEDS_GB[part]:
+            return f"{memory:.0f} GB of the GPU's memory are free, {NEEDS_GB[part]} are needed."
+    return ""
+
+
+def run_part(part: str, options: argparse.Namespace, bound: float) -> str:
+    """Run a part in a process of its own; returns what became of it, in a few words."""
+    command = [sys.executable, str(HERE), "--part", part, "--out", str(options.out)]
+    command += ["--bound", f"{bound:.0f}"] + ["--small"] * options.small
+    begin = time.monotonic()
+    with (options.out / f"{part}.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = process.wait(bound)
+        except subprocess.TimeoutExpired:
+            status = None
+        stop_group(process)
+    took = f"{time.monotonic() - begin:.0f} s"
+    if status is None:
+        return f"stopped after its {took}; what it had measured is kept"
+    return f"done in {took}" if status == 0 else f"failed after {took}"
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process with all that it has started."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def run_all(options: argparse.Namespace, device: torch.device) -> int:
+    """All parts, one after the other; 0 if each was done."""
+    begin, chosen = time.monotonic(), options.parts
+    work = Path(tempfile.mkdtemp(prefix="gpu-kit-"))
+    os.environ["UMSF_ROOT"] = str(work)
+    options.out.mkdir(parents=True, exist_ok=True)
+    kit = Kit(options.out, options.small, device, 0.0)
+    write_json(options.out / "gpu.json", describe(device, options.small))
+    ends, scenes = [], None
+    try:
+        if "pays" in chosen and not obstacle("pays", device, work):
+            profile = "tiny" if options.small else "standard"
+            with (options.out / "scenes.log").open("w") as log:
+                command = [sys.executable, "-m", "umsf_lib", "synthesize", "--run", "scenes"]
+                command += ["--profile", profile, "--overrides", f"{SCENES} device=cpu"]
+                scenes = subprocess.Popen(
+                    command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                )
+        for part in chosen:
+            write_json(path := options.out / "gpu.json", with_part(path, part))
+            if reason := obstacle(part, device, work):
+                ends.append(f"not run: {reason}")
+            else:
+                if part == "pays" and scenes:
+                    since = time.monotonic()
+                    scenes.wait(SCENES_S)
+                    waited = time.monotonic() - since
+                    kit.keep("pays", scenes_waited_for_s=round(waited, 1))
+                left = TOTAL_S - (time.monotonic() - begin)
+                bound = min(SMALL_S if options.small else BOUNDS_S[part], left)
+                print(f"{part}: at most {bound:.0f} s", flush=True)
+                ends.append(
+                    run_part(part, options, bound) if bound > 10 else "not run: no time left"
+                )
+            print(f"{part}: {ends[-1]}", flush=True)
+            kit.keep(part, end=ends[-1])
+    finally:
+        if scenes:
+            stop_group(scenes)
+        shutil.rmtree(work, ignore_errors=True)
+    print(f"{options.out / 'gpu.json'}: {time.monotonic() - begin:.0f} s in all")
+    return 0 if all(end.startswith("done") for end in ends) else 1
+
+
+def with_part(path: Path, part: str) -> dict[str, Any]:
+    """The results with an empty place for a part."""
+    known: dict[str, Any] = json.loads(path.read_text())
+    known["parts"][part] = {}
+    return known
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="gpu.sh", description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="small sizes on a CPU")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--out", type=Path, default=Path("gpu-results"))
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # inside the process of one part
+    parser.add_argument("--bound", type=float, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.out, options.parts = options.out.resolve(), options.parts.split(",")
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        sys.exit(f"gpu.sh: part '{unknown[0]}' is unknown; choose of {', '.join(PARTS)}.")
+    if not options.small and not torch.cuda.is_available():
+        sys.exit(
+            f"gpu.sh: torch {torch.__version__} sees no CUDA GPU; --small tries the kit on a CPU."
+        )
+    device = torch.device("cpu" if options.small else "cuda")
+    if not options.part:
+        return run_all(options, device)
+    kit = Kit(options.out, options.small, device, time.monotonic() + options.bound)
+    try:
+        PARTS[options.part](kit)
+    except Exception as error:
+        kit.keep(options.part, error=one_line(error))
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
