@@ -41,8 +41,9 @@ def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """
     # A few kernels for all parameters; torch.optim.swa_utils averages by the same call.
     torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
-    if buffers := list(key.buffers()):
-        torch._foreach_copy_(buffers, list(query.buffers()))
+    for dtype in {buffer.dtype for buffer in key.buffers()}:  # mixed, they come one by one
+        old, new = ([b for b in net.buffers() if b.dtype == dtype] for net in (key, query))
+        torch._foreach_copy_(old, new)
 
 
 def own_ground(a: Places, b: Places, radius_px: float) -> Tensor:

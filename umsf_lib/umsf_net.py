@@ -100,7 +100,7 @@ class UmsfNet(nn.Module):
         parts = {"BasicBlock", "Bottleneck", "ResidualBlock", "Despeckle"}
         for module in self.modules():
             if type(module).__name__ in parts or module is self.fusion:
-                module.compile()
+                module.compile(dynamic=False)  # blocks of other sizes are other code
 
     def features(self, x_opt: Tensor | None, x_sar: Tensor | None) -> dict[str, Tensor]:
         """Token maps ``optical``, ``sar`` (where there) and ``fused``, each ``(B, C, H, W)``."""
