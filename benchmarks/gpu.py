@@ -2,7 +2,7 @@
 
 - ``right``: twenty steps of ``quick`` from the same batches on the CPU and on the GPU; kill -9 and
   resume with ``deterministic=true``; how far two runs in the default mode differ.
-- ``fast``: ``pretraining.py --full``, eager, with cuDNN's benchmark mode and compiled; a profile.
+- ``fast``: ``pretraining.py --full``, eager and compiled; a profile of the step.
 - ``pays``: ``standard`` pretraining on ``realistic`` scenes with AdamW, longer and longer; what a
   linear probe and a mixture find in its tokens, beside local statistics and random weights.
 - ``rest``: self-training, scores and a map of 4096 x 4096 px, on the GPU and on the machine's CPU.
@@ -244,9 +244,6 @@ def fast(kit: Kit) -> None:
     measure(f"eager_{small}", small, peer=True)
     if cuda:
         kit.keep("fast", profile_32=step.profile(step.Ours(form, pixels, small).step, kit.device))
-        torch.backends.cudnn.benchmark = True
-        measure(f"cudnn_benchmark_{large}", large)
-        torch.backends.cudnn.benchmark = False
         begin = time.monotonic()
         measure(f"compiled_{large}", large, compiled=True)
         kit.keep("fast", compiled_row_took_s=round(time.monotonic() - begin, 1))
@@ -264,9 +261,11 @@ def pays(kit: Kit) -> None:
     from umsf_lib.tokens import StatisticTokens
     from umsf_lib.training import print_progress
 
-    adamw = "pretrain.optimizer=adamw pretrain.lr=0.002 pretrain.checkpoint_every=100000"
     profile = "tiny" if kit.small else "standard"
-    run = Run.open(load_config(profile, overrides=f"{SCENES} {adamw}"), "pays")
+    settings = (
+        f"{SCENES} despeckle.steps={5 if kit.small else 500} pretrain.checkpoint_every=100000"
+    )
+    run = Run.open(load_config(profile, overrides=settings), "pays")
     data = load_data(run)
     begin = time.monotonic()
     train_despeckler(run, data)
@@ -289,6 +288,7 @@ def pays(kit: Kit) -> None:
     def learn(steps: int, optimizer: str, rate: float) -> float:
         """Train and judge; returns seconds per step."""
         of = {"optimizer": optimizer, "lr": rate, "epochs": 10, "steps_per_epoch": steps // 10}
+        of["warmup_epochs"] = 1
         variant = run.variant(f"{optimizer}-{steps}", ("data", "despeckle"), pretrain=of)
         begin = time.monotonic()
         pretrain(variant, data, progress=print_progress(f"{optimizer} {steps}"))

@@ -331,9 +331,11 @@ class Peer:
         pinned = self.device.type == "cuda"
         options: dict[str, Any] = {"pin_memory": pinned, "drop_last": True}
         self.loader = DataLoader(windows, batch, shuffle=True, num_workers=workers, **options)
-        self.batches: Iterator[Any] = iter(self.loader)
+        self.batches: Iterator[Any] | None = None
 
     def step(self) -> None:
+        if self.batches is None:
+            self.batches = iter(self.loader)  # its workers begin now
         images = next(self.batches)
         self.optimizer.zero_grad()
         for role in BANDS:  # each by itself: the activations of both would not fit a GPU of 80 GB
@@ -476,10 +478,13 @@ def measure(
     device = pixels.device
     ours, bare = Ours(form, pixels, batch), Bare(form, pixels, batch)
     ways = {"ours": ours.step, "feed": ours.feed, "bare": bare.step}
-    if peer:
-        others = peers(form, pixels, batch, workers)
-        ways |= {name: other.step for name, other in others.items()}
-    took = in_turns(ways, steps or form.steps, rounds, device)
+    others = peers(form, pixels, batch, workers) if peer else {}
+    those = {name: other.step for name, other in others.items()}
+    if workers:  # which would take the host from the others while they fill their queues
+        took = in_turns(ways, steps or form.steps, rounds, device)
+        took |= in_turns(those, steps or form.steps, rounds, device)
+    else:
+        took = in_turns(ways | those, steps or form.steps, rounds, device)
     if not {"ours", "feed", "bare"} <= took.keys():
         raise ConfigError(
             f"a batch of {batch} does not fit into the GPU's memory; take half of it."

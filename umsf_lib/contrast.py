@@ -7,7 +7,7 @@ knows of files, and nothing waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from .distributed import gather_rows, world_size
 from .losses import at_least_float32, info_nce
 from .momentum import Queue, key_network, momentum_update
 from .umsf_net import UmsfNet
-from .views import View, sample_tokens, to_device
+from .views import View, read_tokens, to_device, tokens_around
 
 # contrast -> (query projector, key projector), by the projector's name in ``UmsfNet.project``
 INTRA = {"intra_optical": ("optical", "optical"), "intra_sar": ("sar", "sar")}
@@ -125,15 +125,15 @@ class MomentumContrast(Learner):
         masks = self._masks(own, radius_px)
         # Views of one process may share more ground than those of another; windows are as many.
         tokens = int(own.seen.sum()) * world_size() / max(1, int(batch.seen.sum()))
-        shares = ((1 - self.config.pooled) * tokens, self.config.pooled)
-        parts = {}
-        for name, (mine, other) in self.contrasts.items():
-            queue = self.queues[other].entries
-            dense_loss, pooled_loss = (
-                self.info_nce(q, k, queue, self.config.tau, mask)
-                for q, k, mask in zip(query[mine], key[other], masks, strict=True)
-            )
-            parts[name] = shares[0] * dense_loss + shares[1] * pooled_loss
+        shares, tau = ((1 - self.config.pooled) * tokens, self.config.pooled), self.config.tau
+        mine, others = zip(*self.contrasts.values(), strict=True)
+        queue = torch.stack([self.queues[name].entries for name in others])  # (N, Q, D)
+        dense, pooled = (
+            self.info_nce(stacked(query, mine, i), stacked(key, others, i), queue, tau, mask)
+            for i, mask in enumerate(masks)
+        )  # (N,) each: all contrasts at once, in a fifth of the kernels
+        losses = shares[0] * dense + shares[1] * pooled
+        parts = dict(zip(self.contrasts, losses.unbind(), strict=True))
         extra = {"parts": parts, "query": query, "key": key, "mask": masks[0]}
         extra |= {"negatives": self.queues["fused"].entries, "enqueue": gathered(key, batch)}
         return weighted(parts, self.config), extra
@@ -193,18 +193,22 @@ def embeddings(
         predictors: a further head behind each projector, by its name.
     """
     features = network.features(view.images.get("optical"), view.images.get("sar"))
-    device = features["fused"].device
-    points = to_device(points, device)
-    chosen = to_device(seen.flatten().nonzero()[:, 0], device)
-    rows = {}
+    fused = features["fused"]
+    index, weight = tokens_around(points, fused.shape[2], fused.shape[3])  # (4, B, n) each
+    index, weight = (to_device(x[:, seen], fused.device) for x in (index, weight))  # (4, M)
+    count, rows = index.shape[1], {}
     for name, maps in features.items():  # (B, C, H, W)
-        tokens = sample_tokens(maps, points).flatten(0, 1)[chosen]  # (M, C)
-        rows[name] = torch.cat([tokens, maps.mean(dim=(2, 3))])
+        rows[name] = torch.cat([read_tokens(maps, index, weight), maps.mean(dim=(2, 3))])
     projected = network.project(rows)
     if predictors:
         projected = {name: predictors[name](z) for name, z in projected.items()}
     projected = {name: at_least_float32(z) for name, z in projected.items()}
-    return {name: (z[: len(chosen)], z[len(chosen) :]) for name, z in projected.items()}
+    return {name: (z[:count], z[count:]) for name, z in projected.items()}
+
+
+def stacked(keys: Keys, names: Sequence[str], which: int) -> Tensor:
+    """``(N, M, D)``: tokens (0) or windows (1) of some projectors."""
+    return torch.stack([keys[name][which] for name in names])
 
 
 def unit(rows: Keys) -> Keys:

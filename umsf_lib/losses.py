@@ -24,32 +24,35 @@ def at_least_float32(x: Tensor) -> Tensor:
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, tau: float, mask: Tensor | None = None) -> Tensor:
     """Contrast each query with its own key against a queue of older keys.
 
+    Leading dimensions hold several contrasts, each with its own queries, keys and queue.
+
     `-ln[ e^(q.k/tau) / (e^(q.k/tau) + sum_j w_j e^(q.u_j/tau)) ]`, averaged over the queries.
     No gradient flows into `k` or `queue`. Call `Queue.enqueue` after `backward()`: backward needs
     the queue as it was here, and autograd raises if it was changed in place in between.
 
     Args:
-        q: Queries `(M, D)`, unit rows.
-        k: Keys `(M, D)`, unit rows; row i is the positive of query i.
-        queue: Negatives `(Q, D)`, unit rows.
+        q: Queries `(..., M, D)`, unit rows.
+        k: Keys `(..., M, D)`, unit rows; row i is the positive of query i.
+        queue: Negatives `(..., Q, D)`, unit rows.
         tau: Temperature, > 0.
         mask: `(M, Q)` bool, True = use this negative (w = 1), or None for all.
 
     Returns:
-        Scalar; 0 where there is no query at all (two views without common ground).
+        `(...)`, one value per contrast; 0 where there is no query at all (two views without common
+        ground).
 
     Source: van den Oord et al. 2018 (CPC), He et al. 2020 (MoCo).
     """
     # Autocast would run the matmul in bfloat16: 3 digits, then divided by tau and exponentiated.
     with torch.autocast(q.device.type, enabled=False):
         q, k, queue = (at_least_float32(x) for x in (q, k.detach(), queue.detach()))
-        positive = (q * k).sum(1) / tau  # (M,)
-        negative = (q / tau) @ queue.T  # (M, D) x (D, Q) -> (M, Q), the one large tensor here
+        positive = (q * k).sum(-1) / tau  # (..., M)
+        negative = (q / tau) @ queue.mT  # (..., M, D) x (..., D, Q) -> (..., M, Q): large
         if mask is not None:
             # The lowest finite number, not -inf: a row without negatives would have a nan gradient.
             negative.masked_fill_(~mask, torch.finfo(negative.dtype).min)
         # -ln[e^p / (e^p + e^n)] = softplus(n - p): exact also where the loss is tiny.
-        return F.softplus(negative.logsumexp(1) - positive).sum() / max(len(q), 1)
+        return F.softplus(negative.logsumexp(-1) - positive).sum(-1) / max(q.shape[-2], 1)
 
 
 def in_batch_nce(q: Tensor, k: Tensor, tau: float, mask: Tensor | None = None) -> Tensor:

@@ -21,7 +21,15 @@ from .momentum import key_network, momentum_update
 from .smoothing import guide_of, smooth_tokens
 from .training import Row, train, trainable
 from .umsf_net import UmsfNet
-from .views import View, draw_matches, make_view, resample, sample_tokens, to_device
+from .views import (
+    View,
+    draw_matches,
+    make_view,
+    read_tokens,
+    resample,
+    to_device,
+    tokens_around,
+)
 from .windows import PixelStore, draw_windows
 
 TEACHER_SYMMETRIES = 2  # of the square, averaged when the network becomes its own teacher
@@ -230,12 +238,12 @@ def _cross_view(
     """The EMA network's answer for one view teaches the other one at the same ground."""
     count = logits[0][0, 0].numel()
     here, there, _, seen = draw_matches(batch.first, batch.second, count, generator)
-    chosen = to_device(seen.flatten().nonzero()[:, 0], logits[0].device)  # (M,)
     with torch.no_grad():
         answers = [average(*_inputs(view)).softmax(dim=1) for view in (batch.first, batch.second)]
-    points, losses = (here, there), []
+    around = [tokens_around(points, *logits[0].shape[2:]) for points in (here, there)]
+    places, losses = [(index[:, seen], weight[:, seen]) for index, weight in around], []  # (4, M)
     for mine, other in ((0, 1), (1, 0)):
-        student = sample_tokens(logits[mine], points[mine]).flatten(0, 1)[chosen]  # (M, K)
-        teacher = sample_tokens(answers[other], points[other]).flatten(0, 1)[chosen]
+        student = read_tokens(logits[mine], *places[mine])  # (M, K)
+        teacher = read_tokens(answers[other], *places[other])
         losses.append(consistency_loss(student, teacher, config.cluster.temperature))
     return torch.stack(losses).mean()

@@ -276,26 +276,41 @@ def invert_affine(theta: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_tokens(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values ``(B, n, C)`` of token maps ``(B, C, H, W)`` at points ``(B, n, 2)``."""
-    if torch.are_deterministic_algorithms_enabled():  # which the gradient of grid_sample is not
-        return _gathered_tokens(maps, to_device(points, maps.device))
-    grid = to_device(points[:, :, None, :], maps.device)
-    values = F.grid_sample(maps, grid, align_corners=False, padding_mode="border")
-    return values[:, :, :, 0].transpose(1, 2)
+    """Bilinear values ``(B, n, C)`` of token maps ``(B, C, H, W)`` at points ``(B, n, 2)``.
+
+    As ``F.grid_sample`` with repeated borders. That has one thread walk through all channels of a
+    point, which takes a GPU milliseconds, and adds its gradients up in varying order.
+    """
+    return read_tokens(maps, *tokens_around(points, maps.shape[2], maps.shape[3]))
 
 
-def _gathered_tokens(maps: Tensor, points: Tensor) -> Tensor:
-    """The same from the four tokens around each point."""
-    sides = points.new_tensor([maps.shape[3], maps.shape[2]])
-    place = (((points + 1) * sides - 1) / 2).clamp(min=0).minimum(sides - 1)  # (B, n, 2): x, y
-    low = place.floor()
-    share, high = place - low, (low + 1).minimum(sides - 1)
-    flat, total = maps.flatten(2), torch.zeros((), device=maps.device)
-    for x, wide in ((low, 1 - share), (high, share)):
-        for y, tall in ((low, 1 - share), (high, share)):
-            index = (y[..., 1] * sides[0] + x[..., 0]).long()[:, None].expand(-1, maps.shape[1], -1)
-            total = total + flat.gather(2, index) * (wide[..., 0] * tall[..., 1])[:, None]
-    return total.transpose(1, 2)
+def tokens_around(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The four tokens around each point ``(B, n, 2)``, for ``read_tokens``; where the points are.
+
+    Returns:
+        number of each token, counted through maps of ``height`` x ``width`` ``(4, B, n)`` int64,
+        and its weight ``(4, B, n)``.
+    """
+    first = height * width * torch.arange(len(points), device=points.device)[:, None]  # (B, 1)
+    x, y = (
+        ((points[:, :, i] + 1) * n - 1).div(2).clamp(0, n - 1)
+        for i, n in enumerate((width, height))
+    )
+    left, top = x.long(), y.long()
+    right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
+    to_right, down = x - left, y - top
+    rows = (top, 1 - down), (bottom, down)
+    columns = (left, 1 - to_right), (right, to_right)
+    corners = [(first + r * width + c, tall * wide) for r, tall in rows for c, wide in columns]
+    index, weight = zip(*corners, strict=True)
+    return torch.stack(index), torch.stack(weight)
+
+
+def read_tokens(maps: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sum ``(..., C)`` of the tokens ``index (4, ...)`` of maps ``(B, C, H, W)``."""
+    rows = maps.permute(0, 2, 3, 1).flatten(0, 2)  # (B H W, C), no copy of channels last
+    index, weight = to_device(index, maps.device), to_device(weight, maps.device)
+    return (rows[index] * weight[..., None]).sum(dim=0)
 
 
 def turn_and_flip(images: Tensor, index: int) -> Tensor:

@@ -79,7 +79,8 @@ class AttentionFusion(nn.Module):
             return self._windowed(optical, sar)
         bias = self.distance_bias(height, width)
         o, s = (maps.flatten(2).transpose(1, 2) for maps in (optical, sar))  # (B, N, C)
-        o_n, s_n = self.norm_optical(o), self.norm_sar(s)
+        # Autocast norms in float32, and would shorten that again for each use.
+        o_n, s_n = self.norm_optical(o).to(o.dtype), self.norm_sar(s).to(s.dtype)
         o_new, s_new = o + self.from_sar(o_n, s_n, bias), s + self.from_optical(s_n, o_n, bias)
         gates = self.gate(torch.cat([o_new, s_new], dim=2)).softmax(dim=2)  # (B, N, 2)
         fused = self.norm(gates[:, :, :1] * o_new + gates[:, :, 1:] * s_new)
