@@ -42,7 +42,7 @@ from umsf_lib.config import UmsfError, load_config
 from umsf_lib.runs import git_id, versions, write_json
 
 HERE = Path(__file__).resolve()
-BOUNDS_S = {"right": 65, "fast": 195, "pays": 200, "rest": 45, "paper": 35}  # on an H100
+BOUNDS_S = {"right": 65, "fast": 190, "pays": 200, "rest": 50, "paper": 35}  # on an H100
 SMALL_S = 90  # of each part with --small
 TOTAL_S = 540
 SCENES_S = 90  # for the scenes of pays, made beside the parts before it
