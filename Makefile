@@ -1,4 +1,4 @@
-# make tutorial | test | lab: each makes .venv first, then does its job.
+# make tutorial | test | test-all | lab: each makes .venv first, then does its job.
 # Options of tutorial: PROFILE= DATA= LAYOUT= RUN= SEED=, for example
 #   make tutorial DATA=../my-scenes LAYOUT=pairs RUN=mine
 # Another Python: make env PYTHON=python3.12. A CPU-only torch: UV_TORCH_BACKEND=cpu make env
@@ -11,7 +11,7 @@ option = $(if $($(1)),--$(2) '$($(1))')
 OPTIONS = $(call option,PROFILE,profile) $(call option,DATA,data) $(call option,LAYOUT,layout) \
 	$(call option,RUN,run) $(call option,SEED,seed)
 
-.PHONY: help env tutorial test lab lint gallery
+.PHONY: help env tutorial test test-all lab lint gallery
 
 help:
 	@sed -n '1,4s/^# //p' Makefile
@@ -33,6 +33,9 @@ tutorial: env
 
 test: env
 	$(BIN)/python -m pytest
+
+test-all: env
+	$(BIN)/python -m pytest -m 'slow or not slow'
 
 lab: env
 	$(BIN)/jupyter lab notebooks/01_data_preparation.ipynb

@@ -15,6 +15,7 @@ stop the next. What is measured goes into ``gpu.json`` at once. All data is synt
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import datetime
 import errno
@@ -39,10 +40,11 @@ import pandas as pd
 import torch
 
 from umsf_lib.config import UmsfError, load_config
+from umsf_lib.costs import KEYS
 from umsf_lib.runs import git_id, versions, write_json
 
 HERE = Path(__file__).resolve()
-BOUNDS_S = {"right": 65, "fast": 190, "pays": 200, "rest": 50, "paper": 35}  # on an H100
+BOUNDS_S = {"right": 65, "fast": 185, "pays": 190, "rest": 65, "paper": 35}  # on an H100
 SMALL_S = 90  # of each part with --small
 TOTAL_S = 540
 SCENES_S = 90  # for the scenes of pays, made beside the parts before it
@@ -158,20 +160,21 @@ def interrupted(kit: Kit) -> dict[str, Any]:
         f"pretrain.epochs=2 pretrain.steps_per_epoch={steps} pretrain.checkpoint_every={often}"
     )
 
-    def start(name: str, deterministic: bool) -> subprocess.Popen[bytes]:
+    def begin(name: str, deterministic: bool) -> subprocess.Popen[bytes]:
         overrides = f"{FEW} {numbers} device={kit.device.type} deterministic={deterministic}"
-        return umsf("pretrain", kit.profile, name, overrides)
+        options = ["--profile", kit.profile, "--run", name, "--overrides", overrides]
+        return subprocess.Popen([sys.executable, "-m", "umsf_lib", "pretrain", *options])
 
     names = {"whole": True, "killed": True}
     if kit.device.type == "cuda":  # a CPU gives the same bits every time
         names |= {"one": False, "two": False}
-    running = {name: start(name, deterministic) for name, deterministic in names.items()}
+    running = {name: begin(name, deterministic) for name, deterministic in names.items()}
     victim, folder = running.pop("killed"), run_folder("killed") / "checkpoints"
     while victim.poll() is None and not list(folder.glob("step-*.pt")):
         time.sleep(0.005)
     victim.kill()
     found: dict[str, Any] = {"killed_with_step": newest(folder), "killed_by": -victim.wait()}
-    running["killed"] = start("killed", True)
+    running["killed"] = begin("killed", True)
     if failed := [name for name, process in running.items() if process.wait()]:
         raise RuntimeError(f"umsf pretrain failed for {failed}; see right.log")
     whole, killed = (
@@ -197,12 +200,6 @@ def same_bits(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same_bits, a, b))
     return bool(a == b)
-
-
-def umsf(command: str, profile: str, run: str, overrides: str) -> subprocess.Popen[bytes]:
-    """Start the command line; what it prints goes into the part's log."""
-    options = ["--profile", profile, "--run", run, "--overrides", overrides]
-    return subprocess.Popen([sys.executable, "-m", "umsf_lib", command, *options])
 
 
 def run_folder(name: str) -> Path:
@@ -299,16 +296,19 @@ def pays(kit: Kit) -> None:
         keep_weights(kit, network, variant.folder.name)
         return took / steps
 
-    lengths, each = (10, 20) if kit.small else (150, 600, 2000, 6000), 0.0
-    for steps in lengths:
-        room = kit.deadline - time.monotonic() - 15  # to judge what comes last
-        if steps * each > room:
-            fitting = int(room / each) // 10 * 10
-            if curve and fitting > 1.5 * curve[-1]["steps"]:
-                learn(fitting, "adamw", 0.002)
+    def fitting(each: float) -> int:
+        """Steps for which there is time, what comes after them included."""
+        after = 1.3 * curve[-1]["judged_s"] + 5
+        return int((kit.deadline - time.monotonic() - after) / each) // 10 * 10
+
+    lengths = (10, 20) if kit.small else (150, 600, 2000, 6000)
+    each, done = learn(lengths[0], "adamw", 0.002), lengths[0]
+    for steps in lengths[1:]:
+        steps = min(steps, fitting(each))
+        if steps < 1.5 * done:  # it would tell little that is new
             break
-        each = learn(steps, "adamw", 0.002)
-    if lengths[1] * each < kit.deadline - time.monotonic() - 15:
+        each, done = learn(steps, "adamw", 0.002), steps
+    if fitting(each) >= lengths[1]:
         learn(lengths[1], "sgd", 0.03)
 
 
@@ -370,16 +370,15 @@ def rest(kit: Kit) -> None:
             root / folder / name, large, nodata=0, crs=crs, transform=sheet_transform(name)
         )
     for device in dict.fromkeys((kit.device.type, "cpu")):
-        settings = "pretrain.epochs=2 pretrain.steps_per_epoch=4"
-        config = load_config(
-            kit.profile, data=str(root), layout=layout.name, overrides=f"device={device} {settings}"
-        )
+        settings = f"device={device} pretrain.epochs=2 pretrain.steps_per_epoch=4"
+        settings += " cluster.restarts=1 cluster.tokens=4000"  # of the teacher, which no GPU helps
+        config = load_config(kit.profile, data=str(root), layout=layout.name, overrides=settings)
         run = Run.open(config, f"rest-{device}")
-        kit.keep("rest", **{device: stage_costs(run, load_data(run), name)})
+        measure_stages(kit, run, load_data(run), name)
 
 
-def stage_costs(run: Any, scenes: Any, mapped: str) -> dict[str, Any]:
-    """Run all stages, the scene ``mapped`` is written as a map; what each has cost."""
+def measure_stages(kit: Kit, run: Any, scenes: Any, mapped: str) -> None:
+    """Keep what each stage costs on the run's device; of the maps only that of scene ``mapped``."""
     from umsf_lib.bench import Bench
     from umsf_lib.classify import cluster
     from umsf_lib.despeckle import train_despeckler
@@ -390,17 +389,22 @@ def stage_costs(run: Any, scenes: Any, mapped: str) -> dict[str, Any]:
 
     train_despeckler(run, scenes)
     pretrain(run, scenes)
-    bench = Bench.of_run(run, scenes)
-    cluster(run, bench)
-    evaluate(run, bench, {"umsf": lambda: ours(run, bench)})
-    which = [scenes.index(Path(mapped).stem)]
-    write_maps(run, bench, ours(run, bench), fitted_matching(run, "umsf"), which)
-    costs = ("wall_s", "peak_gb", "peak_gpu_gb")
-    return {
-        stage: {cost: entry[cost] for cost in costs if cost in entry}
-        for stage, entry in run.manifest["stages"].items()
-        if stage in ("cluster", "evaluate", "maps")
+    bench, which = Bench.of_run(run, scenes), [scenes.index(Path(mapped).stem)]
+
+    def maps() -> None:
+        write_maps(run, bench, ours(run, bench), fitted_matching(run, "umsf"), which)
+
+    work: dict[str, Callable[[], Any]] = {
+        "cluster": lambda: cluster(run, bench),
+        "evaluate": lambda: evaluate(run, bench, {"umsf": lambda: ours(run, bench)}),
+        "maps": maps,
     }
+    costs: dict[str, Any] = {}
+    for stage, make in work.items():
+        make()
+        entry = run.manifest["stages"][stage]
+        costs[stage] = {key: entry[key] for key in KEYS if key in entry}
+        kit.keep("rest", **{run.device.type: costs})
 
 
 def paper(kit: Kit) -> None:
@@ -497,7 +501,6 @@ def describe(device: torch.device, small: bool) -> dict[str, Any]:
         "versions": versions(),
         "git": git_id(),
         "source": source_digest(),
-        "parts": {},
     }
 
 
@@ -540,79 +543,151 @@ def run_part(part: str, options: argparse.Namespace, bound: float) -> str:
     command = [sys.executable, str(HERE), "--part", part, "--out", str(options.out)]
     command += ["--bound", f"{bound:.0f}"] + ["--small"] * options.small
     begin = time.monotonic()
-    with (options.out / f"{part}.log").open("w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            status = process.wait(bound)
-        except subprocess.TimeoutExpired:
-            status = None
-        stop_group(process)
+    process = start(command, options.out / f"{part}.log")
+    try:
+        status: int | None = process.wait(bound)
+    except subprocess.TimeoutExpired:
+        status = None
+    finally:
+        stop(process)
     took = f"{time.monotonic() - begin:.0f} s"
     if status is None:
         return f"stopped after its {took}; what it had measured is kept"
-    return f"done in {took}" if status == 0 else f"failed after {took}"
+    return f"done in {took}" if status == 0 else f"failed after {took} (see {part}.log)"
 
 
-def stop_group(process: subprocess.Popen[bytes]) -> None:
+def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process that can be stopped with all that it starts."""
+    with log.open("w") as file:
+        return subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
     """End a process with all that it has started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
     process.wait()
 
 
 def run_all(options: argparse.Namespace, device: torch.device) -> int:
     """All parts, one after the other; 0 if each was done."""
-    begin, chosen = time.monotonic(), options.parts
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all below is tidied up
+    begin, ends, scenes = time.monotonic(), [], None
+    options.out.mkdir(parents=True, exist_ok=True)
+    path, kit = options.out / "gpu.json", Kit(options.out, options.small, device, 0.0)
     work = Path(tempfile.mkdtemp(prefix="gpu-kit-"))
     os.environ["UMSF_ROOT"] = str(work)
-    options.out.mkdir(parents=True, exist_ok=True)
-    kit = Kit(options.out, options.small, device, 0.0)
-    write_json(options.out / "gpu.json", describe(device, options.small))
-    ends, scenes = [], None
+    write_json(path, describe(device, options.small) | {"parts": {p: {} for p in options.parts}})
     try:
-        if "pays" in chosen and not obstacle("pays", device, work):
+        if "pays" in options.parts and not obstacle("pays", device, work):
             profile = "tiny" if options.small else "standard"
-            with (options.out / "scenes.log").open("w") as log:
-                command = [sys.executable, "-m", "umsf_lib", "synthesize", "--run", "scenes"]
-                command += ["--profile", profile, "--overrides", f"{SCENES} device=cpu"]
-                scenes = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-                )
-        for part in chosen:
-            write_json(path := options.out / "gpu.json", with_part(path, part))
+            command = [sys.executable, "-m", "umsf_lib", "synthesize", "--run", "scenes"]
+            command += ["--profile", profile, "--overrides", f"{SCENES} device=cpu"]
+            scenes = start(command, options.out / "scenes.log")
+        for part in options.parts:
+            if part == "pays" and scenes:
+                since = time.monotonic()
+                scenes.wait(SCENES_S)
+                kit.keep("pays", scenes_waited_for_s=round(time.monotonic() - since, 1))
+            left = TOTAL_S - (time.monotonic() - begin)
+            bound = min(SMALL_S if options.small else BOUNDS_S[part], left)
             if reason := obstacle(part, device, work):
                 ends.append(f"not run: {reason}")
+            elif bound < 10:
+                ends.append("not run: no time is left.")
             else:
-                if part == "pays" and scenes:
-                    since = time.monotonic()
-                    scenes.wait(SCENES_S)
-                    waited = time.monotonic() - since
-                    kit.keep("pays", scenes_waited_for_s=round(waited, 1))
-                left = TOTAL_S - (time.monotonic() - begin)
-                bound = min(SMALL_S if options.small else BOUNDS_S[part], left)
                 print(f"{part}: at most {bound:.0f} s", flush=True)
-                ends.append(
-                    run_part(part, options, bound) if bound > 10 else "not run: no time left"
-                )
-            print(f"{part}: {ends[-1]}", flush=True)
+                ends.append(run_part(part, options, bound))
             kit.keep(part, end=ends[-1])
     finally:
         if scenes:
-            stop_group(scenes)
+            stop(scenes)
         shutil.rmtree(work, ignore_errors=True)
-    print(f"{options.out / 'gpu.json'}: {time.monotonic() - begin:.0f} s in all")
+    print(f"{path}: {time.monotonic() - begin:.0f} s in all")
     return 0 if all(end.startswith("done") for end in ends) else 1
 
 
-def with_part(path: Path, part: str) -> dict[str, Any]:
-    """The results with an empty place for a part."""
-    known: dict[str, Any] = json.loads(path.read_text())
-    known["parts"][part] = {}
-    return known
+def table(folder: Path) -> str:
+    """Markdown of the newest measurement of each device; ``not measured`` where there is none.
+
+    Args:
+        folder: of ``gpu.json`` files under any names; those of ``--small`` do not count.
+    """
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    devices: dict[str, dict[str, Any]] = {}
+    for record in sorted((r for r in found if not r["small"]), key=lambda r: r["date"]):
+        known = devices.setdefault(record["device"], {})
+        for part, values in record["parts"].items():
+            known.setdefault(part, {}).update(values)
+    lines = [["", *devices], ["---"] * (1 + len(devices))]
+    for name, show in ROWS.items():
+        cells = []
+        for known in devices.values():
+            try:
+                cells.append(show(known))
+            except (KeyError, IndexError):
+                cells.append("not measured")
+        lines.append([name, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def pace(parts: dict[str, Any], row: str) -> str:
+    """A row of ``fast`` in words."""
+    of = parts["fast"][row]
+    found = f"{of['pairs_per_s']:.0f} pairs/s, efficiency {of['efficiency']:.2f}"
+    found += f", feed {of['feed_share']:.0%}, {of['peak_memory_gb']:.0f} GB"
+    return found + (f", {of['peer_ratio']:.1f} x the peer" if of["peer_ratio"] else "")
+
+
+def learned(parts: dict[str, Any], tokens: str) -> str:
+    """Accuracy of the probe with 500 labels a class, by steps."""
+    of = [c for c in parts["pays"]["curve"] if c["tokens"] == tokens]
+    ways = [
+        f"{c.get('optimizer', 'random')} {c['steps']} steps " if "steps" in c else "" for c in of
+    ]
+    scores = [f"{way}{c['probe_500']['acc']:.3f}" for way, c in zip(ways, of, strict=True)]
+    return ", ".join(scores[:1] if tokens == "statistics" else scores)
+
+
+def cost(parts: dict[str, Any], stage: str) -> str:
+    """Seconds and gigabytes of a stage on the GPU and on the CPU beside it."""
+    gpu, cpu = (parts["rest"][device][stage] for device in ("cuda", "cpu"))
+    return f"{gpu['wall_s']:.1f} s, {gpu['peak_gpu_gb']:.1f} GB; its CPU {cpu['wall_s']:.1f} s"
+
+
+# name of a row -> what it shows of a device's parts
+ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "20 steps of `quick`, GPU and CPU: losses differ, float32 (float64)": lambda p: (
+        f"{max(p['right']['devices_float32']):.0e} ({max(p['right']['devices_float64']):.0e})"
+    ),
+    "`deterministic=true`: killed and resumed gives the bits of an unbroken run": lambda p: (
+        "yes" if p["right"]["resumed_equals_unbroken"] else "no"
+    ),
+    "default mode: losses of two runs of 60 steps differ": lambda p: (
+        f"{max(p['right']['default_mode_difference'].values()):.0e}"
+    ),
+    "step of ResNet-50, 256 px, batch 256": lambda p: pace(p, "eager_256"),
+    "the same, compiled": lambda p: pace(p, "compiled_256"),
+    "the same, batch 32": lambda p: pace(p, "eager_32"),
+    "share of a step of batch 256 in which the GPU waits": lambda p: (
+        f"{p['fast']['profile']['idle_s'] / p['fast']['profile']['span_s']:.0%}"
+    ),
+    "probe with 500 labels a class, `realistic` scenes: tokens of `standard`": lambda p: learned(
+        p, "network"
+    ),
+    "the same: local statistics": lambda p: learned(p, "statistics"),
+    "self-training of `quick`, 150 steps": lambda p: cost(p, "cluster"),
+    "scores of two scenes": lambda p: cost(p, "evaluate"),
+    "map of 4096 x 4096 px": lambda p: cost(p, "maps"),
+    "`paper`: a step of batch 32": lambda p: (
+        f"{p['paper']['s_per_step']:.3f} s, {p['paper']['peak_gpu_gb']:.0f} GB"
+    ),
+    "`paper`: 200 epochs of WHU-OPT-SAR, projected": lambda p: (
+        f"{p['paper']['projected_hours']:.1f} h"
+    ),
+}
 
 
 def main() -> int:
@@ -620,9 +695,13 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="small sizes on a CPU")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
+    parser.add_argument("--table", type=Path, help="print a table of a folder of results")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # inside the process of one part
     parser.add_argument("--bound", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.table:
+        print(table(options.table), end="")
+        return 0
     options.out, options.parts = options.out.resolve(), options.parts.split(",")
     if unknown := [part for part in options.parts if part not in PARTS]:
         sys.exit(f"gpu.sh: part '{unknown[0]}' is unknown; choose of {', '.join(PARTS)}.")

@@ -352,3 +352,12 @@ def test_collapse_is_seen_and_said() -> None:
     assert message is not None and "0.1250" in message and message.endswith(".")
     few_dimensions = F.pad(unit(500, 2, 3), (0, 62))  # spread out, but only in 2 of 64 dimensions
     assert collapsed(embedding_statistics(few_dimensions, few_dimensions, near), 64) is not None
+
+
+def test_several_contrasts_at_once_are_each_by_itself() -> None:
+    q, k, queue = (torch.stack([unit(n, 8, s + i) for i in range(3)]) for n, s in
+                   ((4, 0), (4, 10), (9, 20)))  # fmt: skip
+    mask = torch.rand(4, 9, generator=torch.Generator().manual_seed(1)) > 0.3
+    together = info_nce(q, k, queue, 0.1, mask)
+    alone = [info_nce(*one, 0.1, mask) for one in zip(q, k, queue, strict=True)]
+    assert together.shape == (3,) and torch.allclose(together, torch.stack(alone), atol=1e-6)

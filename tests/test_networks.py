@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet50
 
@@ -22,6 +25,7 @@ from umsf_lib.despeckle import (
 from umsf_lib.encoders import Despeckle, box_mean, encoder, inflated, torchvision_resnet
 from umsf_lib.fusion import AddFusion, AttentionFusion, ConcatFusion
 from umsf_lib.layouts import load_layout
+from umsf_lib.losses import info_nce
 from umsf_lib.umsf_net import PROJECTORS, UmsfNet, clustering_head
 
 
@@ -227,3 +231,35 @@ def test_every_parameter_of_the_network_learns(sensors: str) -> None:
 def test_heads_have_the_published_sizes() -> None:
     model = load_config("paper").model
     assert count(clustering_head(model.channels, model.cluster_hidden, 7)) == 1_052_679
+
+
+@pytest.mark.parametrize("backbone", ["small", "resnet18"])
+def test_blocks_compile_whole_and_change_nothing(backbone: str, monkeypatch) -> None:
+    """Without a graph break: ``fullgraph`` raises at one."""
+    torch.manual_seed(0)
+    model = load_config("tiny", overrides=f"model.backbone={backbone}").model
+    network = UmsfNet(model, load_layout("whu-opt-sar"), torch.ones(1))
+    usual, compiled = nn.Module.compile, []
+
+    def counted(module: nn.Module, **options: object) -> None:
+        compiled.append(type(module).__name__)
+        usual(module, fullgraph=True, backend="eager", **options)
+
+    monkeypatch.setattr(nn.Module, "compile", counted)
+    other = copy.deepcopy(network)
+    other.compile_blocks()
+    blocks = {"small": "ResidualBlock", "resnet18": "BasicBlock"}[backbone]
+    assert set(compiled) == {blocks, "Despeckle", "AttentionFusion"}
+    assert compiled.count(blocks) == {"small": 6, "resnet18": 16}[backbone]
+    optical, sar = torch.randn(2, 4, 32, 32), torch.randn(2, 1, 32, 32)
+    maps, same = network.features(optical, sar), other.features(optical, sar)
+    for name, values in maps.items():
+        assert torch.allclose(values, same[name], atol=1e-5)
+
+
+def test_the_compiled_loss_has_no_graph_break() -> None:
+    loss = torch.compile(info_nce, dynamic=True, fullgraph=True, backend="eager")
+    for count in (5, 7):
+        q, k = (F.normalize(torch.randn(2, count, 8), dim=2) for _ in range(2))
+        queue, mask = F.normalize(torch.randn(2, 30, 8), dim=2), torch.rand(count, 30) > 0.2
+        assert torch.allclose(loss(q, k, queue, 0.1, mask), info_nce(q, k, queue, 0.1, mask))

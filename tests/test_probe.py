@@ -20,10 +20,13 @@ from umsf_lib.prepare import SceneSet, load_data, valid_labels
 from umsf_lib.probe import (
     PROTOCOLS,
     SPLITS,
+    LabelledTokens,
     Patches,
     accuracy_table,
     judge,
+    labelled_tokens,
     leak,
+    linear_probe,
     mean_variogram,
     patches_of,
     probe,
@@ -190,3 +193,37 @@ def test_table_and_leak_of_records() -> None:
     only = pd.DataFrame([row for row in rows if row["protocol"] == "patch-random"])
     assert leak(accuracy_table(only)).empty
     assert leak(accuracy_table(pd.DataFrame(rows[:0], columns=list(rows[0])))).empty
+
+
+def test_a_linear_probe_learns_from_as_many_tokens_a_class_as_it_is_given() -> None:
+    rng = np.random.default_rng(0)
+    label = np.repeat([2, 5, 6], [900, 60, 40])
+    centre = {2: (0, 0), 5: (10, 0), 6: (0, 10)}
+    features = np.array([centre[c] for c in label]) + rng.normal(0, 0.5, (1000, 2))
+    known = LabelledTokens(features, label)
+    test = LabelledTokens(np.array([[0.1, 0], [9, 1], [4.2, 0]]), np.array([2, 5, 2]))
+    assert linear_probe(known, test, 40, 0) == {"acc": 1.0, "macro_f1": 1.0}
+    wrong = LabelledTokens(test.features, np.array([2, 5, 5]))  # F1: 2/3 of class 2, 2/3 of class 5
+    assert linear_probe(known, wrong, 40, 0) == pytest.approx({"acc": 2 / 3, "macro_f1": 2 / 3})
+    # Of one token a class, far outliers of the largest class are hardly ever that one.
+    noisy = np.concatenate([features, np.tile([[10.0, 0]], (9, 1))])
+    probed = [
+        linear_probe(LabelledTokens(noisy, np.append(label, [2] * 9)), test, 1, seed)["acc"]
+        for seed in range(20)
+    ]
+    assert np.median(probed) == 1.0
+
+
+def test_labelled_tokens_have_the_label_at_their_centre(
+    whu: SceneSet, whu_store: PixelStore
+) -> None:
+    def tokens(scene: int) -> Tensor:
+        return rows_and_columns(whu.records[scene].height, whu.records[scene].width, 4)
+
+    which = whu.indices("test")
+    found = labelled_tokens(tokens, whu, which, 4, 60, seed=0)
+    assert found.features.shape == (60, 2) and IGNORE not in found.label
+    labels = [valid_labels(whu, scene) for scene in which for _ in range(30)]
+    for (row, col), label, plane in zip(found.features, found.label, labels, strict=True):
+        assert plane[round(row + 0.5), round(col + 0.5)] == label  # 1.5 px: the centre of 4
+    assert len(np.unique(found.features[:30], axis=0)) == 30

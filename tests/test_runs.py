@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from umsf_lib import runs
 from umsf_lib.checkpoints import write_state
 from umsf_lib.config import Config, ConfigError, DataError, MissingStageError, load_config
 from umsf_lib.runs import (
@@ -27,6 +29,7 @@ from umsf_lib.runs import (
     project_root,
     seed_everything,
     sha256_of,
+    versions,
     write_arrays,
     write_atomically,
     write_json,
@@ -364,3 +367,8 @@ def test_config_is_plain_data() -> None:
         "cluster": dataclasses.asdict(config.cluster),
     }
     json.dumps(config.section("views", "model", "pretrain"))
+
+
+def test_versions_are_those_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "PACKAGES", ("numpy", "no-such-package"))
+    assert versions() == {"python": platform.python_version(), "numpy": np.__version__}

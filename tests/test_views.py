@@ -308,3 +308,25 @@ def test_gaussian_blur_equals_scipy(sigma: float, shape: tuple[int, int]) -> Non
 def test_gaussian_blur_keeps_sums_of_posteriors() -> None:
     posteriors = torch.randn(1, 5, 12, 10, generator=seeded()).softmax(1)
     assert torch.allclose(gaussian_blur(posteriors, 2.0).sum(1), torch.ones(1, 12, 10), atol=1e-5)
+
+
+def test_views_are_made_in_float32_whatever_autocast_does() -> None:
+    windows = {
+        "optical": torch.rand(3, 4, 32, 32, generator=seeded()),
+        "sar": torch.rand(3, 1, 32, 32, generator=seeded(1)),
+    }
+    plain, inside = [], []
+    for views, enabled in ((plain, False), (inside, True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            view = make_view(windows, torch.ones(1), ViewConfig(blur=1.0), seeded(2))
+        views += [view.images["optical"], view.images["sar"]]
+    for usual, same in zip(plain, inside, strict=True):
+        assert same.dtype == torch.float32 and torch.equal(usual, same)
+
+
+def test_resampling_is_affine_grid_and_grid_sample() -> None:
+    theta = draw_geometry(6, 0.5, seeded())
+    images = torch.rand(6, 2, 24, 40, generator=seeded(1))
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    usual = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    assert torch.allclose(resample(images, theta), usual, atol=1e-4)

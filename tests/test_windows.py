@@ -277,3 +277,15 @@ def test_a_store_reads_only_what_it_is_given(whu: SceneSet) -> None:
     statistics = training_statistics(whu)
     store = PixelStore(dataclasses.replace(whu), {"sar": statistics["sar"]}, CPU)
     assert set(store.planes) == {"sar", "valid"} and set(store.mean) == {"sar"}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.bool_])
+def test_what_fits_on_the_device_is_counted_as_it_is_kept(
+    dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flats = {"optical": np.zeros((4, 999), dtype), "valid": np.zeros((1, 999), np.bool_)}
+    kept = sum(t.numel() * t.element_size() for t in map(module._tensor, flats.values()))
+    for free, fits in ((2 * kept, False), (2 * kept + 2, True)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        assert module._fits(flats, torch.device("cuda")) == fits
+    assert not module._fits(flats, torch.device("cpu"))
