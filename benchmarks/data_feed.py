@@ -52,12 +52,13 @@ from rasterio.windows import Window
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from umsf_lib.layouts import load_layout
-from umsf_lib.prepare import SceneSet, prepare, training_statistics
-from umsf_lib.rasters import write_raster
-from umsf_lib.scenes import to_log_intensity
-from umsf_lib.simulate_sensors import scene_names, sheet_transform, simulate_scene
-from umsf_lib.windows import PixelStore
+from umsf_lib.data.layout import load_layout, to_log_intensity
+from umsf_lib.data.rasters import write_raster
+from umsf_lib.data.scene_set import SceneSet, training_statistics
+from umsf_lib.data.stage import prepare
+from umsf_lib.data.synthetic import scene_names, sheet_transform
+from umsf_lib.data.windows import PixelStore
+from umsf_lib.simulation.sensors import simulate_scene
 
 SIZE, BATCH, WORKERS = 256, 32, 2
 HEIGHT, WIDTH, PIECE = 3704, 5556, 926  # px; a scene repeats a simulated piece, mirrored

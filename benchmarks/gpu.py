@@ -40,8 +40,7 @@ import pandas as pd
 import torch
 
 from umsf_lib.config import UmsfError, load_config
-from umsf_lib.costs import KEYS
-from umsf_lib.runs import git_id, versions, write_json
+from umsf_lib.run import KEYS, git_id, versions, write_json
 
 HERE = Path(__file__).resolve()
 BOUNDS_S = {"right": 65, "fast": 185, "pays": 190, "rest": 65, "paper": 35}  # on an H100
@@ -104,11 +103,11 @@ def same_losses(kit: Kit) -> dict[str, Any]:
     Returns:
         ``losses`` of each way, and by step the relative differences of some pairs.
     """
-    from umsf_lib.despeckle import train_despeckler
-    from umsf_lib.prepare import load_data
-    from umsf_lib.pretrain import build_learner, new_optimizer
-    from umsf_lib.runs import Run, seed_everything
-    from umsf_lib.training import cosine_with_warmup
+    from umsf_lib.data.stage import load_data
+    from umsf_lib.models.stage import train_despeckler
+    from umsf_lib.pretraining.stage import build_learner, new_optimizer
+    from umsf_lib.run import Run, seed_everything
+    from umsf_lib.training.loop import cosine_with_warmup
 
     config = load_config(kit.profile, overrides=f"device=cpu {FEW}")
     run = Run.open(config, "losses")
@@ -249,14 +248,14 @@ def fast(kit: Kit) -> None:
 
 def pays(kit: Kit) -> None:
     """Pretraining of several lengths, each with a schedule of its own, and what its tokens tell."""
-    from umsf_lib.bench import Bench
-    from umsf_lib.classify import feature_tokens
-    from umsf_lib.despeckle import train_despeckler
-    from umsf_lib.prepare import load_data
-    from umsf_lib.pretrain import load_pretrained, new_network, pretrain
-    from umsf_lib.runs import Run
-    from umsf_lib.tokens import StatisticTokens
-    from umsf_lib.training import print_progress
+    from umsf_lib.clustering.stage import feature_tokens
+    from umsf_lib.clustering.task import Bench
+    from umsf_lib.clustering.tokens import StatisticTokens
+    from umsf_lib.data.stage import load_data
+    from umsf_lib.models.stage import train_despeckler
+    from umsf_lib.pretraining.stage import load_pretrained, new_network, pretrain
+    from umsf_lib.run import Run
+    from umsf_lib.training.loop import print_progress
 
     profile = "tiny" if kit.small else "standard"
     settings = (
@@ -314,9 +313,9 @@ def pays(kit: Kit) -> None:
 
 def judged_tokens(token_map: Any, bench: Any, small: bool) -> dict[str, Any]:
     """Linear probe with few labels of validation scenes; many-to-one of a mixture without any."""
-    from umsf_lib.cluster import fit_mixture, posterior_map
-    from umsf_lib.metrics import accuracy, confusion, contingency, many_to_one
-    from umsf_lib.probe import labelled_tokens, linear_probe
+    from umsf_lib.clustering.mixture import fit_mixture, posterior_map
+    from umsf_lib.evaluation.metrics import accuracy, confusion, contingency, many_to_one
+    from umsf_lib.evaluation.probe import labelled_tokens, linear_probe
 
     scenes, stride, seed = bench.scenes, bench.stride, bench.config.seed
     count = 500 if small else 20_000
@@ -351,11 +350,11 @@ def keep_weights(kit: Kit, network: torch.nn.Module, name: str) -> None:
 
 def rest(kit: Kit) -> None:
     """Seconds and peak memory of stages: those of this machine's GPU beside those of its CPU."""
-    from umsf_lib.layouts import load_layout
-    from umsf_lib.prepare import load_data, synthesize
-    from umsf_lib.rasters import opened, write_raster
-    from umsf_lib.runs import Run
-    from umsf_lib.simulate_sensors import sheet_transform
+    from umsf_lib.data.layout import load_layout
+    from umsf_lib.data.rasters import opened, write_raster
+    from umsf_lib.data.stage import load_data
+    from umsf_lib.data.synthetic import sheet_transform, synthesize
+    from umsf_lib.run import Run
 
     few = "synthetic.train=2 synthetic.val=1 synthetic.test=2"
     root = synthesize(Run.open(load_config(kit.profile, overrides=few), "rest-scenes"))
@@ -379,13 +378,13 @@ def rest(kit: Kit) -> None:
 
 def measure_stages(kit: Kit, run: Any, scenes: Any, mapped: str) -> None:
     """Keep what each stage costs on the run's device; of the maps only that of scene ``mapped``."""
-    from umsf_lib.bench import Bench
-    from umsf_lib.classify import cluster
-    from umsf_lib.despeckle import train_despeckler
-    from umsf_lib.mapping import write_maps
-    from umsf_lib.pipeline import ours
-    from umsf_lib.pretrain import pretrain
-    from umsf_lib.report import evaluate, fitted_matching
+    from umsf_lib.clustering.stage import cluster
+    from umsf_lib.clustering.task import Bench
+    from umsf_lib.evaluation.stage import evaluate, fitted_matching
+    from umsf_lib.experiments.pipeline import ours
+    from umsf_lib.maps.stage import write_maps
+    from umsf_lib.models.stage import train_despeckler
+    from umsf_lib.pretraining.stage import pretrain
 
     train_despeckler(run, scenes)
     pretrain(run, scenes)
@@ -409,9 +408,9 @@ def measure_stages(kit: Kit, run: Any, scenes: Any, mapped: str) -> None:
 
 def paper(kit: Kit) -> None:
     """The profile's own sizes on random scenes of WHU-OPT-SAR's; from random weights."""
-    from umsf_lib.despeckle import train_despeckler
-    from umsf_lib.pretrain import LOG_EVERY, pretrain
-    from umsf_lib.runs import Run
+    from umsf_lib.models.stage import train_despeckler
+    from umsf_lib.pretraining.stage import LOG_EVERY, pretrain
+    from umsf_lib.run import Run
 
     overrides = f"model.weights=none despeckle.steps=10 pretrain.steps_per_epoch={STEPS}"
     overrides += " pretrain.epochs=1"
@@ -443,9 +442,8 @@ def paper(kit: Kit) -> None:
 
 def random_scenes(run: Any, count: int, height: int, width: int) -> Any:
     """Prepared scenes of random bytes, with the stage ``data`` that a run wants of them."""
-    from umsf_lib.flat_arrays import SceneRecord
-    from umsf_lib.layouts import load_layout
-    from umsf_lib.prepare import NORMALISATION, SceneSet, normalisation
+    from umsf_lib.data.layout import load_layout
+    from umsf_lib.data.scene_set import NORMALISATION, SceneRecord, SceneSet, normalisation
 
     folder = Path(os.environ["UMSF_ROOT"]) / "random"
     folder.mkdir()

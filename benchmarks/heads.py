@@ -26,21 +26,21 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from umsf_lib.baselines.scan import nearest_neighbours
-from umsf_lib.bench import Bench
-from umsf_lib.classify import feature_tokens
-from umsf_lib.cluster import Clusterer, fit, posterior_map
+from umsf_lib.clustering.inference import Classifier
+from umsf_lib.clustering.losses import soft_cross_entropy
+from umsf_lib.clustering.mixture import Clusterer, fit, posterior_map
+from umsf_lib.clustering.stage import feature_tokens
+from umsf_lib.clustering.task import Bench
+from umsf_lib.clustering.tokens import TokenMap
 from umsf_lib.config import load_config
-from umsf_lib.despeckle import train_despeckler
-from umsf_lib.inference import Classifier
-from umsf_lib.losses import soft_cross_entropy
-from umsf_lib.metrics import hungarian, scores
-from umsf_lib.momentum import key_network, momentum_update
-from umsf_lib.prepare import load_data
-from umsf_lib.pretrain import load_pretrained, pretrain
-from umsf_lib.report import score_scenes
-from umsf_lib.runs import Run, project_root, write_atomically
-from umsf_lib.tokens import TokenMap
-from umsf_lib.training import print_progress
+from umsf_lib.data.stage import load_data
+from umsf_lib.evaluation.metrics import hungarian, scores
+from umsf_lib.evaluation.stage import score_scenes
+from umsf_lib.models.stage import train_despeckler
+from umsf_lib.pretraining.momentum import key_network, momentum_update
+from umsf_lib.pretraining.stage import load_pretrained, pretrain
+from umsf_lib.run import Run, project_root, write_atomically
+from umsf_lib.training.loop import print_progress
 
 # Published: 16 to 50 heads of 512 and 256 units, 100 epochs at 1e-4; our tokens have 16 dimensions.
 TEMI_HEADS, TEMI_NEIGHBOURS, TEMI_EPOCHS, TEMI_BATCH = 8, 50, 20, 512

@@ -23,17 +23,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from umsf_lib.bench import Bench
-from umsf_lib.classify import feature_tokens
+from umsf_lib.clustering.stage import feature_tokens
+from umsf_lib.clustering.task import Bench
 from umsf_lib.config import load_config
-from umsf_lib.despeckle import train_despeckler
-from umsf_lib.metrics import nmi
-from umsf_lib.prepare import load_data
-from umsf_lib.pretrain import build_learner, load_pretrained, new_network, pretrain
-from umsf_lib.report import score_scenes
-from umsf_lib.runs import Run, project_root, write_atomically
-from umsf_lib.training import print_progress, trainable
-from umsf_lib.umsf_net import UmsfNet
+from umsf_lib.data.stage import load_data
+from umsf_lib.evaluation.metrics import nmi
+from umsf_lib.evaluation.stage import score_scenes
+from umsf_lib.models.stage import train_despeckler
+from umsf_lib.models.umsf_net import UmsfNet
+from umsf_lib.pretraining.stage import build_learner, load_pretrained, new_network, pretrain
+from umsf_lib.run import Run, project_root, write_atomically
+from umsf_lib.training.loop import print_progress, trainable
 
 VARIANTS = {
     "no pretraining": "",

@@ -50,11 +50,11 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
-from umsf_lib.batches import Batch, two_views
 from umsf_lib.config import ConfigError, ModelConfig, PretrainConfig, ViewConfig
-from umsf_lib.contrast import MomentumContrast
-from umsf_lib.umsf_net import UmsfNet
-from umsf_lib.views import to_device
+from umsf_lib.models.umsf_net import UmsfNet
+from umsf_lib.pretraining.batches import Batch, two_views
+from umsf_lib.pretraining.moco import MomentumContrast
+from umsf_lib.run import to_device
 
 BANDS = {"optical": 4, "sar": 1}
 PAIR = 2 + 2 / 3  # trained images: a backward pass costs twice a forward pass

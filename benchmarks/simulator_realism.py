@@ -23,18 +23,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from realism import CLASSES, Comparison, compare
 from sklearn.ensemble import RandomForestClassifier
 
-from umsf_lib.cluster import fit_mixture, posterior_map
+from umsf_lib.clustering.inference import Classifier
+from umsf_lib.clustering.mixture import fit_mixture, posterior_map
+from umsf_lib.clustering.tokens import PrincipalTokens, StatisticTokens, draw_tokens
 from umsf_lib.config import Config, load_config
-from umsf_lib.inference import Classifier
-from umsf_lib.layouts import load_layout
-from umsf_lib.metrics import contingency, hungarian, scores
-from umsf_lib.prepare import SceneSet, prepare
-from umsf_lib.realism import CLASSES, Comparison, compare
-from umsf_lib.simulate_sensors import scene_names, simulate_scene, write_scenes
-from umsf_lib.tokens import PrincipalTokens, StatisticTokens, draw_tokens
-from umsf_lib.windows import PixelStore, open_store
+from umsf_lib.data.layout import load_layout
+from umsf_lib.data.scene_set import SceneSet
+from umsf_lib.data.stage import prepare
+from umsf_lib.data.synthetic import scene_names, write_scenes
+from umsf_lib.data.windows import PixelStore, open_store
+from umsf_lib.evaluation.metrics import contingency, hungarian, scores
+from umsf_lib.simulation.sensors import simulate_scene
 
 SENSORS = ("both", "optical", "sar")
 MIXTURES = 3  # seeds per half

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from umsf_lib.config import load_config
-from umsf_lib.pipeline import run_everything
-from umsf_lib.prepare import SceneSet, prepare, training_statistics
-from umsf_lib.runs import Run
-from umsf_lib.windows import PixelStore
+from umsf_lib.data.scene_set import SceneSet, training_statistics
+from umsf_lib.data.stage import prepare
+from umsf_lib.data.windows import PixelStore
+from umsf_lib.experiments.pipeline import run_everything
+from umsf_lib.run import Run
 
 from .fakes import write_set
 

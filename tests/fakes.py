@@ -12,8 +12,9 @@ from rasterio import Affine
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 
-from umsf_lib.prepare import SceneSet
-from umsf_lib.scenes import Layout, load_layout, write_raster
+from umsf_lib.data.layout import Layout, load_layout
+from umsf_lib.data.rasters import write_raster
+from umsf_lib.data.scene_set import SceneSet
 
 SIZE = 48  # rows; columns are 8 more, so that a transposition cannot hide
 SET = [f"NH49E0010{number}" for number in range(13, 18)]

@@ -16,15 +16,16 @@ import rasterio
 import torch
 from rasterio import Affine
 
-from umsf_lib import flat_arrays as module
 from umsf_lib.config import IGNORE, DataError
-from umsf_lib.data_check import report, survey
-from umsf_lib.layouts import load_layout
-from umsf_lib.prepare import SceneSet, prepare, training_statistics
-from umsf_lib.rasters import opened
-from umsf_lib.runs import sha256_of
-from umsf_lib.scenes import find_scenes
-from umsf_lib.windows import PixelStore
+from umsf_lib.data import stage as module
+from umsf_lib.data.check import report, survey
+from umsf_lib.data.layout import load_layout
+from umsf_lib.data.rasters import opened
+from umsf_lib.data.scene import find_scenes
+from umsf_lib.data.scene_set import SceneSet, training_statistics
+from umsf_lib.data.stage import prepare
+from umsf_lib.data.windows import PixelStore
+from umsf_lib.run import sha256_of
 
 from .fakes import DEGREES, SET, WGS84, bands, codes, write_fake
 

@@ -13,15 +13,13 @@ from umsf_lib import config as module
 from umsf_lib.config import (
     AT_MOST_ONE,
     CHOICES,
-    PARAMETERS,
     PROFILES,
     ZERO_ALLOWED,
     Config,
     ConfigError,
-    check_parameters,
-    injected_parameters,
     load_config,
 )
+from umsf_lib.notebooks import PARAMETERS, check_parameters, injected_parameters
 
 
 def said(call: object, *args: object, **kwargs: object) -> str:

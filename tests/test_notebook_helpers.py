@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from umsf_lib.config import IGNORE, MissingStageError, load_config
-from umsf_lib.despeckle import boxcar, despeckled, filtered, lee
-from umsf_lib.encoders import Despeckle
-from umsf_lib.prepare import SceneSet, class_shares, labels_at, valid_labels
-from umsf_lib.runs import Run, write_json
+from umsf_lib.data.scene_set import SceneSet, class_shares, labels_at, valid_labels
+from umsf_lib.models.encoders import Despeckle
+from umsf_lib.models.speckle import boxcar, lee
+from umsf_lib.models.stage import despeckled, filtered
+from umsf_lib.run import Run, write_json
 
 from .fakes import SET, truth
 

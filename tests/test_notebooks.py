@@ -15,11 +15,12 @@ import papermill
 import pytest
 from PIL import Image
 
-from umsf_lib.config import PARAMETERS, ConfigError, UmsfError
-from umsf_lib.tutorial import (
+from umsf_lib.config import ConfigError, UmsfError
+from umsf_lib.notebooks import (
     FURTHER,
     GALLERY_BYTES,
     NOTEBOOKS,
+    PARAMETERS,
     SHRUNK_FROM_BYTES,
     run_notebook,
     write_gallery,

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from umsf_lib.config import DataError
-from umsf_lib.layouts import DTYPES, load_layout
-from umsf_lib.prepare import SceneSet, prepare, training_statistics
-from umsf_lib.scenes import find_scenes
-from umsf_lib.windows import PixelStore, tile_scene, tile_starts
+from umsf_lib.data.layout import DTYPES, load_layout
+from umsf_lib.data.scene import find_scenes
+from umsf_lib.data.scene_set import SceneSet, training_statistics
+from umsf_lib.data.stage import prepare
+from umsf_lib.data.windows import PixelStore, tile_scene, tile_starts
 
 from .conftest import CPU
 from .fakes import METRES, UTM, write_raster

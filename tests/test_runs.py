@@ -17,15 +17,14 @@ import pytest
 import torch
 import yaml
 
-from umsf_lib import runs
-from umsf_lib.checkpoints import write_state
+from umsf_lib import run as runs
 from umsf_lib.config import Config, ConfigError, DataError, MissingStageError, load_config
-from umsf_lib.runs import (
+from umsf_lib.notebooks import open_notebook
+from umsf_lib.run import (
     MAKERS,
     Run,
     default_name,
     digest,
-    open_notebook,
     project_root,
     seed_everything,
     sha256_of,
@@ -34,6 +33,7 @@ from umsf_lib.runs import (
     write_atomically,
     write_json,
 )
+from umsf_lib.training.checkpoints import write_state
 
 TINY = load_config("tiny")
 
@@ -151,7 +151,7 @@ def test_project_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("UMSF_ROOT", str(tmp_path))
     assert project_root() == tmp_path.resolve()
     monkeypatch.delenv("UMSF_ROOT")
-    assert (project_root() / "umsf_lib" / "runs.py").is_file()
+    assert (project_root() / "umsf_lib" / "run.py").is_file()
 
 
 # Opening
@@ -289,7 +289,7 @@ def test_two_open_notebooks_see_each_others_stages(run: Run, tmp_path: Path) -> 
 HOLDER = """
 import sys
 from pathlib import Path
-from umsf_lib.runs import _locked
+from umsf_lib.run import _locked
 with _locked(Path(sys.argv[1]), "other"):
     print("held", flush=True)
     sys.stdin.read()

@@ -9,21 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .align import RESAMPLINGS, align
-from .checkpoints import Stopped
 from .config import Config, ConfigError, DataError, UmsfError, load_config
-from .data_check import guess_layout, report, survey
-from .despeckle import train_despeckler
-from .distributed import first_process_first, processes, rank
-from .layouts import load_layout
-from .pipeline import run_everything
-from .prepare import load_data
-from .pretrain import pretrain
-from .runs import Run
-from .suites import SUITES, Sweep
-from .tables import keep_records, print_report
-from .training import print_progress
-from .tutorial import FURTHER, NOTEBOOKS, print_tutorial, run_notebook, write_gallery
+from .data.check import RESAMPLINGS, align, guess_layout, report, survey
+from .data.layout import load_layout
+from .data.stage import load_data
+from .experiments.pipeline import run_everything
+from .experiments.sweep import SUITES, Sweep
+from .experiments.tables import keep_records, print_report
+from .models.stage import train_despeckler
+from .notebooks import FURTHER, NOTEBOOKS, print_tutorial, run_notebook, write_gallery
+from .pretraining.stage import pretrain
+from .run import Run
+from .training.checkpoints import Stopped
+from .training.distributed import first_process_first, processes, rank
+from .training.loop import print_progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

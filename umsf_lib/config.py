@@ -6,7 +6,6 @@ changed with an override such as ``cluster.balance=0.5``, so nothing is edited t
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import math
@@ -200,16 +199,6 @@ class Config:
         return dataclasses.replace(self, **sections)
 
 
-# What notebooks accept; each may add its own (see ``runs.open_notebook``).
-PARAMETERS: dict[str, type] = {
-    "profile": str,
-    "run": str,
-    "data": str,
-    "layout": str,
-    "seed": int,
-    "overrides": str,
-}
-
 HARDWARE = ("device", "deterministic")  # settings that may differ where a run goes on
 
 CHOICES = {
@@ -351,45 +340,3 @@ def unknown_name(name: str, known: typing.Iterable[str], where: str) -> str:
     near = difflib.get_close_matches(name.rpartition(".")[2], ends, n=1)
     hint = f"did you mean '{ends[near[0]]}'?" if near else f"known: {', '.join(ends.values())}."
     return f"'{name}' is not a parameter of {where}; {hint}"
-
-
-def check_parameters(values: Mapping[str, Any], known: Mapping[str, type], where: str) -> None:
-    """Refuse unknown names and wrong types, which papermill lets through.
-
-    Raises:
-        ConfigError: names the parameter, its value, and what was expected.
-    """
-    for name, value in values.items():
-        if name not in known:
-            raise ConfigError(unknown_name(name, known, where))
-        wanted = known[name]
-        if type(value) is not wanted and (type(value), wanted) != (int, float):
-            got, needed = f"{value!r} ({type(value).__name__})", wanted.__name__
-            raise ConfigError(
-                f"parameter '{name}' of {where} is {got}, but it must be {needed}; with papermill "
-                f"give {'True or False' if wanted is bool else f'a plain {needed}'} after -p "
-                "(-r passes text)."
-            )
-
-
-def injected_parameters(sources: typing.Iterable[str]) -> dict[str, Any]:
-    """Literal assignments of the cell that papermill injects, from the sources of executed cells.
-
-    papermill writes ``# Parameters`` above what it injects and only warns of names that the
-    notebook does not have, so the notebook looks for itself. Of cells executed again the last
-    counts.
-
-    Raises:
-        ConfigError: a value is no literal (papermill writes a nan as a call).
-    """
-    cells = [source for source in sources if source.lstrip().startswith("# Parameters")]
-    found: dict[str, Any] = {}
-    for node in ast.parse(cells[-1]).body if cells else ():
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-            try:
-                found[name] = ast.literal_eval(node.value)
-            except ValueError as error:
-                text = ast.unparse(node.value)
-                raise ConfigError(f"parameter '{name}' is {text}; give a plain value.") from error
-    return found

@@ -2,18 +2,104 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import io
 import os
 import time
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from .config import PARAMETERS, ConfigError, UmsfError, check_parameters, load_config
-from .runs import Run, project_root, write_atomically
+from .config import ConfigError, UmsfError, load_config, unknown_name
+from .run import Run, project_root, seed_everything, versions, write_atomically
+
+# What notebooks accept; each may add its own (see ``runs.open_notebook``).
+PARAMETERS: dict[str, type] = {
+    "profile": str,
+    "run": str,
+    "data": str,
+    "layout": str,
+    "seed": int,
+    "overrides": str,
+}
+
+
+def check_parameters(values: Mapping[str, Any], known: Mapping[str, type], where: str) -> None:
+    """Refuse unknown names and wrong types, which papermill lets through.
+
+    Raises:
+        ConfigError: names the parameter, its value, and what was expected.
+    """
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(unknown_name(name, known, where))
+        wanted = known[name]
+        if type(value) is not wanted and (type(value), wanted) != (int, float):
+            got, needed = f"{value!r} ({type(value).__name__})", wanted.__name__
+            raise ConfigError(
+                f"parameter '{name}' of {where} is {got}, but it must be {needed}; with papermill "
+                f"give {'True or False' if wanted is bool else f'a plain {needed}'} after -p "
+                "(-r passes text)."
+            )
+
+
+def injected_parameters(sources: typing.Iterable[str]) -> dict[str, Any]:
+    """Literal assignments of the cell that papermill injects, from the sources of executed cells.
+
+    papermill writes ``# Parameters`` above what it injects and only warns of names that the
+    notebook does not have, so the notebook looks for itself. Of cells executed again the last
+    counts.
+
+    Raises:
+        ConfigError: a value is no literal (papermill writes a nan as a call).
+    """
+    cells = [source for source in sources if source.lstrip().startswith("# Parameters")]
+    found: dict[str, Any] = {}
+    for node in ast.parse(cells[-1]).body if cells else ():
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            try:
+                found[name] = ast.literal_eval(node.value)
+            except ValueError as error:
+                text = ast.unparse(node.value)
+                raise ConfigError(f"parameter '{name}' is {text}; give a plain value.") from error
+    return found
+
+
+def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
+    """First call of every notebook: check its parameters, open the run, say where it runs.
+
+    Args:
+        namespace: the notebook's ``globals()``.
+        own: further parameters of this notebook, name -> type.
+
+    Raises:
+        ConfigError: a parameter that papermill injected is unknown, or one has the wrong type.
+    """
+    known, where = PARAMETERS | own, "this notebook"
+    check_parameters(injected_parameters(namespace.get("In", ())), known, where)
+    values = {name: namespace[name] for name in known if name in namespace}
+    check_parameters(values, known, where)
+    data = values["data"]
+    config = load_config(
+        values["profile"],
+        data=str((project_root() / data).resolve()) if data else "",
+        layout=values["layout"],
+        seed=values["seed"],
+        overrides=values["overrides"],
+    )
+    run = Run.open(config, values["run"])
+    seed_everything(config.seed)
+    found = versions()
+    settings = f"profile {config.profile} | seed {config.seed}"
+    print(f"run {run.folder.name} | {settings} | {run.device}")
+    print(" | ".join(f"{name} {found[name]}" for name in ("python", "torch", "numpy", "rasterio")))
+    return run
+
 
 if TYPE_CHECKING:  # imported where notebooks are run: all other commands work without
     from nbformat import NotebookNode

@@ -14,30 +14,25 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import yaml
 
-from .config import (
-    HARDWARE,
-    PARAMETERS,
-    Config,
-    ConfigError,
-    DataError,
-    MissingStageError,
-    check_parameters,
-    injected_parameters,
-    load_config,
-)
-from .costs import measured
+from .config import HARDWARE, Config, ConfigError, DataError, MissingStageError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and data is read and checked without it
+    import torch
+    from torch import Tensor
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "rasterio", "papermill")
 # Stage -> what makes it, for the sentence a reader gets when it is missing.
@@ -111,6 +106,8 @@ def pick_device(wanted: str) -> torch.device:
     Raises:
         ConfigError: ``cuda`` where torch sees no GPU.
     """
+    import torch
+
     there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise ConfigError(
@@ -122,6 +119,8 @@ def pick_device(wanted: str) -> torch.device:
 
 def seed_everything(seed: int) -> torch.Generator:
     """Seed Python, NumPy and torch; return an explicit CPU generator for the draws that matter."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -130,6 +129,8 @@ def seed_everything(seed: int) -> torch.Generator:
 
 def use_deterministic(wanted: bool) -> None:
     """Let CUDA give the same bits every time, or leave it its speed; a CPU does so anyway."""
+    import torch
+
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
     torch.use_deterministic_algorithms(wanted)
@@ -376,32 +377,54 @@ def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[st
         )
 
 
-def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
-    """First call of every notebook: check its parameters, open the run, say where it runs.
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting for the device: what follows on it waits by itself.
+
+    To a GPU through pinned memory; a copy from any other may wait for what the GPU has to do.
+    """
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()  # torch keeps it until the GPU has read it
+    return x.to(device, non_blocking=True)
+
+
+STATUS = Path("/proc/self/status")  # of this process; Linux only
+CLEAR = Path("/proc/self/clear_refs")
+KEYS = ("wall_s", "peak_gb", "peak_gpu_gb")
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[dict[str, float]]:
+    """Measure what happens inside.
+
+    Yields:
+        A dict that is filled at the end: ``wall_s``, seconds; ``peak_gb``, the largest resident
+        memory of this process meanwhile, in GB (left out where there is no Linux to ask);
+        ``peak_gpu_gb``, the most that torch's tensors held on a CUDA GPU (left out without one).
+    """
+    cost: dict[str, float] = {}
+    with contextlib.suppress(OSError):
+        CLEAR.write_text("5")  # the high-water mark begins anew
+    torch = sys.modules.get("torch")  # not imported for this
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    yield cost
+    cost["wall_s"] = round(time.perf_counter() - start, 2)
+    with contextlib.suppress(OSError):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()):
+            cost["peak_gb"] = round(int(found[1]) * 1024 / 1e9, 3)
+    if torch and torch.cuda.is_initialized():
+        cost["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
+
+
+def added_up(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Cost of work done in parts, one after the other: seconds add up, the largest peak counts.
 
     Args:
-        namespace: the notebook's ``globals()``.
-        own: further parameters of this notebook, name -> type.
+        parts: each as ``measured`` filled it; other keys are let alone.
 
-    Raises:
-        ConfigError: a parameter that papermill injected is unknown, or one has the wrong type.
+    Returns:
+        All three values, NaN where a part lacks one.
     """
-    known, where = PARAMETERS | own, "this notebook"
-    check_parameters(injected_parameters(namespace.get("In", ())), known, where)
-    values = {name: namespace[name] for name in known if name in namespace}
-    check_parameters(values, known, where)
-    data = values["data"]
-    config = load_config(
-        values["profile"],
-        data=str((project_root() / data).resolve()) if data else "",
-        layout=values["layout"],
-        seed=values["seed"],
-        overrides=values["overrides"],
-    )
-    run = Run.open(config, values["run"])
-    seed_everything(config.seed)
-    found = versions()
-    settings = f"profile {config.profile} | seed {config.seed}"
-    print(f"run {run.folder.name} | {settings} | {run.device}")
-    print(" | ".join(f"{name} {found[name]}" for name in ("python", "torch", "numpy", "rasterio")))
-    return run
+    of = {key: [part.get(key, np.nan) for part in parts] for key in KEYS}
+    return {key: float((np.sum if key == "wall_s" else np.max)(of[key])) for key in KEYS}

@@ -7,14 +7,20 @@ minutes each, so they are asked for by name.
 
 from collections.abc import Callable
 
-from ..bench import Bench
-from ..inference import Classifier
-from ..runs import Run
+from ..clustering.inference import Classifier
+from ..clustering.task import Bench
+from ..run import Run
+from .classical import (
+    kmeans_pixels,
+    kmeans_random,
+    kmeans_statistics,
+    merged_statistics,
+    mixture_pixels,
+    mixture_random,
+    mixture_statistics,
+)
 from .deepcluster import deepcluster
-from .kmeans import kmeans_pixels, kmeans_statistics
-from .mixture import merged_statistics, mixture_pixels, mixture_statistics
 from .mutual_information import mutual_information
-from .random_network import kmeans_random, mixture_random
 from .scan import scan
 from .supervised import has_ceiling, supervised
 from .swav import swav
@@ -30,7 +36,7 @@ BASELINES: dict[str, Fit] = {
     "kmeans-random": kmeans_random,
     "mixture-random": mixture_random,
 }
-# These also take ``progress`` (see ``training.train``).
+# These also take ``progress`` (see ``loop.train``).
 LEARNED: dict[str, Callable[..., Classifier]] = {
     "mutual-information": mutual_information,
     "deepcluster": deepcluster,

@@ -12,18 +12,18 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from ..bench import Bench
-from ..checkpoints import load_checkpoint, load_weights, write_state
-from ..classify import network_classifier
+from ..clustering.inference import Classifier, scene_map
+from ..clustering.self_training import ema_at, texture_kept
+from ..clustering.stage import network_classifier
+from ..clustering.task import Bench
 from ..config import Config, ViewConfig
-from ..inference import Classifier, scene_map
-from ..momentum import momentum_update
-from ..pretrain import load_pretrained, new_network, pretraining_inputs, steps_per_epoch
-from ..runs import Run
-from ..self_training import ema_at, texture_kept
-from ..training import Metrics, Row, train, trainable, write_rows
-from ..umsf_net import UmsfNet
-from ..windows import training_tiles
+from ..data.windows import training_tiles
+from ..models.umsf_net import UmsfNet
+from ..pretraining.momentum import momentum_update
+from ..pretraining.stage import load_pretrained, new_network, pretraining_inputs, steps_per_epoch
+from ..run import Run
+from ..training.checkpoints import load_checkpoint, load_weights, write_state
+from ..training.loop import Metrics, Row, train, trainable, write_rows
 
 Progress = Callable[[int, int, Row], None]
 LossOf = Callable[[int], tuple[Tensor, Metrics]]

@@ -13,23 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..bench import Bench
+from ..clustering.inference import Classifier
+from ..clustering.task import Bench
 from ..config import ConfigError
-from ..inference import Classifier
-from ..runs import Run
-from ..training import Metrics, Row
-from ..umsf_net import UmsfNet
-from ..views import View, invert_affine, make_view, sample_tokens
-from ..windows import training_tiles
+from ..data.windows import training_tiles
+from ..models.umsf_net import UmsfNet
+from ..pretraining.augmentations import View, invert_affine, make_view, sample_tokens
+from ..run import Run
+from ..training.loop import Metrics, Row
+from .base import Progress, baseline_steps, fused_map, learned, train_module, training_tokens
 from .heads import TEMPERATURE, PrototypeHead, prototype_head
-from .learning import (
-    Progress,
-    baseline_steps,
-    fused_map,
-    learned,
-    train_module,
-    training_tokens,
-)
 
 KMEANS_ITERATIONS = 10
 CLUSTERINGS = 10  # over the whole training

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
-from ..bench import Bench
-from ..cluster import central
+from ..clustering.mixture import central
+from ..clustering.task import Bench
 from ..config import ModelConfig
-from ..umsf_net import clustering_head, projection_head
+from ..models.umsf_net import clustering_head, projection_head
 
 TEMPERATURE = 0.1  # of cosines to prototypes (Caron et al. 2020)
 

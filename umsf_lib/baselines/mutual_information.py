@@ -12,24 +12,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..bench import Bench
-from ..inference import Classifier
-from ..losses import clustering_loss, symmetric_kl
-from ..pretrain import WindowSource
-from ..runs import Run
-from ..training import Metrics, Row
-from ..umsf_net import UmsfNet
-from ..views import sample_tokens
+from ..clustering.inference import Classifier
+from ..clustering.losses import clustering_loss, symmetric_kl
+from ..clustering.task import Bench
+from ..models.umsf_net import UmsfNet
+from ..pretraining.augmentations import sample_tokens
+from ..pretraining.stage import WindowSource
+from ..run import Run
+from ..training.loop import Metrics, Row
+from .base import Progress, baseline_steps, dense, fused_map, learned, train_module, training_tokens
 from .heads import Heads
-from .learning import (
-    Progress,
-    baseline_steps,
-    dense,
-    fused_map,
-    learned,
-    train_module,
-    training_tokens,
-)
 
 NAME = "mutual-information"
 BALANCE = 1.0  # any other weight is no mutual information

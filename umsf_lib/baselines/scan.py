@@ -15,22 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bench import Bench
-from ..inference import Classifier
-from ..losses import soft_cross_entropy
-from ..momentum import key_network
-from ..runs import Run
-from ..training import Metrics, Row
-from ..umsf_net import UmsfNet
-from ..views import View, draw_uniform, make_view, resample
-from ..windows import draw_windows, training_tiles
-from .learning import (
-    Progress,
-    baseline_steps,
-    learned,
-    train_module,
-    training_tokens,
-)
+from ..clustering.inference import Classifier
+from ..clustering.losses import soft_cross_entropy
+from ..clustering.task import Bench
+from ..data.windows import draw_windows, training_tiles
+from ..models.speckle import draw_uniform
+from ..models.umsf_net import UmsfNet
+from ..pretraining.augmentations import View, make_view, resample
+from ..pretraining.momentum import key_network
+from ..run import Run
+from ..training.loop import Metrics, Row
+from .base import Progress, baseline_steps, learned, train_module, training_tokens
 
 NEIGHBOURS = 20
 ENTROPY_WEIGHTS = (0.5, 1.0, 2.0, 5.0)

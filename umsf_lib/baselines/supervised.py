@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bench import Bench
+from ..clustering.inference import Classifier
+from ..clustering.losses import soft_cross_entropy
+from ..clustering.self_training import Lessons
+from ..clustering.task import Bench
 from ..config import IGNORE, DataError
-from ..inference import Classifier
-from ..losses import soft_cross_entropy
-from ..momentum import key_network
-from ..prepare import SceneSet, valid_labels
-from ..runs import Run
-from ..self_training import Lessons
-from ..training import Metrics, Row
-from ..umsf_net import UmsfNet, clustering_head
-from ..windows import training_tiles
-from .learning import Progress, baseline_steps, learned, train_module
+from ..data.scene_set import SceneSet, valid_labels
+from ..data.windows import training_tiles
+from ..models.umsf_net import UmsfNet, clustering_head
+from ..pretraining.momentum import key_network
+from ..run import Run
+from ..training.loop import Metrics, Row
+from .base import Progress, baseline_steps, learned, train_module
 
 LONGER = 4  # times the windows of the others: a ceiling that is not reached is none
 

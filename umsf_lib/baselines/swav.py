@@ -14,24 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..bench import Bench
-from ..inference import Classifier
-from ..losses import soft_cross_entropy
-from ..pretrain import WindowSource
-from ..runs import Run
-from ..training import Metrics, Row
-from ..umsf_net import UmsfNet
-from ..views import sample_tokens
+from ..clustering.inference import Classifier
+from ..clustering.losses import soft_cross_entropy
+from ..clustering.task import Bench
+from ..models.umsf_net import UmsfNet
+from ..pretraining.augmentations import sample_tokens
+from ..pretraining.stage import WindowSource
+from ..run import Run
+from ..training.loop import Metrics, Row
+from .base import Progress, baseline_steps, dense, fused_map, learned, train_module, training_tokens
 from .heads import TEMPERATURE, PrototypeHead, prototype_head
-from .learning import (
-    Progress,
-    baseline_steps,
-    dense,
-    fused_map,
-    learned,
-    train_module,
-    training_tokens,
-)
 
 EPSILON, ITERATIONS = 0.05, 3
 FROZEN = 0.05  # share of the steps in which the prototypes stand still

@@ -9,10 +9,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .config import MapConfig
+from ..config import MapConfig
+from ..data.windows import PixelStore, tile_scene
 from .smoothing import guide_of, smooth_pixels
-from .views import turn_and_flip, undo_turn_and_flip
-from .windows import PixelStore, tile_scene
+
+
+def turn_and_flip(images: Tensor, index: int) -> Tensor:
+    """One of the eight symmetries of the square: ``index`` 0..7, 0 the identity."""
+    turned = torch.rot90(images, index % 4, (2, 3))
+    return turned.flip(3) if index >= 4 else turned
+
+
+def undo_turn_and_flip(images: Tensor, index: int) -> Tensor:
+    """Inverse of ``turn_and_flip``."""
+    images = images.flip(3) if index >= 4 else images
+    return torch.rot90(images, -(index % 4), (2, 3))
+
 
 TILES_AT_ONCE = 4
 # What a network makes of a batch of windows: (B, C, h, w) at its stride.

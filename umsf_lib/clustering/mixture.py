@@ -21,7 +21,7 @@ from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from .config import ConfigError
+from ..config import ConfigError
 from .tokens import TokenMap
 
 RIDGE = 1e-3  # on the diagonal of covariances

@@ -14,23 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import Config, ViewConfig
-from .inference import flip_averaged, scene_map
-from .losses import clustering_loss, consistency_loss, soft_cross_entropy
-from .momentum import key_network, momentum_update
-from .smoothing import guide_of, smooth_tokens
-from .training import Row, train, trainable
-from .umsf_net import UmsfNet
-from .views import (
+from ..config import Config, ViewConfig
+from ..data.windows import PixelStore, draw_windows
+from ..models.umsf_net import UmsfNet
+from ..pretraining.augmentations import (
     View,
     draw_matches,
     make_view,
     read_tokens,
     resample,
-    to_device,
     tokens_around,
 )
-from .windows import PixelStore, draw_windows
+from ..pretraining.momentum import key_network, momentum_update
+from ..run import to_device
+from ..training.loop import Row, train, trainable
+from .inference import flip_averaged, scene_map
+from .losses import clustering_loss, consistency_loss, soft_cross_entropy
+from .smoothing import guide_of, smooth_tokens
 
 TEACHER_SYMMETRIES = 2  # of the square, averaged when the network becomes its own teacher
 SMALLEST_SHARE = 1e-3  # a cluster that the teacher has given up may not count for ever

@@ -7,12 +7,31 @@ posteriors. A Gaussian of the same reach would mix neighbouring fields.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .views import gaussian_blur
-from .windows import PixelStore
+from ..data.windows import PixelStore
+
+
+def gaussian_line(sigma: float, device: torch.device) -> Tensor:
+    """Normalised 1-D Gaussian, truncated at three sigma."""
+    reach = max(1, math.ceil(3 * sigma))
+    x = torch.arange(-reach, reach + 1, device=device, dtype=torch.float32)
+    line = torch.exp(-0.5 * (x / sigma) ** 2)
+    return line / line.sum()
+
+
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing of ``(B, C, H, W)``; borders repeat the edge."""
+    line = gaussian_line(sigma, images.device)
+    reach, channels = len(line) // 2, images.shape[1]
+    images = F.pad(images, (reach, reach, reach, reach), mode="replicate")
+    images = F.conv2d(images, line.expand(channels, 1, 1, -1), groups=channels)
+    return F.conv2d(images, line[:, None].expand(channels, 1, -1, 1), groups=channels)
+
 
 RIDGE = 0.01  # variance of the standardised bands below which ground counts as even
 STEP_PX = 4  # the fits are made at least this coarse; they vary slowly

@@ -16,18 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .bench import Bench
-from .checkpoints import load_checkpoint, load_weights, write_state
-from .cluster import RIDGE, Clusterer, arrays_of, clusterer_of, fit, merge, posterior_map
+from ..data.scene_set import normalisation_of
+from ..data.windows import training_tiles
+from ..models.umsf_net import UmsfNet
+from ..pretraining.stage import load_pretrained, new_network
+from ..run import Run, write_arrays
+from ..training.checkpoints import load_checkpoint, load_weights, write_state
+from ..training.loop import Row, write_rows
 from .inference import Classifier, scene_map
-from .prepare import normalisation_of
-from .pretrain import load_pretrained, new_network
-from .runs import Run, write_arrays
+from .mixture import RIDGE, Clusterer, arrays_of, clusterer_of, fit, merge, posterior_map
 from .self_training import posteriors_of, self_train
+from .task import Bench
 from .tokens import token_validity
-from .training import Row, write_rows
-from .umsf_net import UmsfNet
-from .windows import training_tiles
 
 NETWORK = "checkpoints/clustered.pt"
 PLOT_TOKENS = 2000  # of test scenes, kept for t-SNE

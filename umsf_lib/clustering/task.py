@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cluster import fit, posterior_map
-from .config import Config
+from ..config import Config
+from ..data.scene_set import SceneSet
+from ..data.windows import PixelStore, open_store
+from ..run import Run
 from .inference import Classifier
-from .prepare import SceneSet
-from .runs import Run
+from .mixture import fit, posterior_map
 from .tokens import PrincipalTokens, StatisticTokens, TokenMap, draw_tokens
-from .windows import PixelStore, open_store
 
 UNNAMED_CLUSTERS = 6  # where no class table says how many there are
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from .views import gaussian_blur
-from .windows import PixelStore
+from ..data.windows import PixelStore
+from .smoothing import gaussian_blur
 
 TokenMap = Callable[[int], Tensor]  # scene index -> (D, h, w)
 

@@ -6,18 +6,22 @@ lines that differ, and pass its path wherever a layout is asked for.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
+from torch import Tensor, log
 
 from ..config import ConfigError, unknown_name
-from ..runs import project_root
+from ..run import project_root
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "layouts"
 # What a band must be stored as, so that a wrong scaling is noticed before it is trained on.
 DTYPES = {
     "stretched8": ("uint8",),
@@ -275,3 +279,23 @@ def _split(tree: Any) -> dict[str, Any]:
     _check_keys(tree, "split", f"rule {needed}", optional)
     lists = {key: _names(tree[key]) for key in ("files", *PARTS) if key in tree}
     return {**tree, **lists}
+
+
+Values = TypeVar("Values", NDArray[Any], Tensor)
+
+
+def to_log_intensity(values: Values, scaling: str) -> Values:
+    """Natural log of SAR intensity, where speckle is additive: any shape, array or tensor.
+
+    Args:
+        values: as stored. Zeros are lifted (amplitude to .5, intensity to 1e-6) to stay finite.
+        scaling: ``amplitude8`` (intensity is its square), ``intensity`` (linear power) or ``db``.
+    """
+    logarithm = log if isinstance(values, Tensor) else np.log
+    if scaling == "amplitude8":
+        return 2 * logarithm(values.clip(min=0.5))
+    if scaling == "intensity":
+        return logarithm(values.clip(min=1e-6))
+    if scaling == "db":
+        return values * (math.log(10) / 10)
+    raise ValueError(f"scaling '{scaling}' is not one of a SAR sensor")

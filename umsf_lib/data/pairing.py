@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import DataError
-from . import Layout
+from .layout import Layout
 
 SPELLINGS = {"tif": "tiff?", "jpg": "jpe?g"}  # of extensions, in any case
 SPOKEN = {"optical": "optical", "sar": "SAR", "dem": "DEM", "label": "label"}

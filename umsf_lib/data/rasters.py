@@ -24,8 +24,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform as project
 from rasterio.windows import Window
 
-from .config import DataError
-from .runs import write_atomically
+from ..config import DataError
+from ..run import write_atomically
 
 TOLERANCE_PX = 0.01
 DEGREE_M = 111_195.0  # on a sphere of 6371 km

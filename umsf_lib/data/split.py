@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import DataError
-from . import PARTS
+from .layout import PARTS
 
 
 def split_names(

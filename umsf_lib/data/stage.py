@@ -8,71 +8,23 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import tempfile
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rasterio.windows import Window
 
-from .config import IGNORE, ConfigError, DataError
-from .flat_arrays import MORE_SPACE, SceneRecord, check_arrays, physical, stream_scenes
-from .layouts import Layout, load_layout
-from .runs import Run, digest, project_root, sha256_of, write_atomically, write_json
-from .scenes import Scene, find_scenes, split_scenes
-from .simulate_sensors import scene_names, write_scenes
-
-NORMALISATION = "statistics.json"
-Statistics = dict[str, dict[str, list[float]]]  # sensor -> mean, std -> per band
-
-
-@dataclass(frozen=True)
-class SceneSet:
-    """Prepared scenes: flat memory maps, their records, the split."""
-
-    folder: Path
-    layout: Layout
-    records: tuple[SceneRecord, ...]
-    split: dict[str, list[str]]
-    sources: dict[str, Scene]
-
-    def index(self, name: str) -> int:
-        """Position of a scene in ``records``."""
-        return self._positions[name]
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {record.name: position for position, record in enumerate(self.records)}
-
-    def indices(self, part: str) -> list[int]:
-        """Positions of the scenes of ``train``, ``val`` or ``test``."""
-        return [self.index(name) for name in self.split[part]]
-
-    def flat(self, role: str) -> np.ndarray:
-        """Memory map ``(C, P)`` of ``optical`` or ``sar``; ``(P,)`` of ``label`` or ``valid``.
-
-        Copy-on-write, so that torch may wrap it without a copy and never changes the file.
-        """
-        return np.load(self.folder / f"{role}.npy", mmap_mode="c")
-
-    def plane(self, role: str, scene: int) -> np.ndarray:
-        """One scene of a flat array as ``(C, H, W)`` or ``(H, W)``."""
-        record, flat = self.records[scene], self.flat(role)
-        part = flat[..., record.offset : record.offset + record.height * record.width]
-        return part.reshape(*flat.shape[:-1], record.height, record.width)
-
-    def log_sar(self, scene: int) -> np.ndarray | None:
-        """First SAR band of a scene as ln intensity ``(H, W)`` float64; None without SAR."""
-        if self.layout.sar is None:
-            return None
-        return physical(np.asarray(self.plane("sar", scene))[0], "sar", self.layout)
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the layout has classes to score against."""
-        return bool(self.layout.classes)
+from ..config import ConfigError, DataError
+from ..run import Run, digest, project_root, sha256_of, write_json
+from .layout import Layout, load_layout
+from .rasters import STRIP_PX
+from .scene import Scene, find_scenes, split_scenes
+from .scene_set import NORMALISATION, SceneRecord, SceneSet, normalisation, physical
+from .synthetic import synthesize
 
 
 def load_data(run: Run) -> SceneSet:
@@ -102,26 +54,6 @@ def load_data(run: Run) -> SceneSet:
 
     run.stage("data", make, {"scenes": manifest, "split": scenes.split})
     return scenes
-
-
-def synthesize(run: Run) -> Path:
-    """Write the profile's synthetic scenes once; the folder is named after what decides them."""
-    settings = run.config.synthetic
-    # Training scenes last: with more or fewer of them the others stay what they are.
-    counts = {part: getattr(settings, part) for part in ("val", "test", "train")}
-    wanted = run.config.section("synthetic", "seed") | {"order": list(counts)}
-    folder = project_root() / "data" / "synthetic" / f"{settings.difficulty}-{digest(wanted)}"
-    if (folder / "split.txt").is_file():
-        return folder
-    names = scene_names(sum(counts.values()))
-    size = settings.size_px
-    write_scenes(folder, names, run.config.seed, size, size, difficulty=settings.difficulty)
-    lines, rest = [], iter(names)
-    for part, count in counts.items():
-        lines += [f"{part}:", *(next(rest) for _ in range(count))]
-    # Last, so that an interrupted folder is not taken for a whole one.
-    write_atomically(folder / "split.txt", lambda t: t.write_text("\n".join(lines) + "\n"))
-    return folder
 
 
 def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
@@ -167,96 +99,98 @@ def _stamp(scene: Scene) -> list[Any]:
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
 
 
-def training_statistics(scenes: SceneSet) -> Statistics:
-    """Mean and std per sensor and band over the valid pixels of the training scenes.
-
-    Pooled from the scenes' own moments, so the pixels are read once only.
-    """
-    train = [scenes.records[i] for i in scenes.indices("train")]
-    weight = np.array([r.valid_px for r in train], dtype=np.float64)
-    weight /= weight.sum()
-    pooled: Statistics = {}
-    for role in train[0].mean:
-        means = np.array([r.mean[role] for r in train])
-        seconds = np.array([r.std[role] for r in train]) ** 2 + means**2
-        mean = weight @ means
-        std = np.sqrt(np.maximum(weight @ seconds - mean**2, 1e-12))
-        pooled[role] = {"mean": mean.tolist(), "std": std.tolist()}
-    return pooled
+MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk."
 
 
-def normalisation(scenes: SceneSet) -> dict[str, dict[str, Any]]:
-    """How each sensor's values come to one scale: what a run and its checkpoints were made with.
-
-    Sensor -> ``bands``, ``scaling``, ``standardise`` of the layout, ``mean`` and ``std`` per band.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for role, table in training_statistics(scenes).items():
-        sensor = scenes.layout.sensor(role)
-        named = {"scaling": sensor.scaling, "standardise": sensor.standardise}
-        found[role] = {"bands": list(sensor.bands), **named, **table}
-    return found
-
-
-def normalisation_of(run: Run) -> dict[str, dict[str, Any]]:
-    """The ``normalisation`` that a run was given by its stage ``data``.
+def stream_scenes(scenes: list[Scene], layout: Layout, folder: Path) -> None:
+    """Write ``optical.npy sar.npy label.npy valid.npy`` and last ``manifest.json`` into ``folder``.
 
     Raises:
-        MissingStageError: the stage has not run.
+        DataError: a scene cannot be used, or the arrays are larger than the free space.
     """
-    run.outputs_of("data")
-    found: dict[str, dict[str, Any]] = json.loads(run.path(NORMALISATION).read_text())
-    return found
+    for scene in scenes:
+        scene.check()
+    sizes = [(grid.height, grid.width) for grid in (s.profile() for s in scenes)]
+    total = sum(h * w for h, w in sizes)
+    maps, records, offset = _open_maps(scenes, folder, total), [], 0
+    for scene, (height, width) in zip(scenes, sizes, strict=True):
+        moments = _copy_scene(scene, layout, maps, offset, height, width)
+        records.append(_record(scene, height, width, offset, moments))
+        offset += height * width
+    for array in maps.values():
+        array.flush()  # type: ignore[attr-defined]
+    files = {f"{role}.npy": sha256_of(folder / f"{role}.npy") for role in maps}
+    described = {"layout": layout.name, "scenes": [asdict(r) for r in records], "files": files}
+    write_json(folder / "manifest.json", described)
 
 
-def standardisation(
-    scenes: SceneSet, statistics: Statistics
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Sensor -> mean ``(S, C)`` and std ``(S, C)`` to standardise each scene with.
-
-    By its own statistics where the layout says ``standardise: scene`` (never per patch: that
-    erases radiometry inside the scene), else by those of the training scenes.
-    """
-    result = {}
-    for role, table in statistics.items():
-        own = scenes.layout.sensor(role).standardise == "scene"
-        rows = [(r.mean[role], r.std[role]) for r in scenes.records]
-        fixed = (table["mean"], table["std"])
-        mean, std = zip(*(row if own else fixed for row in rows), strict=True)
-        result[role] = (np.array(mean, np.float32), np.maximum(np.array(std, np.float32), 1e-6))
-    return result
-
-
-def valid_labels(scenes: SceneSet, scene: int) -> np.ndarray:
-    """Label ids ``(H, W)`` uint8 of a scene, ``IGNORE`` where the pixel is invalid."""
-    return np.where(scenes.plane("valid", scene), scenes.plane("label", scene), IGNORE)
-
-
-def class_shares(scenes: SceneSet) -> dict[str, np.ndarray]:
-    """Part of the split -> share ``(K,)`` of each class in its labelled pixels.
-
-    Parts without a labelled pixel are left out.
-    """
-    shares = {}
-    for part in scenes.split:
-        labels = (valid_labels(scenes, scene).ravel() for scene in scenes.indices(part))
-        counts = sum(np.bincount(ids, minlength=IGNORE + 1) for ids in labels)
-        known = np.atleast_1d(counts)[: len(scenes.layout.classes)]
-        if known.sum() > 0:
-            shares[part] = known / known.sum()
-    return shares
-
-
-def labels_at(scenes: SceneSet, scene: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
-    """Label ids ``(M,)`` uint8 at places of scenes (px); past the lower right border, the edge's.
-
-    A token's centre may lie there, where the stride does not divide the scene.
-    """
-    found = np.full(len(scene), IGNORE, np.uint8)
-    for index in np.unique(scene):
-        labels, here = valid_labels(scenes, int(index)), scene == index
-        rows, cols = (
-            np.minimum(x[here], n - 1) for x, n in zip((row, col), labels.shape, strict=True)
+def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.ndarray]:
+    samples = [scene.read(Window(0, 0, 1, 1)) for scene in scenes]
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        # Reflectance may be int16 in one file and float32 in the next: hold both.
+        role: ((len(samples[0][role]), total), np.result_type(*(s[role] for s in samples)))
+        for role in ("optical", "sar")
+        if role in samples[0]
+    }
+    shapes |= {"label": ((total,), np.uint8), "valid": ((total,), np.bool_)}
+    # Memory maps are sparse: a disk that fills up under one kills the process without a word.
+    needed = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise DataError(
+            f"Preparing {len(scenes)} scenes takes {needed / 1e9:.3f} GB in {folder.parent}, but "
+            f"{free / 1e9:.3f} GB are free; {MORE_SPACE}"
         )
-        found[here] = labels[rows, cols]
-    return found
+    return {
+        role: np.lib.format.open_memmap(folder / f"{role}.npy", mode="w+", dtype=dtype, shape=shape)
+        for role, (shape, dtype) in shapes.items()
+    }
+
+
+def _copy_scene(
+    scene: Scene, layout: Layout, maps: dict[str, np.ndarray], offset: int, height: int, width: int
+) -> dict[str, np.ndarray]:
+    """Copy one scene strip by strip; returns per sensor the sums of 1, x and x^2 per band."""
+    sums: dict[str, np.ndarray] = {}
+    for top in range(0, height, STRIP_PX):
+        rows = min(STRIP_PX, height - top)
+        part = scene.read(Window(0, top, width, rows))
+        here = slice(offset + top * width, offset + (top + rows) * width)
+        valid = part["valid"]
+        maps["valid"][here] = valid.reshape(-1)
+        maps["label"][here] = part["label"].astype(np.uint8).reshape(-1)
+        for role in [r for r in ("optical", "sar") if r in maps]:  # a set has no fixed order
+            maps[role][:, here] = part[role].reshape(len(part[role]), -1)
+            # Band by band: large temporary arrays are slow.
+            values = (physical(band[valid], role, layout) for band in part[role])
+            moments = [(x.size, x.sum(), np.einsum("n,n->", x, x)) for x in values]
+            sums[role] = sums.get(role, 0) + np.array(moments).T  # (3, C)
+    if not all(s[0].all() for s in sums.values()):
+        raise DataError(scene.all_nodata(height * width))
+    return sums
+
+
+def _record(
+    scene: Scene, height: int, width: int, offset: int, sums: dict[str, np.ndarray]
+) -> SceneRecord:
+    mean = {role: (s[1] / s[0]) for role, s in sums.items()}
+    variance = {role: s[2] / s[0] - mean[role] ** 2 for role, s in sums.items()}
+    std = {role: np.sqrt(np.maximum(v, 1e-12)) for role, v in variance.items()}
+    count = int(next(iter(sums.values()))[0, 0])
+    plain = [{role: v.tolist() for role, v in table.items()} for table in (mean, std)]
+    return SceneRecord(scene.name, height, width, offset, count, plain[0], plain[1])
+
+
+def check_arrays(folder: Path) -> None:
+    """Compare the arrays with the sha256 that they were written with: a flipped bit is silent.
+
+    Raises:
+        DataError: an array has changed or is gone.
+    """
+    manifest = folder / "manifest.json"
+    for file, wanted in json.loads(manifest.read_text())["files"].items():
+        path = folder / file
+        if (found := sha256_of(path) if path.is_file() else "none, it is missing") != wanted:
+            raise DataError(
+                f"{path} has changed since it was prepared: its sha256 is {found}, but {manifest} "
+                f"says {wanted}; delete {folder}, and it is made again from the scenes."
+            )

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import Config, ConfigError, DataError
-from .flat_arrays import SceneRecord
-from .prepare import SceneSet, standardisation, training_statistics
-from .scenes import to_log_intensity
-from .views import to_device
+from ..config import Config, ConfigError, DataError
+from ..run import to_device
+from .layout import to_log_intensity
+from .scene_set import SceneRecord, SceneSet, standardisation, training_statistics
 
 # Standardised at a time: little enough for a processor's caches, enough that threads seldom meet.
 PIECE_PX = 4 * 256 * 256

@@ -6,6 +6,8 @@ for none; fit it on validation scenes, apply it to test scenes. A confusion tabl
 rows mapped to classes; the last row holds unmatched clusters, whose pixels are all errors.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from math import comb
 from typing import Any
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.special import entr, rel_entr
 
-from .config import IGNORE, DataError
+from ..config import IGNORE, DataError
 
 Raster = NDArray[Any]  # of any integer type
 Table = NDArray[np.int64]

@@ -26,13 +26,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from .bench import Bench
-from .config import IGNORE
-from .neighbours import Corners
-from .prepare import SceneSet, labels_at, valid_labels
-from .report import COLUMNS, block_means, identity, majority_label
-from .runs import Run, write_json
-from .tokens import TokenMap, token_validity
+from ..clustering.task import Bench
+from ..clustering.tokens import TokenMap, token_validity
+from ..config import IGNORE
+from ..data.scene_set import SceneSet, labels_at, valid_labels
+from ..pretraining.neighbours import Corners
+from ..run import Run, write_json
+from .stage import COLUMNS, block_means, identity, majority_label
 
 SPLITS = 20
 HELD_OUT = 0.2

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .bench import Bench
-from .config import IGNORE
-from .inference import Classifier
-from .layouts import LandClass
+from ..clustering.inference import Classifier
+from ..clustering.task import Bench
+from ..config import IGNORE
+from ..data.layout import LandClass
+from ..data.scene_set import SceneSet, valid_labels
+from ..run import Run, write_arrays, write_json
 from .metrics import (
     ari,
     confusion,
@@ -26,8 +28,6 @@ from .metrics import (
     paired_bootstrap,
     scores,
 )
-from .prepare import SceneSet, valid_labels
-from .runs import Run, write_arrays, write_json
 
 OVERALL = ("acc", "nmi", "ari", "macro_f1", "miou", "kappa", "many_to_one")
 LIMITS = ("constant", "equal_size_ceiling")

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from .baselines import BASELINES, CEILING, LEARNED, Fit, has_ceiling
-from .bench import Bench
-from .classify import cluster, clustered_classifier, feature_tokens, load_clustered
-from .despeckle import train_despeckler
-from .inference import Classifier
-from .mapping import write_maps
-from .prepare import load_data
-from .pretrain import load_pretrained, pretrain
-from .report import evaluate, fitted_matching, load_records
-from .runs import Run
-from .tokens import TokenMap
-from .training import print_progress
+from ..baselines import BASELINES, CEILING, LEARNED, Fit
+from ..baselines.supervised import has_ceiling
+from ..clustering.inference import Classifier
+from ..clustering.stage import cluster, clustered_classifier, feature_tokens, load_clustered
+from ..clustering.task import Bench
+from ..clustering.tokens import TokenMap
+from ..data.stage import load_data
+from ..evaluation.stage import evaluate, fitted_matching, load_records
+from ..maps.stage import write_maps
+from ..models.stage import train_despeckler
+from ..pretraining.stage import load_pretrained, pretrain
+from ..run import Run
+from ..training.loop import print_progress
 
 
 def clusters_of_pretrained(kind: str, run: Run, bench: Bench) -> Classifier:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from .config import Config
+from ..config import Config
+from ..evaluation.stage import load_records
+from ..run import Run, project_root
 from .pipeline import METHODS, USUAL, run_everything
-from .report import load_records
-from .runs import Run, project_root
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,11 @@
 """Figures: plain arrays and the class table in, a matplotlib ``Figure`` out.
 
-The two that show a batch of views and a network's attention take these as they are. Where there is
-nothing to draw (no labels, no attention), the figure is a sentence that says so.
+Where there is nothing to draw (no labels, no attention), the figure is a sentence that says so.
 
 Nothing here touches pyplot. In a notebook, run ``%matplotlib inline`` once and end a cell with
 the figure; a script calls ``figure.savefig(path)``.
 """
 
-from .comparison import intervals_figure, maps_figure, scale_figure
 from .data import (
     class_shares_figure,
     histogram_figure,
@@ -29,19 +27,21 @@ from .imagery import (
 from .learning import (
     attention_figure,
     despeckle_figure,
-    network_attention_figure,
     training_figure,
     views_figure,
 )
-from .panels import pixel_width_m
 from .results import (
     confusion_figure,
+    intervals_figure,
     map_figure,
+    maps_figure,
     per_class_f1_figure,
+    scale_figure,
     scores_figure,
     tsne_figure,
 )
 from .spatial import neighbours_figure, probe_figure, variogram_figure
+from .style import pixel_width_m
 
 __all__ = [
     "attention_figure",
@@ -57,7 +57,6 @@ __all__ = [
     "map_figure",
     "maps_figure",
     "neighbours_figure",
-    "network_attention_figure",
     "optical_composite",
     "per_class_f1_figure",
     "pixel_width_m",

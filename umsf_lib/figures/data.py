@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..layouts import LandClass
-from ..realism import Comparison
+from ..data.layout import LandClass
 from .imagery import Array, is_labelled, label_image, present_classes, sar_image, unit_rgb
-from .panels import (
+from .style import (
     COLORS,
     add_legend,
     class_entries,
@@ -246,16 +246,17 @@ def _middles(boxes: Sequence[tuple[float, float, float, float]]) -> Array:
 
 
 @styled
-def realism_figure(compared: Mapping[str, Sequence[Comparison]]) -> Figure:
+def realism_figure(compared: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Show how far statistics of simulated scenes lie from those of real imagery.
 
     A dot per statistic, in tolerances from its target: the shaded band is what may be. Those more
     than three tolerances away stand at the border.
 
     Args:
-        compared: title of a panel -> the result of ``realism.compare``.
+        compared: title of a panel -> statistics, each with its ``group``, ``value``, ``target`` and
+            ``tolerance``, as ``benchmarks/simulator_realism.py`` records them.
     """
-    groups = list(dict.fromkeys(row.group for rows in compared.values() for row in rows))
+    groups = list(dict.fromkeys(row["group"] for rows in compared.values() for row in rows))
     figure, axes = new_panels(
         1, len(compared), min(2.6 + 4.2 * len(compared), 11), 0.32 * len(groups) + 1.2, sharey=True
     )
@@ -263,8 +264,8 @@ def realism_figure(compared: Mapping[str, Sequence[Comparison]]) -> Figure:
         ax.axvspan(-1, 1, color="0.92")
         ax.axvline(0, color="0.6", lw=0.8)
         for place, group in enumerate(groups):
-            _draw_deviations(ax, place, [row for row in rows if row.group == group])
-        passed = sum(row.passed for row in rows)
+            _draw_deviations(ax, place, [row for row in rows if row["group"] == group])
+        passed = sum(abs(_deviation(row)) <= 1 for row in rows)
         ax.set(xlim=(-3.3, 3.9), title=f"{name}: {passed} of {len(rows)} within tolerance")
         ax.set(xlabel="distance from the measured value (tolerances)", xticks=range(-3, 4))
     axes[0, 0].set_yticks(range(len(groups)), groups)
@@ -272,11 +273,17 @@ def realism_figure(compared: Mapping[str, Sequence[Comparison]]) -> Figure:
     return figure
 
 
-def _draw_deviations(ax: Axes, place: int, rows: Sequence[Comparison]) -> None:
+def _deviation(row: Mapping[str, Any]) -> float:
+    """Distance from the target in tolerances; NaN where the class is absent."""
+    return float((row["value"] - row["target"]) / row["tolerance"])
+
+
+def _draw_deviations(ax: Axes, place: int, rows: Sequence[Mapping[str, Any]]) -> None:
     spread = np.linspace(-0.25, 0.25, len(rows)) if len(rows) > 1 else np.zeros(1)
     for row, step in zip(rows, spread, strict=True):
-        x = np.clip(np.nan_to_num(row.deviation, nan=3), -3, 3)  # NaN: a class that is absent
-        marker, color = ("o", COLORS[0]) if row.passed else ("D", COLORS[1])
+        away = _deviation(row)
+        x = np.clip(np.nan_to_num(away, nan=3), -3, 3)  # NaN: a class that is absent
+        marker, color = ("o", COLORS[0]) if abs(away) <= 1 else ("D", COLORS[1])
         ax.plot(x, place + step, marker, ms=4, color=color, mec="white", mew=0.4)
-    passed = sum(row.passed for row in rows)
+    passed = sum(abs(_deviation(row)) <= 1 for row in rows)
     ax.text(3.85, place, f"{passed}/{len(rows)}", ha="right", va="center", fontsize=8)

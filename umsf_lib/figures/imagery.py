@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..config import IGNORE, DataError
-from ..layouts import LandClass
+from ..data.layout import LandClass
 
 Array = npt.NDArray[Any]
 Rgb = tuple[int, int, int]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ..fusion import AttentionFusion
 from .imagery import Array, optical_composite, sar_image
-from .panels import (
+from .style import (
     COLORS,
     image_panels,
     new_panels,
@@ -27,10 +24,6 @@ from .panels import (
     styled,
 )
 
-if TYPE_CHECKING:  # the browser draws without a network, and torchvision takes seconds to import
-    from ..batches import Batch
-    from ..umsf_net import UmsfNet
-
 _MONITORS = {
     "std": "embedding std",
     "mean_cosine": "mean cosine",
@@ -40,26 +33,28 @@ _MAX_DOTS = 6  # matched tokens drawn per window; more hide the picture
 
 
 @styled
-def views_figure(batch: Batch, rgb: tuple[int, int, int]) -> Figure:
+def views_figure(
+    views: Sequence[Mapping[str, Array]],
+    points: Sequence[Sequence[Array]],
+    rgb: tuple[int, int, int],
+) -> Figure:
     """Show augmented pairs, one window a row, with ground positions that both views see.
 
     Args:
-        batch: windows as pretraining draws them; six matched positions of each are drawn.
+        views: of both views sensor -> ``(n, C, h, w)`` standardised bands.
+        points: of both views and each window ``(m, 2)`` matched positions, (x, y) in [-1, 1]; six
+            of them are drawn.
         rgb: 0-based positions of the optical bands to show as red, green and blue.
     """
-    sides = ((batch.first, batch.here), (batch.second, batch.there))
-    sensors, size = list(batch.first.images), next(iter(batch.first.images.values())).shape[2:]
-    figure, axes = image_panels(len(batch.seen), 2 * len(sensors), tuple(size), width=9, gap=0.0)
-    ends: list[list[Array]] = []
-    for number, (view, places) in enumerate(sides):
-        points = [
-            _pixels(p[s].cpu().numpy(), size) for p, s in zip(places, batch.seen, strict=True)
-        ]
-        ends.append([_some(p) for p in points])
+    sensors, size = list(views[0]), next(iter(views[0].values())).shape[2:]
+    figure, axes = image_panels(len(points[0]), 2 * len(sensors), size, width=9, gap=0.0)
+    ends = [[_some(_pixels(places, size)) for places in view] for view in points]
+    for number, (view, dots) in enumerate(zip(views, ends, strict=True)):
         for index, sensor in enumerate(sensors):
             column = axes[:, number * len(sensors) + index]
-            pictures = _pictures(view.images[sensor].cpu().numpy(), rgb, sensor)
-            for ax, picture, some in zip(column, pictures, ends[-1], strict=True):
+            for ax, picture, some in zip(
+                column, _pictures(view[sensor], rgb, sensor), dots, strict=True
+            ):
                 show_picture(ax, picture, "")
                 _draw_points(ax, some)
             column[0].set_title(f"{spoken(sensor)}, view {number + 1}")
@@ -223,7 +218,7 @@ def _draw_curve(ax: Axes, records: Sequence[Mapping[str, float]], name: str, col
 @styled
 def attention_figure(
     optical_rgb: Array,
-    attention: Array,
+    attention: Array | None,
     token: tuple[int, int],
     *,
     grid: tuple[int, int],
@@ -234,12 +229,15 @@ def attention_figure(
 
     Args:
         optical_rgb: (h, w, 3) in [0, 1], the window.
-        attention: (heads, N) weights of the chosen token, each row summing to 1.
+        attention: (heads, N) weights of the chosen token, each row summing to 1; None where the
+            network has no attention: then a sentence says so.
         token: (row, column) of the chosen token on the token grid.
         grid: (H, W) tokens, H W = N.
         gates: (2, H, W) weight of optical and SAR per token; the optical one is drawn.
         title: above all panels.
     """
+    if attention is None:
+        return note_figure("The network of this run has no attention to show.")
     heads = attention.reshape(-1, *grid)  # (heads, H, W)
     count = len(heads) + 1 + (gates is not None)
     rows = math.ceil(count / 5)
@@ -264,30 +262,6 @@ def attention_figure(
         ax.remove()
     figure.suptitle(title)
     return figure
-
-
-@torch.no_grad()
-def network_attention_figure(
-    network: UmsfNet, window: Mapping[str, torch.Tensor], rgb: tuple[int, int, int]
-) -> Figure:
-    """Show where the optical token in the middle of a window looks in the SAR map.
-
-    Args:
-        network: in eval mode; one without attention gets a sentence instead.
-        window: "optical" and "sar" (1, C, h, w) standardised, on the network's device.
-        rgb: 0-based positions of the optical bands to show as red, green and blue.
-    """
-    if not isinstance(network.fusion, AttentionFusion):
-        return note_figure("The network of this run has no attention to show.")
-    maps = network.features(window["optical"], window["sar"])
-    _, aux = network.fusion(maps["optical"], maps["sar"], need_weights=True)
-    rows, columns = maps["fused"].shape[2:]
-    place = rows // 2, columns // 2
-    weights = aux["attention_optical"][0, :, place[0] * columns + place[1]]  # (heads, N)
-    picture = optical_composite(window["optical"][0].cpu().numpy(), rgb)
-    gates = aux["gates"][0].cpu().numpy()
-    grid = {"grid": (rows, columns), "gates": gates}
-    return attention_figure(picture, weights.cpu().numpy(), place, **grid)
 
 
 def _mark(ax: Axes, corner: tuple[float, float], size: tuple[float, float]) -> None:

@@ -13,7 +13,7 @@ from matplotlib.patches import Ellipse, Rectangle
 from matplotlib.ticker import NullLocator
 
 from .imagery import Array
-from .panels import COLORS, new_panels, note_figure, show_picture, spoken, styled
+from .style import COLORS, new_panels, note_figure, show_picture, spoken, styled
 
 
 @styled

@@ -18,8 +18,8 @@ from matplotlib.legend import Legend
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ..layouts import LandClass
-from ..rasters import Grid, pixel_size_m
+from ..data.layout import LandClass
+from ..data.rasters import Grid, pixel_size_m
 from .imagery import Array, Rgb, unit_rgb
 
 # Okabe and Ito's colour-blind-safe set, the darker ones first so that thin lines stay visible

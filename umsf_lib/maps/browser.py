@@ -18,11 +18,11 @@ from IPython.core.getipython import get_ipython
 from matplotlib.figure import Figure
 from rasterio.windows import Window
 
-from .config import DataError, MissingStageError, UmsfError
-from .figures.imagery import Rgb
-from .figures.panels import add_legend, image_panels, styled
-from .map_files import LAYERS, draw_layer
-from .rasters import opened
+from ..config import DataError, MissingStageError, UmsfError
+from ..data.rasters import opened
+from ..figures.imagery import Rgb
+from ..figures.style import add_legend, image_panels, styled
+from .read import LAYERS, draw_layer
 
 ZOOMS = (1, 2, 4, 8, 16)
 _PREFERRED = {"left": "optical", "right": "prediction"}

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from rasterio.enums import Resampling
 from rasterio.windows import Window
 
-from .config import IGNORE, DataError
-from .figures.imagery import Array, Rgb, error_image, label_image, present_classes
-from .figures.panels import class_entries, pixel_width_m, show_picture
-from .figures.results import ERROR_ENTRIES, show_confidence
-from .layouts import LandClass
-from .rasters import grid_of, opened
+from ..config import IGNORE, DataError
+from ..data.layout import LandClass
+from ..data.rasters import grid_of, opened
+from ..figures.imagery import Array, Rgb, error_image, label_image, present_classes
+from ..figures.results import ERROR_ENTRIES, show_confidence
+from ..figures.style import class_entries, pixel_width_m, show_picture
 
 LAYERS = ("optical", "sar", "label", "prediction", "confidence", "error")
 _MAX_SIDE = 1000  # pixels read of a layer; a panel is not drawn larger

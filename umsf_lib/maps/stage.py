@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .bench import Bench
-from .config import IGNORE
-from .figures import cluster_classes, optical_composite, sar_image
-from .flat_arrays import physical
-from .inference import Classifier
-from .layouts import LandClass
-from .prepare import SceneSet, valid_labels
-from .rasters import write_raster
-from .runs import Run
-from .windows import PixelStore
+from ..clustering.inference import Classifier
+from ..clustering.task import Bench
+from ..config import IGNORE
+from ..data.layout import LandClass
+from ..data.rasters import write_raster
+from ..data.scene_set import SceneSet, physical, valid_labels
+from ..data.windows import PixelStore
+from ..figures.imagery import cluster_classes, optical_composite, sar_image
+from ..run import Run
 
 NODATA = 0  # code of pixels without data in class maps; class codes begin at 1 or above
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ConfigError
+from ..config import ConfigError
 
 # torchvision brings torch's compiler along, a third of all start-up time, and the small ResNet
 # needs neither: it is imported where its networks are made.

@@ -12,17 +12,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import uniform_filter
 from torch import Tensor
 
-from .checkpoints import write_state
-from .config import DespeckleConfig
+from ..config import DespeckleConfig
+from ..data.scene_set import SceneSet
+from ..data.windows import draw_windows, open_store, training_tiles
+from ..run import Run, to_device, write_json
+from ..training.checkpoints import write_state
+from ..training.loop import Row, train
 from .encoders import Despeckle
-from .prepare import SceneSet
-from .runs import Run, write_json
-from .training import Row, train
-from .views import noise_source, speckle, to_device
-from .windows import draw_windows, open_store, training_tiles
+from .speckle import add_speckle, boxcar, lee, patchwork
 
 DESPECKLER = "checkpoints/despeckler.pt"
 RATIO_WEIGHT = 0.1
@@ -33,26 +32,6 @@ def despeckle_loss(estimate: Tensor, noisy: Tensor, clean: Tensor) -> Tensor:
     """L1 in the log, plus a penalty where the ratio image has not the unit mean of speckle."""
     ratio = F.avg_pool2d((noisy - estimate).exp(), RATIO_BOX)
     return (estimate - clean).abs().mean() + RATIO_WEIGHT * (ratio - 1).abs().mean()
-
-
-def patchwork(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Piecewise constant ln reflectivity ``(N, 1, size, size)``: cells and bright points."""
-    sites = torch.rand(count, 12, 2, generator=generator) * size
-    levels = torch.randn(count, 12, generator=generator)
-    axis = torch.arange(size, dtype=torch.float32)
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(1, -1, 2)
-    nearest = torch.cdist(grid.expand(count, -1, 2), sites).argmin(dim=2)  # (N, size^2)
-    cells = levels.gather(1, nearest).view(count, 1, size, size)
-    points = torch.rand(cells.shape, generator=generator) < 0.002
-    return cells + 4.0 * points
-
-
-def add_speckle(clean: Tensor, looks: int, generator: torch.Generator, correlated: bool) -> Tensor:
-    """Ln of ``exp(clean)`` times fresh speckle; ``clean (B, 1, h, w)``."""
-    shape = (clean.shape[0], clean.shape[1], clean.shape[2], clean.shape[3])
-    source = noise_source(generator, clean.device)
-    noise = speckle(shape, looks, source, clean.device, correlated=correlated)
-    return clean + noise.clamp_min(1e-6).log()
 
 
 def fit_despeckler(
@@ -170,37 +149,3 @@ def filtered(module: Despeckle, log_intensity: np.ndarray, looks: float) -> dict
         "Lee 7": lee(intensity, 7, looks),
         "learned": np.exp(despeckled(module, log_intensity)),
     }
-
-
-def enl(intensity: np.ndarray) -> float:
-    """Equivalent number of looks of a homogeneous area: mean^2 / variance of intensity."""
-    return float(intensity.mean() ** 2 / intensity.var())
-
-
-def boxcar(intensity: np.ndarray, size: int) -> np.ndarray:
-    """Plain ``size`` x ``size`` mean of ``(h, w)``; white speckle's ENL grows by size^2."""
-    return uniform_filter(intensity.astype(np.float64), size, mode="mirror")
-
-
-def lee(intensity: np.ndarray, size: int, looks: float) -> np.ndarray:
-    """Lee filter of ``(h, w)`` intensity (Lee 1980): towards the local mean where it is flat.
-
-    The weight of the pixel itself is 1 - C_u^2 / C_i^2 with C_u^2 = 1 / looks and C_i the local
-    coefficient of variation, kept in [0, 1].
-    """
-    mean = boxcar(intensity, size)
-    variance = np.maximum(boxcar(intensity.astype(np.float64) ** 2, size) - mean**2, 0)
-    weight = 1 - mean**2 / looks / np.maximum(variance, 1e-30)
-    return mean + np.clip(weight, 0, 1) * (intensity - mean)
-
-
-def ratio_statistics(intensity: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
-    """What is left after division: for a good filter, pure speckle (Gomez et al. 2017).
-
-    Returns:
-        ``mean`` (1 is right), ``enl`` (that of the input speckle), ``lag1`` correlation of
-        horizontal neighbours (that of the input speckle; 0 if white).
-    """
-    ratio = intensity / estimate
-    lag1 = np.corrcoef(ratio[:, :-1].ravel(), ratio[:, 1:].ravel())[0, 1]
-    return {"mean": float(ratio.mean()), "enl": enl(ratio), "lag1": float(lag1)}

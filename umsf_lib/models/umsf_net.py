@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from ..config import ModelConfig
+from ..data.layout import Layout
 from .encoders import Despeckle, SarEncoder, encoder, group_norm
-from .fusion import FUSIONS
+from .fusion import FUSIONS, AttentionFusion
 
 if TYPE_CHECKING:
-    from .layouts import Layout
+    from ..data.layout import Layout
 
 PROJECTORS = {
     "both": ("optical", "sar", "cross_optical", "cross_sar", "fused"),
@@ -120,3 +121,27 @@ class UmsfNet(nn.Module):
         assert self.clustering is not None
         logits: Tensor = self.clustering(self.features(x_opt, x_sar)["fused"])
         return logits
+
+
+@torch.no_grad()
+def central_attention(network: UmsfNet, window: dict[str, Tensor]) -> dict[str, Any]:
+    """Where the optical token in the middle of a window looks in the SAR map.
+
+    Args:
+        network: in eval mode.
+        window: ``optical`` and ``sar (1, C, h, w)`` standardised, on the network's device.
+
+    Returns:
+        ``attention (heads, N)`` float32 on the CPU, rows sum to 1, None where the network has no
+        attention; ``token`` (row, column) of it; ``grid`` (H, W) with H W = N; ``gates (2, H, W)``.
+        The arguments of ``figures.attention_figure``.
+    """
+    if not isinstance(network.fusion, AttentionFusion):
+        return {"attention": None, "token": (0, 0), "grid": (1, 1)}
+    maps = network.features(window["optical"], window["sar"])
+    _, aux = network.fusion(maps["optical"], maps["sar"], need_weights=True)
+    height, width = maps["fused"].shape[2:]
+    row, column = height // 2, width // 2
+    weights = aux["attention_optical"][0, :, row * width + column]  # (heads, N)
+    found = {"attention": weights.cpu().numpy(), "gates": aux["gates"][0].cpu().numpy()}
+    return found | {"token": (row, column), "grid": (height, width)}

@@ -7,16 +7,15 @@ be found again in the other: these are the dense positives.
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import ViewConfig
+from ..config import ViewConfig
+from ..models.speckle import Source, _kernel, draw, draw_uniform, noise_source, speckle
+from ..run import to_device
 
 
 @dataclass(frozen=True)
@@ -31,65 +30,6 @@ class View:
 
     images: dict[str, Tensor]
     theta: Tensor
-
-
-@dataclass(frozen=True)
-class Share:
-    """Random numbers of a batch that several processes share.
-
-    Each draws those of the whole batch and keeps the rows of its own windows, so that all
-    generators stay alike and the numbers of a window do not depend on who computes it.
-    """
-
-    generator: torch.Generator
-    rank: int = 0
-    world_size: int = 1
-
-
-Source = torch.Generator | Share
-
-
-def draw(shape: tuple[int, ...], source: Source, device: torch.device) -> Tensor:
-    """Standard normal numbers from a generator that may live on another device."""
-    return _drawn(torch.randn, shape, source, device)
-
-
-def draw_uniform(shape: tuple[int, ...], source: Source, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1) from a generator that may live on another device."""
-    return _drawn(torch.rand, shape, source, device)
-
-
-def _drawn(
-    make: Callable[..., Tensor], shape: tuple[int, ...], source: Source, device: torch.device
-) -> Tensor:
-    share = source if isinstance(source, Share) else Share(source)
-    rows, home = shape[0], share.generator
-    whole = (rows * share.world_size, *shape[1:])
-    numbers = make(whole, generator=home, device=home.device)
-    return to_device(numbers[share.rank * rows :][:rows], device)
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting for the device: what follows on it waits by itself.
-
-    To a GPU through pinned memory; a copy from any other may wait for what the GPU has to do.
-    """
-    if device.type == "cuda" and x.device.type == "cpu":
-        x = x.pin_memory()  # torch keeps it until the GPU has read it
-    return x.to(device, non_blocking=True)
-
-
-def noise_source(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """Generator of the draws for every pixel: on a GPU they are made there, seeded for this batch.
-
-    Args:
-        generator: on the CPU.
-        device: of the pixels.
-    """
-    if device.type != "cuda":
-        return generator
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return torch.Generator(device).manual_seed(seed)
 
 
 def draw_geometry(batch: int, scale_min: float, generator: torch.Generator) -> Tensor:
@@ -114,36 +54,6 @@ def resample(images: Tensor, theta: Tensor) -> Tensor:
     per_x, per_y, shift = to_device(theta, device)[:, None, None].unbind(4)  # (B, 1, 1, 2) each
     grid = per_x * x[:, None] + per_y * y[:, None, None] + shift  # (B, h, w, 2)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-
-
-@functools.cache
-def _kernel(edge: float, device: torch.device) -> Tensor:
-    """``(3, 3)`` outer product of (edge, 1, edge) with itself, sent to the device once."""
-    line = torch.tensor([edge, 1.0, edge])
-    return (line[:, None] * line).to(device)
-
-
-def speckle(
-    shape: tuple[int, int, int, int],
-    looks: int,
-    source: Source,
-    device: torch.device,
-    *,
-    correlated: bool = True,
-) -> Tensor:
-    """Unit-mean intensity speckle ``(B, C, h, w)``: Gamma with shape ``looks``, scale 1/looks.
-
-    Made as nature does (Goodman 1976): the mean over looks of the squared modulus of a complex
-    Gaussian field. Blurring that field first correlates neighbours, as resampled detected
-    products are, and leaves the Gamma law exact.
-    """
-    batch, channels, height, width = shape
-    field = draw((batch * channels, 2 * looks, height + 2, width + 2), source, device)
-    edge = 0.5 if correlated else 0.0
-    kernel = _kernel(edge, device) / (1 + 2 * edge**2)  # unit energy
-    kernel = kernel.expand(2 * looks, 1, 3, 3)
-    field = F.conv2d(field, kernel, groups=2 * looks)  # (B*C, 2L, h, w), unit variance
-    return field.square().mean(dim=1).view(shape)
 
 
 def blur(images: Tensor) -> Tensor:
@@ -311,32 +221,3 @@ def read_tokens(maps: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     rows = maps.permute(0, 2, 3, 1).flatten(0, 2)  # (B H W, C), no copy of channels last
     index, weight = to_device(index, maps.device), to_device(weight, maps.device)
     return (rows[index] * weight[..., None]).sum(dim=0)
-
-
-def turn_and_flip(images: Tensor, index: int) -> Tensor:
-    """One of the eight symmetries of the square: ``index`` 0..7, 0 the identity."""
-    turned = torch.rot90(images, index % 4, (2, 3))
-    return turned.flip(3) if index >= 4 else turned
-
-
-def undo_turn_and_flip(images: Tensor, index: int) -> Tensor:
-    """Inverse of ``turn_and_flip``."""
-    images = images.flip(3) if index >= 4 else images
-    return torch.rot90(images, -(index % 4), (2, 3))
-
-
-def gaussian_line(sigma: float, device: torch.device) -> Tensor:
-    """Normalised 1-D Gaussian, truncated at three sigma."""
-    reach = max(1, math.ceil(3 * sigma))
-    x = torch.arange(-reach, reach + 1, device=device, dtype=torch.float32)
-    line = torch.exp(-0.5 * (x / sigma) ** 2)
-    return line / line.sum()
-
-
-def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian smoothing of ``(B, C, H, W)``; borders repeat the edge."""
-    line = gaussian_line(sigma, images.device)
-    reach, channels = len(line) // 2, images.shape[1]
-    images = F.pad(images, (reach, reach, reach, reach), mode="replicate")
-    images = F.conv2d(images, line.expand(channels, 1, 1, -1), groups=channels)
-    return F.conv2d(images, line[:, None].expand(channels, 1, -1, 1), groups=channels)

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .config import ViewConfig
-from .distributed import own_rows, rank, world_size
+from ..config import ViewConfig
+from ..models.speckle import Share, noise_source
+from ..run import to_device
+from ..training.distributed import own_rows, rank, world_size
+from .augmentations import View, draw_geometry, draw_matches, show_view
 from .momentum import Places
-from .views import Share, View, draw_geometry, draw_matches, noise_source, show_view, to_device
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,19 @@ class Batch:
         """The windows of this process only."""
         names = ("scene", "centre", "second_centre", "here", "there", "ground", "seen")
         return replace(self, **{name: getattr(self, name)[self.rows] for name in names})
+
+
+def as_arrays(batch: Batch) -> tuple[list[dict[str, np.ndarray]], list[list[np.ndarray]]]:
+    """A batch for looking at: ``figures.views_figure``'s views, and points that both views see."""
+    views = [
+        {role: images.cpu().numpy() for role, images in view.images.items()}
+        for view in (batch.first, batch.second)
+    ]
+    points = [
+        [places[seen].numpy() for places, seen in zip(side, batch.seen, strict=True)]
+        for side in (batch.here, batch.there)
+    ]
+    return views, points
 
 
 def two_views(

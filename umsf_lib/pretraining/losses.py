@@ -4,6 +4,8 @@ Rows are samples `(M, D)`; functions of class scores also take maps, classes in 
 Every loss is computed in float32 at least, whatever autocast is doing around it.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch
@@ -148,86 +150,6 @@ def chance_level(queue_size: int, dim: int, tau: float) -> tuple[float, float]:
     """
     collapsed_level = math.log1p(queue_size)
     return collapsed_level, collapsed_level + 1 / (2 * dim * tau**2)
-
-
-def clustering_loss(probs: Tensor, balance: float, prior: Tensor | None = None) -> Tensor:
-    """Ask for confident assignments and for cluster sizes near a prior.
-
-    `mean_i H(p_i) + balance * KL(mean_i p_i || prior)`. With balance 1 and the uniform prior this
-    is `ln K - I(sample; cluster)`: maximal mutual information.
-
-    Args:
-        probs: `(M, K)` or `(B, K, H, W)`, sums to 1 over K.
-        balance: Weight of the size term; weak (0.25) where classes are far from equally common.
-        prior: Expected cluster shares `(K,)`, positive, sum 1; uniform if None.
-
-    Returns:
-        Scalar >= 0, in nats. One-hot and balanced -> 0; uniform -> ln K; one cluster for all ->
-        balance * ln K.
-
-    Source: Krause et al. 2010 (RIM), Hu et al. 2017 (IMSAT).
-    """
-    p = at_least_float32(probs).transpose(0, 1).flatten(1)  # (K, samples)
-    expected = torch.full_like(p[:, 0], 1 / len(p)) if prior is None else prior.to(p)
-    shares = p.mean(1)  # (K,)
-    imbalance = (shares * (_safe_log(shares) - _safe_log(expected))).sum()
-    return -(p * _safe_log(p)).sum(0).mean() + balance * imbalance
-
-
-def _safe_log(p: Tensor) -> Tensor:
-    """Log with a floor, so that p ln p and its gradient stay finite at p = 0."""
-    return p.clamp_min(torch.finfo(p.dtype).tiny).log()
-
-
-def sharpen(probs: Tensor, temperature: float) -> Tensor:
-    """Raise probabilities to the power 1/temperature and renormalise over dimension 1."""
-    return (_safe_log(at_least_float32(probs)) / temperature).softmax(1)
-
-
-def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Cross entropy against class probabilities, as a (weighted) mean over samples.
-
-    Args:
-        logits: `(M, K)` or `(B, K, H, W)`.
-        target: Probabilities of the same shape.
-        weight: Per sample, >= 0: `(M,)` or `(B, H, W)`; None weighs all alike.
-
-    Returns:
-        Scalar, in nats; 0 where all weights are 0.
-    """
-    logits = at_least_float32(logits)
-    loss = F.cross_entropy(logits, target.to(logits), reduction="none")  # (M,) or (B, H, W)
-    if weight is None:
-        return loss.mean()
-    weight = weight.to(loss)
-    return (weight * loss).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
-
-
-def consistency_loss(p_student_logits: Tensor, p_teacher: Tensor, temperature: float) -> Tensor:
-    """Cross entropy of the student against the sharpened teacher, which gets no gradient.
-
-    Args:
-        p_student_logits: `(M, K)` or `(B, K, H, W)` logits of one view.
-        p_teacher: Probabilities of the EMA network for the other view, same shape.
-        temperature: < 1 sharpens the teacher (0.5 squares it), 1 leaves it as it is.
-
-    Returns:
-        Scalar; its minimum is the entropy of the sharpened teacher.
-
-    Source: Caron et al. 2021 (DINO), Xie et al. 2020 (UDA).
-    """
-    return soft_cross_entropy(p_student_logits, sharpen(p_teacher.detach(), temperature))
-
-
-def symmetric_kl(logits_a: Tensor, logits_b: Tensor) -> Tensor:
-    """Half of KL(a||b) + KL(b||a), averaged over samples; 0 exactly where both agree.
-
-    Args:
-        logits_a: `(M, K)` or `(B, K, H, W)`.
-        logits_b: Same shape. Detach it where it plays the teacher.
-    """
-    log_a, log_b = (at_least_float32(x).log_softmax(1) for x in (logits_a, logits_b))
-    return 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(1).mean()
 
 
 @torch.no_grad()

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import PretrainConfig
+from ..models.umsf_net import UmsfNet
+from ..run import to_device
+from ..training.distributed import gather_rows, world_size
+from .augmentations import View, read_tokens, tokens_around
 from .batches import Batch, key_places, on_device, places
-from .config import PretrainConfig
-from .distributed import gather_rows, world_size
 from .losses import at_least_float32, info_nce
 from .momentum import Queue, key_network, momentum_update
-from .umsf_net import UmsfNet
-from .views import View, read_tokens, to_device, tokens_around
 
 # contrast -> (query projector, key projector), by the projector's name in ``UmsfNet.project``
 INTRA = {"intra_optical": ("optical", "optical"), "intra_sar": ("sar", "sar")}

@@ -6,6 +6,8 @@ al. 2020) updates the key network just before the next keys, which gives the sam
 that a step changes comes last, so that a step that fails has changed nothing.
 """
 
+from __future__ import annotations
+
 import copy
 from typing import TypeVar
 

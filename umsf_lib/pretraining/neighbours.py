@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import PretrainConfig
-from .flat_arrays import physical
-from .prepare import SceneSet, standardisation, training_statistics
-from .rasters import DEGREE_M, Grid, pixel_size_m
-from .sheets import SHEET_DEGREES, sheet_of
+from ..config import PretrainConfig
+from ..data.map_sheets import SHEET_DEGREES, sheet_of
+from ..data.rasters import DEGREE_M, Grid, pixel_size_m
+from ..data.scene_set import SceneSet, physical, standardisation, training_statistics
 
 CANDIDATES = 32  # places drawn per neighbour; the first that serves is taken
 SAMPLES = 8  # pixels looked at along each side of a window to tell whether two are alike

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import PretrainConfig
+from ..models.umsf_net import UmsfNet, projection_head
 from .batches import Batch, key_places, on_device, places
-from .config import PretrainConfig
-from .contrast import Keys, Learner, MomentumContrast, contrasts_of, embeddings, unit, weighted
 from .losses import barlow_twins, decur_cross, in_batch_nce
+from .moco import Keys, Learner, MomentumContrast, contrasts_of, embeddings, unit, weighted
 from .momentum import Places, key_network, momentum_update, own_ground
-from .umsf_net import UmsfNet, projection_head
 
 
 class MomentumContrastV3(Learner):

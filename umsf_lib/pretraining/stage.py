@@ -12,21 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..config import Config, ConfigError, PretrainConfig
+from ..data.scene_set import SceneSet, normalisation_of, training_statistics
+from ..data.windows import PixelStore, draw_windows, open_store, training_tiles
+from ..models.stage import load_despeckler
+from ..models.umsf_net import UmsfNet
+from ..run import Run, seed_everything, to_device, use_deterministic
+from ..training.checkpoints import Checkpoints, load_checkpoint, load_weights
+from ..training.distributed import any_process, own_rows, rank, world_size
+from ..training.loop import Row, train, trainable, write_rows
 from .batches import Batch, two_views
-from .checkpoints import Checkpoints, load_checkpoint, load_weights
-from .config import Config, ConfigError, PretrainConfig
-from .contrast import Learner, MomentumContrast
-from .despeckle import load_despeckler
-from .distributed import any_process, own_rows, rank, world_size
 from .losses import collapsed, embedding_statistics
+from .moco import Learner, MomentumContrast
 from .neighbours import Corners, Ground, Neighbours
 from .objectives import OBJECTIVES
-from .prepare import SceneSet, normalisation_of, training_statistics
-from .runs import Run, seed_everything, use_deterministic
-from .training import Row, train, trainable, write_rows
-from .umsf_net import UmsfNet
-from .views import to_device
-from .windows import PixelStore, draw_windows, open_store, training_tiles
 
 LOG_EVERY = 10  # steps
 FIRST_LOOKS = 10  # of the collapse monitor, at a network that has hardly learnt

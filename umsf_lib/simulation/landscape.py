@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from scipy.special import ndtr
 
-from .config import ConfigError
-from .simulate_relief import (
+from ..config import ConfigError
+from .settlements import settle
+from .terrain import (
     CITY,
     FARMLAND,
     FOREST,
@@ -32,7 +33,6 @@ from .simulate_relief import (
     relief,
     smooth_noise,
 )
-from .simulate_settlements import settle
 
 ORCHARD = 7  # a cover only: labelled farmland, but woody
 

@@ -9,24 +9,15 @@ the near infrared of a class is assumed.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
-from rasterio.crs import CRS
 from scipy.ndimage import gaussian_filter
 from scipy.special import gammaincinv, gammaln, ndtr
 
-from .config import DataError
-from .layouts import load_layout
-from .rasters import write_raster
-from .sheets import sheet_of
-from .simulate_landscape import ORCHARD, Landscape, landscape, vary
-from .simulate_relief import FARMLAND, PIXEL_M, WATER, FloatMap, fractal, smooth_noise
+from .landscape import ORCHARD, Landscape, landscape, vary
+from .terrain import FARMLAND, PIXEL_M, WATER, FloatMap, fractal, smooth_noise
 
 # Rows: farmland, city, village, water, forest, road, others, orchard.
 # Columns: blue, green, red, near infrared; spread of brightness, of greenness; fine texture (DN).
@@ -119,8 +110,6 @@ SETTINGS = {
 # Mild scenes differ in what is there, not in how it looks.
 OPTICAL["mild"], SAR["mild"], SETTINGS["mild"] = OPTICAL["easy"], SAR["easy"], SETTINGS["easy"]
 INCIDENCE = np.float32(np.deg2rad(35))
-
-SHEET_PX = 5556  # of a 1:50 000 map sheet, 15' of longitude wide
 
 
 def gamma_speckle(
@@ -257,45 +246,3 @@ def simulate_scene(
         "sar": sar_image(land, seed, difficulty),
         "label": (10 * (land.label + 1)).astype(np.uint8),
     }
-
-
-def scene_names(count: int) -> list[str]:
-    """File names after 1:50 000 map sheets of the real area: NH49E001013.tif and onwards.
-
-    Raises:
-        DataError: more names than the area has sheets.
-    """
-    if count > 24 * 12:
-        raise DataError(f"{count} synthetic scenes were asked for, but there are 288 sheet names.")
-    return [f"NH49E{1 + k // 12:03d}{13 + k % 12:03d}.tif" for k in range(count)]
-
-
-def sheet_transform(name: str) -> Affine:
-    """Geotransform (degrees, EPSG:4326) of the sheet a file is named after.
-
-    Raises:
-        DataError: it is named after none.
-    """
-    sheet = sheet_of(name)
-    if sheet is None:
-        raise DataError(f"{name} is no sheet name such as NH49E001013.tif; rename the scene.")
-    step = 0.25 / SHEET_PX
-    return Affine(step, 0, sheet.west_deg, 0, -step, sheet.north_deg)
-
-
-def write_scenes(
-    folder: Path, names: Sequence[str], seed: int, height: int, width: int, *, difficulty: str
-) -> None:
-    """Write scenes as GeoTIFF in the folders of the layout whu-opt-sar.
-
-    A scene depends on its name and `seed` only, not on which others are written.
-    """
-    layout = load_layout("whu-opt-sar")
-    colors = {c.code: c.rgb for c in layout.classes}
-    for name in names:
-        own = int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0])
-        scene = simulate_scene(own, height, width, difficulty)
-        grid = {"crs": CRS.from_epsg(4326), "transform": sheet_transform(name)}
-        write_raster(folder / "optical" / name, scene["optical"], nodata=0, **grid)
-        write_raster(folder / "sar" / name, scene["sar"], nodata=0, **grid)
-        write_raster(folder / "lbl" / name, scene["label"], nodata=0, colors=colors, **grid)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial.distance import cdist
 
-from .simulate_relief import CITY, FARMLAND, ROAD, VILLAGE, FloatMap, Mask, Shape, fractal, stamp
+from .terrain import CITY, FARMLAND, ROAD, VILLAGE, FloatMap, Mask, Shape, fractal, stamp
 
 CITY_PX2, VILLAGE_PX2 = 10_000, 1_100  # mean ground of one settlement
 

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .config import CheckpointError
-from .runs import differences, sha256_of, write_atomically
+from ..config import CheckpointError
+from ..run import differences, sha256_of, write_atomically
 
 
 def packed(content: Mapping[str, Any]) -> memoryview:

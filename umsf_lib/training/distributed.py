@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .config import ConfigError, UmsfError
+from ..config import ConfigError, UmsfError
 
 TIMEOUT = timedelta(hours=1)  # the first process may have data to prepare
 _alone = False

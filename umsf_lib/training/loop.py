@@ -16,6 +16,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from ..config import ConfigError, UmsfError
+from ..run import write_atomically
 from .checkpoints import (
     Checkpoints,
     StepStart,
@@ -24,9 +26,7 @@ from .checkpoints import (
     random_state,
     restore_random_state,
 )
-from .config import ConfigError, UmsfError
 from .distributed import ProcessLostError, any_process, mean_over_processes, rank, reported
-from .runs import write_atomically
 
 Row = dict[str, float]
 Metrics = Mapping[str, Tensor | float]

@@ -5,9 +5,8 @@
 
 from torch import nn
 
-from .add import AddFusion
 from .attention import AttentionFusion
-from .concat import ConcatFusion
+from .simple import AddFusion, ConcatFusion
 
 FUSIONS: dict[str, type[nn.Module]] = {
     "concat": ConcatFusion,

@@ -1,4 +1,4 @@
-"""Concatenation and a 1 x 1 convolution."""
+"""Two fusions without attention: concatenation with a 1 x 1 convolution, and a sum."""
 
 from __future__ import annotations
 
@@ -22,3 +22,17 @@ class ConcatFusion(nn.Module):
         """Concatenate, mix, normalise: ``(B, C, H, W)`` twice -> once."""
         tokens = self.mix(torch.cat([optical, sar], dim=1)).permute(0, 2, 3, 1)  # (B, H, W, C)
         return F.relu(self.norm(tokens)).permute(0, 3, 1, 2), {}
+
+
+class AddFusion(nn.Module):
+    """f = LN(o + s) over the channels of each token; 2C parameters."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        """``heads`` is of the contract; only attention has any."""
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """Add and normalise: ``(B, C, H, W)`` twice -> once."""
+        tokens = (optical + sar).permute(0, 2, 3, 1)  # (B, H, W, C)
+        return self.norm(tokens).permute(0, 3, 1, 2), {}

@@ -1,0 +1,203 @@
+"""The GPU kit on a CPU, in an environment of its own packages only; its table; bad input."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from benchmarks import gpu
+
+ROOT = Path(__file__).parents[2]
+KIT = ROOT / "benchmarks" / "gpu.sh"
+RESULTS = ROOT / "benchmarks" / "results" / "gpu"
+HEADER = KIT.read_text(encoding="utf-8").split("set -euo")[0]
+PACKAGES = "torch torchvision numpy scipy scikit-learn pandas matplotlib seaborn"
+PACKAGES += " pyyaml filelock tqdm"
+WHEELS = "rasterio affine attrs certifi click click-plugins cligj"
+
+
+def with_needs(names: list[str]) -> set[str]:
+    """Installed distributions: these and all that they ask for on this machine."""
+    found: set[str] = set()
+    while names:
+        name = canonicalize_name(names.pop())
+        if name in found:
+            continue
+        found.add(name)
+        for line in importlib.metadata.requires(name) or ():
+            need = Requirement(line)
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                names.append(need.name)
+    return found
+
+
+def bare_environment(folder: Path) -> Path:
+    """A virtual environment with links to the kit's packages and nothing else; its Python."""
+    venv.create(folder, with_pip=True, symlinks=True)
+    site = next((folder / "lib").glob("python*/site-packages"))
+    for name in with_needs(PACKAGES.split()):
+        distribution = importlib.metadata.distribution(name)
+        tops = {file.parts[0] for file in distribution.files or () if ".." not in file.parts}
+        for top in tops - {"__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(distribution.locate_file(top))))
+    return folder / "bin" / "python"
+
+
+def run(
+    *options: str | Path, python: Path | str = sys.executable, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    own = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "UMSF_ROOT")}
+    own |= {"PYTHON": str(python), "CUDA_VISIBLE_DEVICES": ""} | environment
+    command = ["bash", str(KIT), *map(str, options)]
+    return subprocess.run(command, capture_output=True, text=True, env=own, check=False)
+
+
+@pytest.mark.slow
+def test_the_small_kit_runs_with_its_packages_and_wheels_alone(tmp_path: Path) -> None:
+    python = bare_environment(tmp_path / "bare")
+    listed = subprocess.run([python, "-c", "import papermill"], capture_output=True, check=False)
+    assert listed.returncode == 1  # the environment is bare
+    wheels = tmp_path / "wheels"
+    pinned = [f"{n}=={importlib.metadata.version(n)}" for n in WHEELS.split()]
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", str(wheels)]
+    subprocess.run([*download, *pinned], check=True)
+    done = run("--small", "--wheels", wheels, "--out", tmp_path / "out", python=python)
+    logs = {path.name: path.read_text()[-2000:] for path in (tmp_path / "out").glob("*.log")}
+    assert done.returncode == 0, (done.stdout, done.stderr, logs)
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert len(files) <= 8 and "gpu.json" in files
+    record = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    assert record["device"] == "cpu" and record["small"]
+    parts = record["parts"]
+    assert parts["right"]["resumed_equals_unbroken"] and parts["right"]["killed_by"] == 9
+    assert max(parts["right"]["rounding"][:10]) < 1e-3
+    assert parts["fast"]["eager_4"]["pairs_per_s"] > 0
+    assert len(parts["fast"]["profile"]["longest"]) == 10
+    tokens = [(row["tokens"], row.get("steps")) for row in parts["pays"]["curve"]]
+    assert tokens[:3] == [("statistics", None), ("network", 0), ("network", 10)]
+    assert set(parts["rest"]["cpu"]) == {"cluster", "evaluate", "maps"}
+    assert parts["paper"]["s_per_step"] > 0
+    assert all(part["end"].startswith("done") for part in parts.values())
+
+
+def test_the_header_lists_the_packages_and_wheels_that_the_slow_test_uses() -> None:
+    needed, fetched = HEADER.split("The rest", 1)
+    assert set(PACKAGES.split()) <= set(re.findall(r"[\w-]+", needed))
+    assert set(WHEELS.split()) <= set(re.findall(r"[\w-]+", fetched.split("-d wheels")[1]))
+
+
+def test_without_a_gpu_the_kit_says_so_in_one_sentence(tmp_path: Path) -> None:
+    done = run("--out", tmp_path / "out")
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert re.fullmatch(r"gpu\.sh: torch \S+ sees no CUDA GPU; .*--small.*\n", done.stderr)
+
+
+def test_an_unknown_part_is_named(tmp_path: Path) -> None:
+    done = run("--small", "--parts", "right,quick", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "part 'quick' is unknown; choose of right, fast, pays, rest, paper" in done.stderr
+
+
+def test_the_table_of_the_readme_is_made_of_the_newest_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- gpu\.py --table .*? -->\n\n(.*?)<!-- end -->", readme, re.DOTALL)
+    assert shown is not None
+    assert shown[1] == table_of(RESULTS)
+
+
+def table_of(folder: Path) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--table", str(folder)]
+    own = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, env=own, check=True).stdout
+
+
+def test_a_newer_result_counts_row_by_row_and_a_small_one_never(tmp_path: Path) -> None:
+    def write(name: str, date: str, device: str, small: bool, **paper: float) -> None:
+        record = {"device": device, "date": date, "small": small, "parts": {"paper": paper}}
+        (tmp_path / name).write_text(json.dumps(record))
+
+    write("b.json", "2030-01-01", "GPU A", False, s_per_step=0.5, peak_gpu_gb=9)
+    write("a.json", "2030-01-02", "GPU A", False, s_per_step=0.25, projected_hours=7)
+    write("c.json", "2030-01-03", "cpu", True, s_per_step=8, peak_gpu_gb=8)
+    text = table_of(tmp_path)
+    assert text.splitlines()[0].split("|")[2:-1] == [" GPU A "]
+    assert "| 0.250 s, 9 GB |" in text and "| 7.0 h |" in text
+    assert "| the same, compiled | not measured |" in text
+
+
+def options_of(tmp_path: Path, *parts: str) -> argparse.Namespace:
+    return argparse.Namespace(out=tmp_path / "out", small=True, parts=list(parts))
+
+
+def test_a_part_that_runs_over_is_stopped_with_all_that_it_started(tmp_path: Path) -> None:
+    process = gpu.start(["bash", "-c", "sleep 300 & echo $!; wait"], tmp_path / "log")
+    while not (text := (tmp_path / "log").read_text()):
+        time.sleep(0.01)
+    gpu.stop(process)
+    with pytest.raises(ProcessLookupError):  # a zombie of nobody is reaped by init
+        for _ in range(500):
+            os.kill(int(text), 0)
+            time.sleep(0.01)
+    options = options_of(tmp_path, "right")
+    options.out.mkdir()
+    assert gpu.run_part("right", options, 1.0).startswith("stopped after its 1 s")
+
+
+def test_parts_that_fail_do_not_stop_the_next(tmp_path: Path, monkeypatch, capsys) -> None:
+    ends = {"right": "failed after 3 s", "rest": "done in 4 s"}
+    monkeypatch.setattr(gpu, "run_part", lambda part, options, bound: ends[part])
+    blocked = {"paper": "the disk is too small."}
+    monkeypatch.setattr(gpu, "obstacle", lambda part, device, work: blocked.get(part, ""))
+    monkeypatch.setenv("UMSF_ROOT", "")  # which run_all sets
+    options = options_of(tmp_path, "right", "paper", "rest")
+    usual = signal.getsignal(signal.SIGTERM)
+    assert gpu.run_all(options, torch.device("cpu")) == 1
+    signal.signal(signal.SIGTERM, usual)
+    record = json.loads((options.out / "gpu.json").read_text())
+    said = {part: values["end"] for part, values in record["parts"].items()}
+    assert said == ends | {"paper": "not run: the disk is too small."}
+    printed = capsys.readouterr().out
+    assert "right: at most 90 s" in printed and "paper: at most" not in printed
+
+
+def test_what_a_machine_lacks_is_one_sentence(tmp_path: Path, monkeypatch) -> None:
+    cpu = torch.device("cpu")
+    assert gpu.obstacle("right", cpu, tmp_path) == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2e9))
+        assert "2.0 GB of free disk, 10 are needed" in gpu.obstacle("right", cpu, tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert gpu.obstacle("right", cpu, tmp_path).startswith("rasterio is missing; name a folder")
+    assert gpu.obstacle("fast", cpu, tmp_path) == ""
+    full = OSError(errno.ENOSPC, "No space left on device", "results")
+    assert gpu.one_line(full) == "the disk is full (results); free 10 GB."
+    assert gpu.one_line(torch.cuda.OutOfMemoryError("...")).startswith("the GPU's memory is full;")
+
+
+def test_states_are_compared_bit_by_bit() -> None:
+    def state(x: float, word: str = "a") -> dict:
+        return {"module": {"w": torch.tensor([1.0, x])}, "rows": [{"loss": x}, (word, 2)]}
+
+    assert gpu.same_bits(state(0.5), state(0.5))
+    assert not gpu.same_bits(state(0.5), state(0.5, "b"))
+    assert not gpu.same_bits(state(0.5), state(0.5 + 2e-8))
+    assert not gpu.same_bits(state(0.5), state(0.5) | {"more": 1})

@@ -1,0 +1,163 @@
+"""Blended inference: the tiles must not show, whatever the sizes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from umsf_lib.clustering.inference import (
+    Classifier,
+    blend_window,
+    flip_averaged,
+    scene_map,
+    turn_and_flip,
+)
+from umsf_lib.clustering.smoothing import guide_of, smooth_pixels
+from umsf_lib.config import MapConfig
+from umsf_lib.data.scene_set import SceneSet
+from umsf_lib.data.windows import PixelStore, tile_starts
+
+from ..conftest import CPU
+
+# Scenes are 36..56 x 44..64 px. (stride, tile, overlap): sizes that are no multiple of the stride,
+# tiles larger than the scene, no overlap, an overlap that is off the grid or larger than a tile.
+CASES = [
+    (1, 16, 4),
+    (4, 16, 8),
+    (5, 20, 5),
+    (8, 24, 8),
+    (4, 18, 7),
+    (8, 256, 64),
+    (4, 16, 0),
+    (4, 8, 64),
+]
+
+
+def pooled(windows: dict[str, Tensor], stride: int) -> Tensor:
+    """Each token from its own pixels only."""
+    bands = torch.cat([windows["optical"], windows["sar"]], dim=1)
+    return F.avg_pool2d(bands, stride).sin()
+
+
+def extended(store: PixelStore, scene: int, stride: int) -> tuple[dict[str, Tensor], list[int]]:
+    """A whole scene, its edges repeated up to the token grid, as NumPy pads."""
+    batch, sizes = {}, []
+    for key, values in store.scene(scene).items():
+        sizes = [math.ceil(n / stride) * stride for n in values.shape[2:]]
+        more = [(0, size - n) for size, n in zip(sizes, values.shape[2:], strict=True)]
+        padded = np.pad(values.numpy(), ((0, 0), (0, 0), *more), mode="edge")
+        batch[key] = torch.from_numpy(padded)
+    return batch, sizes
+
+
+@pytest.mark.parametrize(("stride", "tile", "overlap"), CASES)
+def test_a_pointwise_function_is_blended_to_itself(whu_store, stride, tile, overlap) -> None:
+    config = MapConfig(tile_px=tile, overlap_px=overlap)
+    for scene in range(len(whu_store.records)):
+        found = scene_map(lambda w: pooled(w, stride), whu_store, scene, stride, config)
+        batch, sizes = extended(whu_store, scene, stride)
+        assert found.shape == (5, sizes[0] // stride, sizes[1] // stride)
+        assert torch.allclose(found, pooled(batch, stride)[0], atol=1e-5)
+
+
+def test_tiles_are_blended_by_their_weights(whu_store: PixelStore) -> None:
+    """Against a slow loop, with a function that knows where in its tile a token lies."""
+    stride, tile, overlap, scene = 4, 24, 8, 1
+    side = tile // stride
+
+    def place(windows: dict[str, Tensor]) -> Tensor:
+        level = windows["optical"].mean(dim=(1, 2, 3))
+        ramp = torch.arange(side * side, dtype=torch.float32).view(1, side, side)
+        return (ramp + 100 * level[:, None, None])[:, None]
+
+    config = MapConfig(tile_px=tile, overlap_px=overlap)
+    found = scene_map(place, whu_store, scene, stride, config)[0].numpy()
+    batch, (height, width) = extended(whu_store, scene, stride)
+    line = [math.sin(math.pi * (k + 1) / (side + 1)) ** 2 for k in range(side)]
+    total, weights = np.zeros((2, *found.shape))
+    for top in tile_starts(height, tile, overlap):
+        for left in tile_starts(width, tile, overlap):
+            level = float(batch["optical"][0, :, top : top + tile, left : left + tile].mean())
+            for i in range(side):
+                for j in range(side):
+                    at, weight = (top // stride + i, left // stride + j), line[i] * line[j]
+                    total[at] += weight * (i * side + j + 100 * level)
+                    weights[at] += weight
+    np.testing.assert_allclose(found, total / weights, atol=1e-3)
+
+
+def test_weights_are_a_raised_cosine_and_nowhere_zero() -> None:
+    weights = blend_window(5, 3, CPU)
+    lines = [np.sin(np.pi * np.arange(1, n + 1) / (n + 1)) ** 2 for n in (5, 3)]
+    np.testing.assert_allclose(weights.numpy(), np.outer(*lines), atol=1e-6)
+    assert blend_window(1, 1, CPU).item() == pytest.approx(1)
+
+
+def test_a_network_in_training_keeps_no_graph(whu_store: PixelStore) -> None:
+    layer = torch.nn.Conv2d(1, 2, 1)
+    found = scene_map(lambda w: layer(w["sar"]), whu_store, 0, 1, MapConfig(16, 4))
+    assert not found.requires_grad
+
+
+# Averaging over symmetries
+
+
+def pointwise(windows: dict[str, Tensor]) -> Tensor:
+    return F.avg_pool2d(windows["optical"], 2)  # turns and flips with its input
+
+
+def leaning(windows: dict[str, Tensor]) -> Tensor:
+    kernel = torch.tensor([[0.0, 1, 2], [3, 4, 5], [6, 7, 8]])[None, None]
+    return F.conv2d(windows["sar"], kernel, padding=1)
+
+
+@pytest.fixture
+def windows() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = {
+        role: torch.randn(3, n, 8, 8, generator=generator)
+        for role, n in (("optical", 4), ("sar", 1))
+    }
+    return images | {"valid": torch.rand(3, 1, 8, 8, generator=generator) > 0.5}
+
+
+@pytest.mark.parametrize("symmetries", [1, 2, 4, 8])
+def test_an_equivariant_function_is_its_own_average(windows, symmetries: int) -> None:
+    found = flip_averaged(pointwise, symmetries)(windows)
+    assert torch.allclose(found, pointwise(windows), atol=1e-6)
+
+
+@pytest.mark.parametrize(("symmetries", "group"), [(2, (0, 2)), (4, (0, 2, 4, 6)), (8, range(8))])
+def test_an_average_is_equivariant_whatever_is_averaged(windows, symmetries, group) -> None:
+    averaged = flip_averaged(leaning, symmetries)
+    assert not torch.allclose(averaged(windows), leaning(windows), atol=0.1)
+    for index in group:
+        turned = {role: turn_and_flip(images, index) for role, images in windows.items()}
+        assert torch.allclose(averaged(turned), turn_and_flip(averaged(windows), index), atol=1e-4)
+
+
+def test_the_average_of_a_convolution_is_that_of_its_kernel(windows) -> None:
+    kernel = torch.arange(9.0).view(1, 1, 3, 3)
+    turned = torch.stack([turn_and_flip(kernel, index) for index in range(8)]).mean(0)
+    expected = F.conv2d(windows["sar"], turned, padding=1)
+    assert torch.allclose(flip_averaged(leaning, 8)(windows), expected, atol=1e-4)
+
+
+# To pixels
+
+
+def test_smoothing_takes_the_scenes_own_bands(whu: SceneSet, whu_store: PixelStore) -> None:
+    record, stride = whu.records[3], 4
+    shape = (3, math.ceil(record.height / stride), math.ceil(record.width / stride))
+    posteriors = torch.randn(shape, generator=torch.Generator().manual_seed(0)).softmax(0)
+    classifier = Classifier("any", 3, stride, lambda scene: posteriors if scene == 3 else None)
+    for sigma_px in (0.0, 6.0):
+        found = classifier.pixels(whu_store, 3, sigma_px)
+        expected = smooth_pixels(posteriors, guide_of(whu_store, 3), stride, sigma_px)
+        assert found.shape == (3, record.height, record.width)
+        torch.testing.assert_close(found, expected)

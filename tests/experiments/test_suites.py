@@ -1,0 +1,416 @@
+"""Suites: every variant is a valid setting, runs share what they can, tables repeat the records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from umsf_lib.__main__ import main
+from umsf_lib.clustering.stage import NETWORK
+from umsf_lib.config import Config, ConfigError, DataError, MissingStageError, load_config
+from umsf_lib.evaluation.metrics import accuracy, confusion, constant_score, nmi, scores
+from umsf_lib.evaluation.stage import dense_tables
+from umsf_lib.experiments import sweep as suites
+from umsf_lib.experiments.pipeline import METHODS
+from umsf_lib.experiments.sweep import GROUPS, SIZES, SUITES, VARIANTS, Sweep, varied
+from umsf_lib.experiments.tables import (
+    SHOWN,
+    keep_records,
+    margins,
+    markdown,
+    print_report,
+    scale_rows,
+    scene_rows,
+    score_rows,
+    seed_margins,
+)
+from umsf_lib.run import Run, sha256_of, write_json
+
+TINY = load_config("tiny")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_one_change_that_the_profile_accepts(name: str) -> None:
+    times = {"epochs_x4": ("pretrain", "epochs", 24), "steps_x4": ("cluster", "steps", 600)}
+    changes = VARIANTS[name]
+    if name in times:  # four times quick's
+        section, key, value = times[name]
+        changes = {section: {key: value}}
+    pairs = [
+        f"{section}.{key}={json.dumps(value, separators=(',', ':'))}"
+        for section, values in changes.items()
+        for key, value in values.items()
+    ]
+    changed = load_config("quick", overrides=" ".join(pairs))
+    plain = load_config("quick")
+    sections = {s: dataclasses.replace(getattr(plain, s), **v) for s, v in changes.items()}
+    assert varied(plain, name) == changed == dataclasses.replace(plain, **sections)
+    assert (changed == plain) == (name in ("base", "windows_64"))
+
+
+def test_a_variant_of_the_profiles_own_settings_is_left_out() -> None:
+    for profile, size in (("quick", 64), ("standard", 128)):
+        left = set(Sweep(load_config(profile), "ablations", (0,)).variants)
+        assert set(GROUPS["windows"]) - left == {f"windows_{size}"}
+    of_16 = load_config("quick", overrides="synthetic.train=16")
+    left = set(Sweep(of_16, "scale", (0,)).variants)
+    assert {"scenes_4", "scenes_4-no_pretraining", "no_pretraining"} <= left
+    assert not {"scenes_16", "scenes_16-no_pretraining"} & left
+
+
+def test_every_suite_names_known_variants_and_methods_and_begins_with_base() -> None:
+    for suite, variants in SUITES.items():
+        assert next(iter(variants)) == "base", suite
+        assert {part for name in variants for part in name.split("-")} <= set(VARIANTS)
+        assert {name for names in variants.values() for name in names} <= set(METHODS)
+    assert "no_pretraining" in SUITES["baselines"]
+    assert sum(map(len, GROUPS.values())) + len(SIZES) == len(VARIANTS) - 1  # none is there twice
+
+
+def fake_run(config: Config, name: str, tables: dict[str, np.ndarray]) -> Run:
+    """A run whose evaluation found these tables ``(S, 2, 2)``, cluster i being class i."""
+    run, rows, arrays = Run.open(config, name), [], {}
+    for method, table in tables.items():
+        arrays[f"{method}/dense/test"] = table
+        arrays[f"{method}/dense/mapping"] = np.array([0, 1])
+        found = scores(table.sum(axis=0), np.array([0, 1]))
+        row = {"run": name, "method": method, "variant": "", "protocol": "dense", "class": None}
+        row["seed"] = config.seed
+        for metric in ("acc", "nmi", "ari", "macro_f1", "miou"):
+            value = found[metric]
+            rows.append(row | {"matching": "validation", "metric": metric, "value": value})
+            rows.append(row | {"matching": "test", "metric": metric, "value": value + 0.01})
+        floor = constant_score(table.sum(axis=0))
+        rows.append(row | {"matching": "none", "metric": "constant", "value": floor})
+    np.savez(run.path("confusions.npz"), **arrays)
+    write_json(run.path("metrics.json"), rows)
+    return run
+
+
+@pytest.fixture
+def fakes(project: Path) -> list[Run]:
+    """Two seeds of three variants, three test scenes each; ours on both sensors is better."""
+    rng, runs = np.random.default_rng(0), []
+    for seed in (0, 1):
+        for variant, right in (("", 0.9), ("-optical", 0.6), ("-sar", 0.5)):
+            sensors = variant.strip("-") or "both"
+            model = dataclasses.replace(TINY.model, sensors=sensors)
+            config = dataclasses.replace(TINY, seed=seed, model=model)
+            names = {"umsf": right} | ({} if variant else {"kmeans-pixels": 0.4, "swav": 0.5})
+            tables = {
+                name: np.stack([rng.multinomial(100, [p / 2, (1 - p) / 2, (1 - p) / 2, p / 2])])
+                .repeat(3, axis=0)
+                .reshape(3, 2, 2)
+                + rng.integers(0, 9, (3, 2, 2))
+                for name, p in names.items()
+            }
+            runs.append(fake_run(config, f"tiny-easy-{seed}{variant}", tables))
+    return runs
+
+
+def markdown_of(sweep: Sweep) -> str:
+    return markdown(sweep, score_rows(sweep), margins(sweep))
+
+
+def test_scores_are_means_over_seeds_of_the_suites_methods(fakes: list[Run]) -> None:
+    table = score_rows(Sweep(TINY, "first", (0, 1))).set_index(["variant", "method", "metric"])
+    assert {key[:2] for key in table.index} == {
+        ("base", "umsf"),
+        ("base", "kmeans-pixels"),  # swav is in these runs, but not in this suite
+        ("optical", "umsf"),
+        ("sar", "umsf"),
+    }
+    runs = [run for run in fakes if run.folder.name.endswith("-sar")]
+    values = [
+        accuracy(confusion(t.sum(axis=0), m)) for t, m in (dense_tables(r, "umsf") for r in runs)
+    ]
+    row = table.loc[("sar", "umsf", "acc")]
+    assert row["mean"] == pytest.approx(np.mean(values))
+    assert row["std"] == pytest.approx(np.std(values, ddof=1)) and row["seeds"] == 2
+    best = table.loc[("sar", "umsf", "acc_on_test")]
+    assert best["mean"] == pytest.approx(row["mean"] + 0.01)
+    more = score_rows(Sweep(TINY, "baselines", (0, 1)))
+    assert "swav" in set(more.method)
+    assert score_rows(Sweep(TINY, "first", (0, 1)), "patch").empty  # these have dense pixels only
+
+
+def test_margins_are_paired_differences(fakes: list[Run]) -> None:
+    table = margins(Sweep(TINY, "first", (0, 1))).set_index(["variant", "method", "metric"])
+    assert ("base", "umsf", "acc") not in table.index
+    of = {run.folder.name: run for run in fakes}
+    for metric, statistic in (("acc", accuracy), ("nmi", nmi)):
+        row = table.loc[("base", "kmeans-pixels", metric)]
+        apart = [
+            statistic(dense_tables(of[f"tiny-easy-{s}"], "umsf")[0].sum(0))
+            - statistic(dense_tables(of[f"tiny-easy-{s}"], "kmeans-pixels")[0].sum(0))
+            for s in (0, 1)
+        ]
+        assert row.low <= row.margin <= row.high and (row.seeds, row.scenes) == (2, 3)
+        assert row.margin == pytest.approx(np.mean(apart))
+        assert row.ahead == 2
+        each = seed_margins(Sweep(TINY, "first", (0, 1)), metric)
+        assert each.loc[("kmeans-pixels", "base")].to_dict() == pytest.approx(
+            dict(enumerate(apart))
+        )
+
+
+def test_seeds_in_which_ours_is_behind_are_counted(fakes: list[Run]) -> None:
+    """Ahead of SAR alone in the first seed, behind in the second: SAR has ours of the first."""
+    first, second = (r for r in fakes if r.folder.name.endswith("-sar"))
+    names = {"umsf": dense_tables(fakes[0], "umsf")[0]}
+    fake_run(dataclasses.replace(second.config, seed=1), second.folder.name, names)
+    weaker = {"umsf": dense_tables(first, "umsf")[0]}
+    fake_run(dataclasses.replace(TINY, seed=1), "tiny-easy-1", weaker)
+    row = margins(Sweep(TINY, "first", (0, 1))).set_index(["variant", "metric"]).loc[("sar", "acc")]
+    assert (row.ahead, row.seeds) == (1, 2)
+    assert row.margin == pytest.approx(0) and "+.000 (" in markdown_of(Sweep(TINY, "first", (0, 1)))
+
+
+def test_scenes_of_a_data_set_are_drawn_once_for_all_seeds(fakes: list[Run]) -> None:
+    """The same scenes in each seed are no new evidence, so more seeds make no interval narrower."""
+    tables = {run.folder.name: dense_tables(run, "umsf")[0] for run in fakes}
+    noisy = {"umsf": tables["tiny-easy-0"], "kmeans-pixels": tables["tiny-easy-0-sar"]}
+    tiles = dataclasses.replace(TINY, data="x/tiles")
+    for seed in (0, 1):
+        fake_run(dataclasses.replace(tiles, seed=seed), f"tiny-tiles-{seed}", noisy)
+    one, both = (margins(Sweep(tiles, "first", seeds)) for seeds in ((0,), (0, 1)))
+    columns = ["margin", "low", "high"]
+    np.testing.assert_allclose(one[columns], both[columns])
+    assert (one.low < one.high).all()
+
+
+def test_seeds_that_only_one_side_has_are_left_out(fakes: list[Run]) -> None:
+    next(r for r in fakes if r.folder.name == "tiny-easy-1-sar").path("metrics.json").unlink()
+    table = margins(Sweep(TINY, "first", (0, 1))).set_index(["variant", "method", "metric"])
+    assert table.loc[("sar", "umsf", "acc")].seeds == 1
+    assert table.loc[("optical", "umsf", "acc")].seeds == 2
+
+
+def test_a_constant_predictor_is_named_beside_the_tables(fakes: list[Run]) -> None:
+    bases = [run for run in fakes if run.folder.name[-1].isdigit()]
+    found = [constant_score(dense_tables(run, "umsf")[0].sum(axis=0)) for run in bases]
+    score = f"{np.mean(found):.3f} ± {np.std(found, ddof=1):.3f}".replace("0.", ".")
+    expected = f"Calling everything the most frequent class has ACC {score}, NMI 0."
+    assert expected in markdown_of(Sweep(TINY, "first", (0, 1))).splitlines()
+
+
+def test_other_test_scenes_are_compared_among_themselves_only(fakes: list[Run]) -> None:
+    config, tables = TINY, {"umsf": np.stack([np.diag([40, 60])] * 3)}
+    tables["mixture-statistics"] = np.stack([[[30, 10], [10, 50]]] * 3)
+    mild = dataclasses.replace(config.synthetic, difficulty="mild")
+    fake_run(dataclasses.replace(config, synthetic=mild), "tiny-easy-0-mild_imbalance", tables)
+    sweep = Sweep(TINY, "ablations", (0,))
+    assert "mild_imbalance" in set(score_rows(sweep).variant)
+    gains = margins(sweep).set_index(["variant", "method", "metric"])
+    assert gains.loc[("mild_imbalance", "mixture-statistics", "acc")].margin == pytest.approx(0.2)
+    assert ("mild_imbalance", "umsf", "acc") not in gains.index
+    assert (
+        "mild_imbalance"
+        not in Sweep(dataclasses.replace(TINY, data="x"), "ablations", (0,)).variants
+    )
+
+
+def test_scores_against_the_number_of_training_scenes(fakes: list[Run]) -> None:
+    right, half = np.stack([np.diag([40, 60])] * 3), np.full((3, 2, 2), 25)
+    endings = (("-scenes_4", 4), ("-scenes_64", 64), ("-scenes_64-no_pretraining", 64))
+    for ending, count in endings:
+        synthetic = dataclasses.replace(TINY.synthetic, train=count)
+        config = dataclasses.replace(TINY, synthetic=synthetic)
+        if "no_pretraining" in ending:
+            config = dataclasses.replace(
+                config, cluster=dataclasses.replace(TINY.cluster, initial="random")
+            )
+        tables = {"umsf": half if "no_pre" in ending else right}
+        tables |= {} if "no_pre" in ending else {"mixture-statistics": half}
+        fake_run(dataclasses.replace(config, seed=0), f"tiny-easy-0{ending}", tables)
+    sweep = Sweep(TINY, "scale", (0, 1))
+    rows = scale_rows(sweep)
+    assert rows.drop_duplicates("scenes")[["scenes", "name", "seeds"]].values.tolist() == [
+        [TINY.synthetic.train, "umsf", 2],
+        [4, "umsf", 1],
+        [64, "umsf", 1],
+    ]
+    assert rows.name[rows.scenes == 64].unique().tolist() == [
+        "umsf",
+        "mixture-statistics",
+        "umsf, no pretraining",
+    ]
+    gains = margins(sweep).set_index(["variant", "method", "metric"]).margin
+    ours = accuracy(confusion(dense_tables(fakes[0], "umsf")[0].sum(axis=0), np.array([0, 1])))
+    for row in (("scenes_4", "umsf", "acc"), ("scenes_64", "umsf", "acc")):
+        assert gains[row] == pytest.approx(ours - 1, abs=0.02)  # base minus it
+    for row in (("scenes_64", "mixture-statistics"), ("scenes_64-no_pretraining", "umsf")):
+        assert gains[(*row, "acc")] == pytest.approx(0.5)  # ours of 64 scenes minus it
+    other = dataclasses.replace(TINY, data="x")
+    assert set(Sweep(other, "scale", (0,)).variants) == {"base", "no_pretraining", "epochs_x4"}
+
+
+def test_the_readme_block_repeats_the_tables(fakes: list[Run], project: Path, capsys) -> None:
+    sweep = Sweep(TINY, "first", (0, 1))
+    print_report(sweep)
+    text, found = capsys.readouterr().out, score_rows(sweep)
+    one = found[(found.variant == "sar") & (found.metric == "acc")].iloc[0]
+    cell = f"{one['mean']:.3f} ± {one['std']:.3f}".replace("0.", ".")
+    line = next(line for line in text.splitlines() if line.startswith("| umsf | sar | 2 | "))
+    assert cell in line and line.count("|") == 10
+    assert text.count("| +.") == 6  # ours is ahead of all three, in both scores
+    written = project / "runs" / "tiny-easy-first"
+    assert written.with_name("tiny-easy-first.md").read_text().strip() == text.strip()
+    again = pd.read_csv(written.with_name("tiny-easy-first-margins.csv"))
+    pd.testing.assert_frame_equal(again, margins(sweep))
+
+
+def test_one_seed_has_no_spread_and_no_run_no_table(fakes: list[Run], capsys) -> None:
+    sweep = Sweep(TINY, "first", (0,))
+    assert " ± - |" in markdown_of(sweep)
+    with pytest.raises(MissingStageError, match="tiny-easy-<seed> has scores for seeds 7.*sweep"):
+        print_report(Sweep(TINY, "first", (7,)))
+    assert main(["report", "--profile", "tiny", "--seeds", "0,x"]) == 2
+    assert "--seeds is '0,x'" in capsys.readouterr().err
+
+
+def test_a_sweep_runs_each_variant_once_and_shares_its_stages(project: Path, monkeypatch) -> None:
+    few = {"base": ("umsf",), "no_consistency": ("umsf", "kmeans-pixels", "supervised")}
+    monkeypatch.setitem(SUITES, "few", few)
+    sweep = Sweep(TINY, "few", (3,), "mine")
+    sweep.run()
+    base, other = (project / "runs" / f"mine-3{end}" for end in ("", "-no_consistency"))
+    pretrained = [sorted((run / "checkpoints").glob("step-*.pt"))[-1].name for run in (base, other)]
+    assert pretrained[0] == pretrained[1]
+    assert sha256_of(base / NETWORK) != sha256_of(other / NETWORK)
+    methods = score_rows(sweep).groupby("variant", sort=False).method.unique()
+    assert {variant: list(names) for variant, names in methods.items()} == {
+        "base": ["umsf"],
+        "no_consistency": ["kmeans-pixels", "supervised", "umsf"],
+    }
+    files = [p for p in (project / "runs").rglob("*") if p.suffix in (".pt", ".npz", ".csv")]
+    times = {path: path.stat().st_mtime_ns for path in files}
+    sweep.run()
+    assert times == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_what_changes_the_pretraining_is_pretrained_anew(project: Path, tiny_run: Run) -> None:
+    shutil.copytree(tiny_run.folder, project / "runs" / "base")
+    base = Run.open(tiny_run.config, "base")
+    for name, shared in (("add", False), ("no_fused", False), ("balance_1", True)):
+        variant = suites._variant(base, name)
+        assert variant.is_done("despeckle") and variant.is_done("pretrain") == shared
+    more = Run.open(TINY, "base").variant("scenes_4", (), **VARIANTS["scenes_4"])
+    ignored = shutil.ignore_patterns("manifest.json")
+    shutil.copytree(base.folder, more.folder, dirs_exist_ok=True, ignore=ignored)
+    more.manifest["stages"] = base.manifest["stages"]
+    more._save()
+    more = suites._variant(base, "scenes_4-no_pretraining")
+    assert more.config.synthetic.train == 4 and more.config.cluster.initial == "random"
+    assert more.folder.name == "base-scenes_4-no_pretraining" and more.is_done("pretrain")
+    mild = suites._variant(base, "mild_imbalance")
+    assert mild.config.synthetic.difficulty == "mild" and not mild.manifest["stages"]
+
+
+def test_kept_records_make_the_same_tables_and_reading_writes_nothing(
+    fakes: list[Run], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    sweep, kept = Sweep(TINY, "first", (0, 1)), tmp_path / "kept"
+    tables = markdown_of(sweep)
+    keep_records(sweep, kept)
+    files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*.*"))
+    assert len(files) == 3 * len(fakes) and "tiny-easy-1-sar/confusions.npz" in files
+    monkeypatch.setenv("UMSF_ROOT", str(tmp_path / "other"))
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
+    command = ["report", "--profile", "tiny", "--seeds", "0,1", "--records", str(kept)]
+    assert main(command) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
+    assert not list((tmp_path / "other" / "runs").glob("*/"))
+    assert capsys.readouterr().out.strip() == tables.strip()
+    assert main([*command, "--overrides", "cluster.lr=0.5"]) == 2
+    assert "cluster.lr 0.002 -> 0.5" in capsys.readouterr().err
+
+
+def test_kept_records_say_nothing_of_where_the_data_lay(project: Path, tmp_path: Path) -> None:
+    here = dataclasses.replace(TINY, data=str(tmp_path / "mine" / "tiles"))
+    fake_run(here, "tiny-tiles-0", {"umsf": np.stack([np.diag([40, 60])] * 3)})
+    keep_records(Sweep(here, "first", (0,)), tmp_path / "kept")
+    assert str(tmp_path) not in (tmp_path / "kept/tiny-tiles-0/manifest.json").read_text()
+    there = dataclasses.replace(here, data="/elsewhere/tiles")
+    assert len(score_rows(Sweep(there, "first", (0,), records=tmp_path / "kept"))) == len(SHOWN)
+    with pytest.raises(ConfigError, match=r"data '.*mine/tiles' -> '/elsewhere/tiles'"):
+        score_rows(Sweep(there, "first", (0,)))  # these runs are no copies
+
+
+def test_records_older_than_a_setting_are_read(fakes: list[Run], tmp_path: Path) -> None:
+    sweep = Sweep(TINY, "first", (0,))
+    keep_records(sweep, tmp_path)
+    path = tmp_path / "tiny-easy-0" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["config"]["cluster"]["teacher_share"]
+    path.write_text(json.dumps(manifest))
+    again = score_rows(dataclasses.replace(sweep, records=tmp_path))
+    pd.testing.assert_frame_equal(again, score_rows(sweep))
+    path.unlink()
+    variants = score_rows(dataclasses.replace(sweep, records=tmp_path)).variant
+    assert set(variants) == {"optical", "sar"}
+
+
+def test_records_are_never_kept_in_place_of_the_runs(
+    fakes: list[Run], project: Path, tmp_path: Path, capsys
+) -> None:
+    command = ["report", "--profile", "tiny", "--seeds", "0,1", "--keep"]
+    assert main([*command, str(project / "runs")]) == 2
+    assert "give a folder beside that of the runs" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main([*command, str(tmp_path / "file")]) == 2
+    assert main([*command, str(tmp_path / "kept")]) == 0
+    assert (tmp_path / "kept" / "tiny-easy-0-sar" / "metrics.json").is_file()
+
+
+def test_seeds_of_other_scenes_have_no_common_table(project: Path) -> None:
+    tiles = dataclasses.replace(TINY, data="x/tiles")
+    for seed, count in ((0, 2), (1, 3)):
+        tables = {"umsf": np.stack([np.diag([40, 60])] * count)}
+        fake_run(dataclasses.replace(tiles, seed=seed), f"tiny-tiles-{seed}", tables)
+    with pytest.raises(DataError, match=r"different numbers of scenes \(2, 3\)"):
+        scene_rows(Sweep(tiles, "first", (0, 1)))
+
+
+def test_each_scene_of_a_data_set_is_scored_under_the_matching_of_all(project: Path) -> None:
+    tiles = dataclasses.replace(TINY, data="x/tiles")
+    right = np.array([[[40, 0], [0, 60]], [[30, 20], [0, 50]], [[0, 0], [0, 0]]])
+    wrong = right[:, ::-1]  # of another seed, all pixels in the other cluster
+    for seed, tables in ((0, right), (1, wrong)):
+        fake_run(dataclasses.replace(tiles, seed=seed), f"tiny-tiles-{seed}", {"umsf": tables})
+    sweep = Sweep(tiles, "first", (0, 1))
+    row = scene_rows(sweep).loc[("umsf", "base")]
+    assert row.loc[1] == pytest.approx((1.0 + 0.0) / 2)
+    assert row.loc[2] == pytest.approx((0.8 + 0.2) / 2)
+    row = scene_rows(sweep, "nmi").loc[("umsf", "base")]
+    assert row.loc[[1, 2]].tolist() == pytest.approx([1.0, nmi(right[1])])
+    assert np.isnan(row.loc[3])  # a scene without labels
+    assert "| umsf | base | .500 | .500 | - |" in markdown_of(sweep)
+    assert scene_rows(Sweep(TINY, "first", (0, 1))).empty
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MARK = "<!-- umsf report"
+KEPT_TABLES = re.findall(r"<!-- umsf (report .*?) -->\n\n(.*?)\n<!-- end -->", README, re.DOTALL)
+
+
+@pytest.mark.parametrize(("command", "block"), KEPT_TABLES)
+def test_the_readmes_tables_are_made_of_the_kept_records(
+    command: str, block: str, project: Path, capsys
+) -> None:
+    arguments = [str(ROOT / word) if "/" in word else word for word in shlex.split(command)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip() == block.strip()
+
+
+def test_the_readme_has_the_tables_of_every_suite_of_the_results() -> None:
+    assert len(KEPT_TABLES) == README.count(MARK) == 5

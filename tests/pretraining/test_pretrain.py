@@ -1,0 +1,465 @@
+"""Pretraining: where positives lie, what the loss is, what resumes."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from umsf_lib.__main__ import main
+from umsf_lib.config import (
+    CheckpointError,
+    Config,
+    ConfigError,
+    DataError,
+    MissingStageError,
+    ViewConfig,
+    load_config,
+)
+from umsf_lib.data.layout import load_layout
+from umsf_lib.data.scene_set import SceneSet, normalisation
+from umsf_lib.data.stage import load_data
+from umsf_lib.data.windows import PixelStore
+from umsf_lib.models.stage import train_despeckler
+from umsf_lib.pretraining.augmentations import sample_tokens
+from umsf_lib.pretraining.batches import places
+from umsf_lib.pretraining.moco import MomentumContrast, embeddings
+from umsf_lib.pretraining.stage import (
+    WindowSource,
+    _monitor,
+    build_learner,
+    load_pretrained,
+    new_network,
+    pretrain,
+    pretraining_inputs,
+    queue_size,
+    steps_per_epoch,
+)
+from umsf_lib.run import Run, _locked
+from umsf_lib.training.checkpoints import Checkpoints, Stopped
+
+from ..fakes import bands, write_fake
+from ..training.test_training import same
+
+PLAIN = ViewConfig(window_px=32, overlap_px=16, gain=0, offset=0, blur=0, speckle_looks=0)
+
+
+class Ground(PixelStore):
+    """Windows whose two optical bands are the row and the column of each pixel's centre."""
+
+    def windows(self, scene: Tensor, row: Tensor, col: Tensor, size: Any) -> dict[str, Tensor]:
+        line = torch.arange(size) + 0.5
+        rows = (row[:, None, None] + line[None, :, None]).expand(-1, size, size)
+        cols = (col[:, None, None] + line[None, None, :]).expand(-1, size, size)
+        return {"optical": torch.stack([rows, cols], 1)}
+
+
+@pytest.fixture
+def learner(project: Path) -> tuple[MomentumContrast, WindowSource, Config]:
+    run = Run.open(load_config("tiny"))
+    scenes = load_data(run)
+    train_despeckler(run, scenes)
+    return (*build_learner(run, scenes, torch.Generator().manual_seed(0)), run.config)
+
+
+def test_dense_positives_lie_on_the_same_ground(whu: SceneSet, whu_store: PixelStore) -> None:
+    store = object.__new__(Ground)
+    store.__dict__ |= whu_store.__dict__ | {"roles": ("optical",)}
+    source = WindowSource(whu, store, replace(load_config("tiny"), views=PLAIN))
+    batch = source.draw(64, torch.Generator().manual_seed(3))
+    assert 0.3 < batch.seen.float().mean() < 1
+    for view, points in ((batch.first, batch.here), (batch.second, batch.there)):
+        # A border of half a pixel is mirrored, so look at points that are further inside.
+        inside = batch.seen & (batch.here.abs() < 0.9).all(2) & (batch.there.abs() < 0.9).all(2)
+        looked = sample_tokens(view.images["optical"], points)[inside]  # (M, 2) row, col
+        assert torch.allclose(looked, batch.ground[inside], atol=1e-2)
+    (scene, row, col), (windows, *_) = places(batch)
+    assert len(scene) == len(row) == len(col) == int(batch.seen.sum())
+    sizes = whu_store.places[scene, 1:]
+    assert (row >= 0).all() and (row <= sizes[:, 0]).all() and (col <= sizes[:, 1]).all()
+    assert torch.equal(windows, batch.scene)
+
+
+def test_a_key_depends_on_its_own_window_only(learner: Any) -> None:
+    moco, source, _ = learner
+    assert moco.query.training and not any(m.training for m in moco.key.modules())
+    batch = source.draw(3, torch.Generator().manual_seed(1))
+    optical, sar = batch.second.images["optical"], batch.second.images["sar"]
+    together = moco.key.features(optical, sar)["fused"]
+    assert torch.allclose(moco.key.features(optical[:1], sar[:1])["fused"], together[:1], atol=1e-5)
+    moco.eval().train()
+    assert moco.query.training and not any(m.training for m in moco.key.modules())
+
+
+def test_the_loss_equals_a_slow_loop(learner: Any) -> None:
+    moco, source, config = learner
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):  # the second loss sees queues with keys of real ground
+        batch = source.draw(4, generator)
+        loss, extra = moco(batch, 16.0)
+        moco.enqueue(batch, extra["enqueue"])
+    batch = source.draw(4, generator)
+    loss, extra = moco(batch, 16.0)
+    pairs = {
+        "intra_optical": ("optical", "optical"),
+        "intra_sar": ("sar", "sar"),
+        "cross_optical": ("cross_optical", "cross_sar"),
+        "cross_sar": ("cross_sar", "cross_optical"),
+        "fused": ("fused", "fused"),
+    }
+    weight = {"intra": 0.5, "cross": 0.5, "fused": 1.0}  # weights 1, shared by both of a kind
+    total = 0.0
+    with torch.no_grad():
+        query = moco.embed(moco.query, batch.first, batch.here, batch.seen)
+        key = moco.embed(moco.key, batch.second, batch.there, batch.seen)
+    kinds = places(batch)
+    for name, (mine, other) in pairs.items():
+        queue, part = moco.queues[other], 0.0
+        for kind, (scenes, rows, cols) in enumerate(kinds):
+            one = 0.0
+            for i, (q, k) in enumerate(zip(query[mine][kind], key[other][kind], strict=True)):
+                below = math.exp(float(q @ k) / config.pretrain.tau)
+                positive = below
+                for j in range(len(queue.entries)):
+                    near = max(abs(rows[i] - queue.row[j]), abs(cols[i] - queue.col[j])) < 16
+                    if not (near and scenes[i] == queue.scene[j]):
+                        below += math.exp(float(q @ queue.entries[j]) / config.pretrain.tau)
+                one -= math.log(positive / below)
+            part += 0.5 * one / len(query[mine][kind])
+        assert extra["parts"][name].item() == pytest.approx(part, rel=1e-4)
+        total += weight[name.split("_")[0]] * part
+    assert loss.item() == pytest.approx(total, rel=1e-4)
+
+
+def test_gradients_reach_the_query_alone(learner: Any) -> None:
+    moco, source, _ = learner
+    batch = source.draw(4, torch.Generator().manual_seed(0))
+    loss, extra = moco(batch, 16.0)
+    loss.backward()
+    lacking = [n for n, p in moco.query.named_parameters() if p.grad is None]
+    # The last layer of the untrained residual is zero only in a fresh front end; this one learned.
+    assert lacking == []
+    assert all(p.grad is None and not p.requires_grad for p in moco.key.parameters())
+    before = {name: queue.entries.clone() for name, queue in moco.queues.items()}
+    moco.enqueue(batch, extra["enqueue"])
+    count = int(batch.seen.sum()) + len(batch.scene)
+    for name, queue in moco.queues.items():
+        changed = (queue.entries != before[name]).any(1)
+        assert int(changed.sum()) == min(count, len(queue.entries))
+        newest = queue.entries[(queue.pointer - 1) % len(queue.entries)]
+        assert torch.equal(newest, extra["key"][name][1][-1])
+
+
+def test_keys_are_unit_vectors_of_the_key_network(learner: Any) -> None:
+    moco, source, _ = learner
+    batch = source.draw(3, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = moco.key.features(batch.second.images["optical"], batch.second.images["sar"])
+        means = {name: tokens.mean(dim=(2, 3)) for name, tokens in maps.items()}
+        expected = F.normalize(moco.key.project(means)["cross_sar"], dim=1)
+    _, extra = moco(batch, 16.0)
+    assert torch.allclose(extra["key"]["cross_sar"][1], expected, atol=1e-6)
+    assert not extra["key"]["cross_sar"][0].requires_grad
+
+
+def test_tokens_are_read_at_their_places_and_then_projected(learner: Any) -> None:
+    moco, source, _ = learner
+    view = source.draw(3, torch.Generator().manual_seed(0)).second
+    corner = 1 - moco.key.stride / 32  # the middle of the last token
+    points = torch.tensor([[-corner, -corner], [corner, corner]]).repeat(3, 1, 1)
+    seen = torch.tensor([[True, False], [False, True], [True, True]])
+    with torch.no_grad():
+        tokens, _ = embeddings(moco.key, view, points, seen)["cross_sar"]
+        sar = moco.key.features(view.images["optical"], view.images["sar"])["sar"]
+        read = torch.stack([sar[0, :, 0, 0], sar[1, :, -1, -1], sar[2, :, 0, 0], sar[2, :, -1, -1]])
+        expected = moco.key.projectors["cross_sar"](read)
+    assert torch.allclose(tokens, expected, atol=1e-5)
+
+
+def ready(name: str, overrides: str = "") -> tuple[Run, SceneSet]:
+    """A run of which only pretraining is left."""
+    run = Run.open(load_config("tiny", overrides=overrides), name)
+    scenes = load_data(run)
+    train_despeckler(run, scenes)
+    return run, scenes
+
+
+def result(run: Run) -> dict[str, Any]:
+    """All that the last checkpoint holds, and the log."""
+    newest = Checkpoints(run.path("checkpoints")).paths()[-1]
+    log = run.path("pretrain.csv").read_bytes()
+    return torch.load(newest, weights_only=True) | {"log": log}
+
+
+def interrupt_in_call(number: int) -> Any:
+    """`enqueue` as it is, but the process ends in the n-th call: after the optimiser's turn."""
+    original, calls = MomentumContrast.enqueue, []
+
+    def enqueue(moco: MomentumContrast, *arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        original(moco, *arguments)
+
+    return enqueue
+
+
+def test_pretraining_resumed_from_every_boundary_ends_as_an_unbroken_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = "pretrain.checkpoint_every=1"
+    run, scenes = ready("unbroken", overrides)
+    assert pretrain(run, scenes) and not pretrain(run, scenes)
+    broken, scenes = ready("broken", overrides)
+    for done in range(8):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(MomentumContrast, "enqueue", interrupt_in_call(1 if done == 0 else 2))
+            pretrain(broken, scenes)
+        assert not broken.is_done("pretrain")
+        assert len(Checkpoints(broken.path("checkpoints")).paths()) == min(done, 2)
+    assert pretrain(broken, scenes)
+    state = result(run)
+    assert same(result(broken), state)
+    assert state["step"] == 8 and any("pointer" in name for name in state["module"])
+    assert pd.read_csv(run.path("pretrain.csv")).step.tolist() == [8]
+
+
+CHILD = """
+import sys
+from umsf_lib.config import load_config
+from umsf_lib.data.stage import load_data
+from umsf_lib.pretraining.stage import pretrain
+from umsf_lib.run import Run
+run = Run.open(load_config("tiny", overrides=sys.argv[1]), "killed")
+pretrain(run, load_data(run))
+"""
+
+
+def test_a_killed_process_goes_on_to_the_same_end(project: Path) -> None:
+    overrides = "pretrain.epochs=6 pretrain.checkpoint_every=3"
+    ready("killed", overrides)
+    child = subprocess.Popen([sys.executable, "-c", CHILD, overrides])
+    run, scenes = ready("unbroken", overrides)
+    pretrain(run, scenes)  # meanwhile
+    killed = Run.open(run.config, "killed")
+    checkpoints, goal = Checkpoints(killed.path("checkpoints")), random.randrange(3, 19)
+    while not any(int(path.name[5:11]) >= goal for path in checkpoints.paths()):
+        assert child.poll() is None
+        time.sleep(random.random() / 50)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL and not killed.is_done("pretrain")
+    assert pretrain(killed, scenes)
+    assert same(result(killed), result(run))
+
+
+# Bad input: one sentence each
+
+
+def test_two_processes_in_one_run_folder(project: Path) -> None:
+    run, scenes = ready("mine")
+    with _locked(run.path(".lock"), "other"), pytest.raises(DataError) as caught:
+        pretrain(run, scenes)
+    for part in (str(run.folder), "another process", "'pretrain'", "another run name"):
+        assert part in str(caught.value)
+
+
+def test_a_checkpoint_of_another_profile(project: Path) -> None:
+    run, scenes = ready("mine")
+    checkpoints = run.path("checkpoints")
+    old = pretraining_inputs(run) | load_config("quick").section("model", "pretrain")
+    path = Checkpoints(checkpoints, old).save(5, {})
+    with pytest.raises(CheckpointError) as caught:
+        pretrain(run, scenes)
+    for part in (str(path), "model.channels 64 -> 16", "pretrain.batch 12 -> 4", "another run"):
+        assert part in str(caught.value)
+    assert "seed" not in str(caught.value)
+
+
+def test_a_long_queue_is_capped_and_said(project: Path) -> None:
+    run, scenes = ready("mine", "pretrain.queue_size=1000 pretrain.epochs=1")
+    said = "pretrain.queue_size is 1000, but 32 training windows give 160 keys.*capped at.* 80"
+    with pytest.warns(UserWarning, match=said):
+        pretrain(run, scenes)
+
+
+def test_an_objective_without_queue_is_told_of_none(project: Path) -> None:
+    run, scenes = ready(
+        "mine", "pretrain.queue_size=1000 pretrain.epochs=1 pretrain.objective=decur"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pretrain(run, scenes)
+
+
+def test_the_learning_rate_is_linear_in_the_batch(project: Path) -> None:
+    peaks = {}
+    for batch in (4, 8):
+        run, scenes = ready(f"of-{batch}", f"pretrain.batch={batch} pretrain.epochs=2")
+        pretrain(run, scenes)
+        peaks[batch] = pd.read_csv(run.path("pretrain.csv")).lr.iloc[0]
+    assert peaks[8] == pytest.approx(2 * peaks[4])
+
+
+def test_a_run_may_go_on_with_deterministic_kernels(project: Path) -> None:
+    run, scenes = ready("mine", "deterministic=true")
+    pretrain(run, scenes)
+    assert torch.are_deterministic_algorithms_enabled()
+    again = Run.open(load_config("tiny"), "mine")
+    assert not pretrain(again, scenes)  # it has been done
+    other, scenes = ready("other")
+    pretrain(other, scenes)
+    assert not torch.are_deterministic_algorithms_enabled()
+    losses = [pd.read_csv(r.path("pretrain.csv")).loss.iloc[0] for r in (run, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_one_token_is_no_collapse(learner: Any) -> None:
+    one = {"fused": (torch.ones(1, 4), torch.ones(1, 4))}
+    extra = {"query": one, "key": one, "negatives": torch.ones(3, 4), "mask": torch.ones(1, 3) > 0}
+    assert _monitor(extra, 9) == {}
+
+
+@pytest.mark.parametrize(("epochs", "collapses"), [(3, True), (3, False), (2, True)])
+def test_a_collapse_is_said_at_the_end(
+    project: Path, monkeypatch: pytest.MonkeyPatch, epochs: int, collapses: bool
+) -> None:
+    """By the twelfth look of the monitor; the eighth is too early to judge."""
+    run, scenes = ready("mine", f"pretrain.epochs={epochs}")
+    good, bad = {"std": 1.0, "mean_cosine": 0.0}, {"std": 0.0, "mean_cosine": 1.0}
+    first, last = (good, bad) if collapses else (bad, good)
+    looks = iter([first] * (epochs * 4 - 1) + [last])
+    monkeypatch.setattr("umsf_lib.pretraining.stage.LOG_EVERY", 1)
+    monkeypatch.setattr("umsf_lib.pretraining.stage.embedding_statistics", lambda *_: next(looks))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pretrain(run, scenes)
+    found = [w for w in said if "embeddings have collapsed: std 0.0000" in str(w.message)]
+    assert len(found) == (collapses and epochs == 3)
+
+
+def test_a_batch_of_one(project: Path) -> None:
+    run, scenes = ready("one", "pretrain.batch=1")
+    with pytest.raises(ConfigError, match="pretrain.batch is 1, but batch norm.*model.norm=group"):
+        pretrain(run, scenes)
+    run, scenes = ready("group", "pretrain.batch=1 model.norm=group pretrain.epochs=3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pretrain(run, scenes)
+    log = pd.read_csv(run.path("pretrain.csv"))
+    assert log.step.tolist() == [10, 12] and log.loss.notna().all()
+
+
+def test_no_valid_window(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, scenes = ready("mine")
+    plane = SceneSet.plane
+    monkeypatch.setattr(SceneSet, "plane", lambda s, role, i: plane(s, role, i) & (role != "valid"))
+    with pytest.raises(DataError, match="no training window of 32 px .* is half valid"):
+        pretrain(run, scenes)
+
+
+def test_a_gpu_that_is_not_there(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device is cuda, but torch .* sees no CUDA GPU; check"):
+        Run.open(load_config("tiny", overrides="device=cuda"), "mine")
+    assert not (project / "runs").exists()
+    run = Run.open(load_config("tiny", overrides="device=cpu"), "mine")
+    assert run.device.type == "cpu"
+    assert Run.open(load_config("tiny"), "mine").folder == run.folder  # it may go on elsewhere
+
+
+def test_full_memory_names_the_batch(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, scenes = ready("mine")
+
+    def full(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(ConfigError) as caught:
+        patch.setattr(MomentumContrast, "embed", full)
+        pretrain(run, scenes)
+    (path,) = Checkpoints(run.path("checkpoints")).paths()
+    assert "override pretrain.batch=2" in str(caught.value) and str(path) in str(caught.value)
+    assert pretrain(run, scenes)  # from there
+
+
+def test_the_command_ends_with_the_signals_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def stop(*_: Any) -> None:
+        raise Stopped("stopped by SIGTERM after step 3 of 8", signal.SIGTERM)
+
+    monkeypatch.setattr("umsf_lib.__main__.Run.open", stop)
+    assert main(["pretrain", "--profile", "tiny"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "umsf: stopped by SIGTERM after step 3 of 8\n"
+
+
+def test_load_pretrained_gives_the_trained_query(tiny_run: Run, whu: SceneSet) -> None:
+    scenes = load_data(tiny_run)
+    trained, fresh = load_pretrained(tiny_run, scenes), new_network(tiny_run, scenes)
+    path = Checkpoints(tiny_run.path("checkpoints"), {}).paths()[-1]
+    saved = torch.load(path, weights_only=True)["module"]
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, saved[f"query.{name}"])
+    moved = [n for n, p in trained.named_parameters() if not torch.equal(p, fresh.get_parameter(n))]
+    assert len(moved) > len(list(trained.parameters())) / 2
+
+
+def test_a_queue_holds_at_most_half_an_epoch() -> None:
+    config = load_config("tiny")  # 4 tokens and 1 pooled key per window, 50 entries
+    assert queue_size(config, 1000) == 50
+    assert queue_size(config, 10) == 25
+    assert queue_size(config, 0) == 1
+    assert steps_per_epoch(config, 1000) == 4
+    full = replace(config, pretrain=replace(config.pretrain, steps_per_epoch=0))
+    assert steps_per_epoch(full, 44_080) == 11_020
+
+
+def test_a_checkpoint_of_another_normalisation_is_refused(project: Path, tmp_path: Path) -> None:
+    """Decibels that were called intensity, other ground: both sides stand in the message."""
+    text = load_layout("terramesh").source.read_text()
+    own, data = tmp_path / "own.yaml", tmp_path / "data"
+    own.write_text(text)
+    layout, sar = load_layout(str(own)), np.abs(bands(load_layout("terramesh"), "sar"))
+    write_fake(data, str(own), sar=sar)
+    run = Run.open(load_config("tiny", data=str(data), layout=str(own)))
+
+    def load() -> None:
+        scenes = load_data(run)
+        train_despeckler(run, scenes)
+        load_pretrained(run, scenes)
+        pretrain(run, scenes)
+
+    with pytest.raises(MissingStageError):
+        load()
+    scenes = load_data(run)
+    pretrain(run, scenes)
+    load()
+    saved = torch.load(Checkpoints(run.path("checkpoints"), {}).paths()[-1], weights_only=True)
+    assert saved["settings"]["normalisation"] == normalisation(scenes)
+    before = normalisation(scenes)["sar"]["mean"]
+
+    own.write_text(text.replace("scaling: db", "scaling: intensity"))
+    with pytest.raises(CheckpointError) as caught:
+        load()
+    said, now = str(caught.value), normalisation(load_data(run))["sar"]["mean"]
+    assert "normalisation.sar.scaling 'db' -> 'intensity'" in said and "\n" not in said
+    assert f"normalisation.sar.mean {before} -> {now}" in said and "another run name" in said
+
+    own.write_text(text)
+    load()  # nothing was lost
+    write_fake(data, str(own), sar=sar, optical=bands(layout, "optical", seed=1))
+    with pytest.raises(CheckpointError, match=r"normalisation\.optical\.mean \[.*\] -> \["):
+        load()

@@ -1,0 +1,181 @@
+"""Prepared scenes: flat memory maps, their records and statistics, the split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import IGNORE
+from ..run import Run
+from .layout import Layout, to_log_intensity
+from .scene import Scene
+
+NORMALISATION = "statistics.json"
+Statistics = dict[str, dict[str, list[float]]]  # sensor -> mean, std -> per band
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """Prepared scenes: flat memory maps, their records, the split."""
+
+    folder: Path
+    layout: Layout
+    records: tuple[SceneRecord, ...]
+    split: dict[str, list[str]]
+    sources: dict[str, Scene]
+
+    def index(self, name: str) -> int:
+        """Position of a scene in ``records``."""
+        return self._positions[name]
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {record.name: position for position, record in enumerate(self.records)}
+
+    def indices(self, part: str) -> list[int]:
+        """Positions of the scenes of ``train``, ``val`` or ``test``."""
+        return [self.index(name) for name in self.split[part]]
+
+    def flat(self, role: str) -> np.ndarray:
+        """Memory map ``(C, P)`` of ``optical`` or ``sar``; ``(P,)`` of ``label`` or ``valid``.
+
+        Copy-on-write, so that torch may wrap it without a copy and never changes the file.
+        """
+        return np.load(self.folder / f"{role}.npy", mmap_mode="c")
+
+    def plane(self, role: str, scene: int) -> np.ndarray:
+        """One scene of a flat array as ``(C, H, W)`` or ``(H, W)``."""
+        record, flat = self.records[scene], self.flat(role)
+        part = flat[..., record.offset : record.offset + record.height * record.width]
+        return part.reshape(*flat.shape[:-1], record.height, record.width)
+
+    def log_sar(self, scene: int) -> np.ndarray | None:
+        """First SAR band of a scene as ln intensity ``(H, W)`` float64; None without SAR."""
+        if self.layout.sar is None:
+            return None
+        return physical(np.asarray(self.plane("sar", scene))[0], "sar", self.layout)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the layout has classes to score against."""
+        return bool(self.layout.classes)
+
+
+def training_statistics(scenes: SceneSet) -> Statistics:
+    """Mean and std per sensor and band over the valid pixels of the training scenes.
+
+    Pooled from the scenes' own moments, so the pixels are read once only.
+    """
+    train = [scenes.records[i] for i in scenes.indices("train")]
+    weight = np.array([r.valid_px for r in train], dtype=np.float64)
+    weight /= weight.sum()
+    pooled: Statistics = {}
+    for role in train[0].mean:
+        means = np.array([r.mean[role] for r in train])
+        seconds = np.array([r.std[role] for r in train]) ** 2 + means**2
+        mean = weight @ means
+        std = np.sqrt(np.maximum(weight @ seconds - mean**2, 1e-12))
+        pooled[role] = {"mean": mean.tolist(), "std": std.tolist()}
+    return pooled
+
+
+def normalisation(scenes: SceneSet) -> dict[str, dict[str, Any]]:
+    """How each sensor's values come to one scale: what a run and its checkpoints were made with.
+
+    Sensor -> ``bands``, ``scaling``, ``standardise`` of the layout, ``mean`` and ``std`` per band.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for role, table in training_statistics(scenes).items():
+        sensor = scenes.layout.sensor(role)
+        named = {"scaling": sensor.scaling, "standardise": sensor.standardise}
+        found[role] = {"bands": list(sensor.bands), **named, **table}
+    return found
+
+
+def normalisation_of(run: Run) -> dict[str, dict[str, Any]]:
+    """The ``normalisation`` that a run was given by its stage ``data``.
+
+    Raises:
+        MissingStageError: the stage has not run.
+    """
+    run.outputs_of("data")
+    found: dict[str, dict[str, Any]] = json.loads(run.path(NORMALISATION).read_text())
+    return found
+
+
+def standardisation(
+    scenes: SceneSet, statistics: Statistics
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Sensor -> mean ``(S, C)`` and std ``(S, C)`` to standardise each scene with.
+
+    By its own statistics where the layout says ``standardise: scene`` (never per patch: that
+    erases radiometry inside the scene), else by those of the training scenes.
+    """
+    result = {}
+    for role, table in statistics.items():
+        own = scenes.layout.sensor(role).standardise == "scene"
+        rows = [(r.mean[role], r.std[role]) for r in scenes.records]
+        fixed = (table["mean"], table["std"])
+        mean, std = zip(*(row if own else fixed for row in rows), strict=True)
+        result[role] = (np.array(mean, np.float32), np.maximum(np.array(std, np.float32), 1e-6))
+    return result
+
+
+def valid_labels(scenes: SceneSet, scene: int) -> np.ndarray:
+    """Label ids ``(H, W)`` uint8 of a scene, ``IGNORE`` where the pixel is invalid."""
+    return np.where(scenes.plane("valid", scene), scenes.plane("label", scene), IGNORE)
+
+
+def class_shares(scenes: SceneSet) -> dict[str, np.ndarray]:
+    """Part of the split -> share ``(K,)`` of each class in its labelled pixels.
+
+    Parts without a labelled pixel are left out.
+    """
+    shares = {}
+    for part in scenes.split:
+        labels = (valid_labels(scenes, scene).ravel() for scene in scenes.indices(part))
+        counts = sum(np.bincount(ids, minlength=IGNORE + 1) for ids in labels)
+        known = np.atleast_1d(counts)[: len(scenes.layout.classes)]
+        if known.sum() > 0:
+            shares[part] = known / known.sum()
+    return shares
+
+
+def labels_at(scenes: SceneSet, scene: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
+    """Label ids ``(M,)`` uint8 at places of scenes (px); past the lower right border, the edge's.
+
+    A token's centre may lie there, where the stride does not divide the scene.
+    """
+    found = np.full(len(scene), IGNORE, np.uint8)
+    for index in np.unique(scene):
+        labels, here = valid_labels(scenes, int(index)), scene == index
+        rows, cols = (
+            np.minimum(x[here], n - 1) for x, n in zip((row, col), labels.shape, strict=True)
+        )
+        found[here] = labels[rows, cols]
+    return found
+
+
+@dataclass(frozen=True)
+class SceneRecord:
+    """Where a scene lies in the flat arrays, and its own band statistics."""
+
+    name: str
+    height: int
+    width: int
+    offset: int  # of its first pixel
+    valid_px: int
+    mean: dict[str, list[float]]  # sensor -> per band; SAR as ln intensity
+    std: dict[str, list[float]]
+
+
+def physical(values: np.ndarray, role: str, layout: Layout) -> np.ndarray:
+    """Optical values as float64, SAR values as natural log of intensity."""
+    if role == "sar" and layout.sar is not None:
+        return to_log_intensity(values.astype(np.float64), layout.sar.scaling)
+    return values.astype(np.float64)

@@ -1,0 +1,82 @@
+"""Synthetic scenes on disk, in the form of WHU-OPT-SAR: what a run gets that names no data."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from affine import Affine
+from rasterio.crs import CRS
+
+from ..config import DataError
+from ..run import Run, digest, project_root, write_atomically
+from ..simulation.sensors import simulate_scene
+from .layout import load_layout
+from .map_sheets import sheet_of
+from .rasters import write_raster
+
+SHEET_PX = 5556  # of a 1:50 000 map sheet, 15' of longitude wide
+
+
+def scene_names(count: int) -> list[str]:
+    """File names after 1:50 000 map sheets of the real area: NH49E001013.tif and onwards.
+
+    Raises:
+        DataError: more names than the area has sheets.
+    """
+    if count > 24 * 12:
+        raise DataError(f"{count} synthetic scenes were asked for, but there are 288 sheet names.")
+    return [f"NH49E{1 + k // 12:03d}{13 + k % 12:03d}.tif" for k in range(count)]
+
+
+def sheet_transform(name: str) -> Affine:
+    """Geotransform (degrees, EPSG:4326) of the sheet a file is named after.
+
+    Raises:
+        DataError: it is named after none.
+    """
+    sheet = sheet_of(name)
+    if sheet is None:
+        raise DataError(f"{name} is no sheet name such as NH49E001013.tif; rename the scene.")
+    step = 0.25 / SHEET_PX
+    return Affine(step, 0, sheet.west_deg, 0, -step, sheet.north_deg)
+
+
+def write_scenes(
+    folder: Path, names: Sequence[str], seed: int, height: int, width: int, *, difficulty: str
+) -> None:
+    """Write scenes as GeoTIFF in the folders of the layout whu-opt-sar.
+
+    A scene depends on its name and `seed` only, not on which others are written.
+    """
+    layout = load_layout("whu-opt-sar")
+    colors = {c.code: c.rgb for c in layout.classes}
+    for name in names:
+        own = int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0])
+        scene = simulate_scene(own, height, width, difficulty)
+        grid = {"crs": CRS.from_epsg(4326), "transform": sheet_transform(name)}
+        write_raster(folder / "optical" / name, scene["optical"], nodata=0, **grid)
+        write_raster(folder / "sar" / name, scene["sar"], nodata=0, **grid)
+        write_raster(folder / "lbl" / name, scene["label"], nodata=0, colors=colors, **grid)
+
+
+def synthesize(run: Run) -> Path:
+    """Write the profile's synthetic scenes once; the folder is named after what decides them."""
+    settings = run.config.synthetic
+    # Training scenes last: with more or fewer of them the others stay what they are.
+    counts = {part: getattr(settings, part) for part in ("val", "test", "train")}
+    wanted = run.config.section("synthetic", "seed") | {"order": list(counts)}
+    folder = project_root() / "data" / "synthetic" / f"{settings.difficulty}-{digest(wanted)}"
+    if (folder / "split.txt").is_file():
+        return folder
+    names = scene_names(sum(counts.values()))
+    size = settings.size_px
+    write_scenes(folder, names, run.config.seed, size, size, difficulty=settings.difficulty)
+    lines, rest = [], iter(names)
+    for part, count in counts.items():
+        lines += [f"{part}:", *(next(rest) for _ in range(count))]
+    # Last, so that an interrupted folder is not taken for a whole one.
+    write_atomically(folder / "split.txt", lambda t: t.write_text("\n".join(lines) + "\n"))
+    return folder

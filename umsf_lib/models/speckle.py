@@ -1,0 +1,148 @@
+"""Speckle: made, filtered by classical filters, and measured; and where draws come from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import uniform_filter
+from torch import Tensor
+
+from ..run import to_device
+
+
+def patchwork(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Piecewise constant ln reflectivity ``(N, 1, size, size)``: cells and bright points."""
+    sites = torch.rand(count, 12, 2, generator=generator) * size
+    levels = torch.randn(count, 12, generator=generator)
+    axis = torch.arange(size, dtype=torch.float32)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(1, -1, 2)
+    nearest = torch.cdist(grid.expand(count, -1, 2), sites).argmin(dim=2)  # (N, size^2)
+    cells = levels.gather(1, nearest).view(count, 1, size, size)
+    points = torch.rand(cells.shape, generator=generator) < 0.002
+    return cells + 4.0 * points
+
+
+def add_speckle(clean: Tensor, looks: int, generator: torch.Generator, correlated: bool) -> Tensor:
+    """Ln of ``exp(clean)`` times fresh speckle; ``clean (B, 1, h, w)``."""
+    shape = (clean.shape[0], clean.shape[1], clean.shape[2], clean.shape[3])
+    source = noise_source(generator, clean.device)
+    noise = speckle(shape, looks, source, clean.device, correlated=correlated)
+    return clean + noise.clamp_min(1e-6).log()
+
+
+def enl(intensity: np.ndarray) -> float:
+    """Equivalent number of looks of a homogeneous area: mean^2 / variance of intensity."""
+    return float(intensity.mean() ** 2 / intensity.var())
+
+
+def boxcar(intensity: np.ndarray, size: int) -> np.ndarray:
+    """Plain ``size`` x ``size`` mean of ``(h, w)``; white speckle's ENL grows by size^2."""
+    return uniform_filter(intensity.astype(np.float64), size, mode="mirror")
+
+
+def lee(intensity: np.ndarray, size: int, looks: float) -> np.ndarray:
+    """Lee filter of ``(h, w)`` intensity (Lee 1980): towards the local mean where it is flat.
+
+    The weight of the pixel itself is 1 - C_u^2 / C_i^2 with C_u^2 = 1 / looks and C_i the local
+    coefficient of variation, kept in [0, 1].
+    """
+    mean = boxcar(intensity, size)
+    variance = np.maximum(boxcar(intensity.astype(np.float64) ** 2, size) - mean**2, 0)
+    weight = 1 - mean**2 / looks / np.maximum(variance, 1e-30)
+    return mean + np.clip(weight, 0, 1) * (intensity - mean)
+
+
+def ratio_statistics(intensity: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
+    """What is left after division: for a good filter, pure speckle (Gomez et al. 2017).
+
+    Returns:
+        ``mean`` (1 is right), ``enl`` (that of the input speckle), ``lag1`` correlation of
+        horizontal neighbours (that of the input speckle; 0 if white).
+    """
+    ratio = intensity / estimate
+    lag1 = np.corrcoef(ratio[:, :-1].ravel(), ratio[:, 1:].ravel())[0, 1]
+    return {"mean": float(ratio.mean()), "enl": enl(ratio), "lag1": float(lag1)}
+
+
+@dataclass(frozen=True)
+class Share:
+    """Random numbers of a batch that several processes share.
+
+    Each draws those of the whole batch and keeps the rows of its own windows, so that all
+    generators stay alike and the numbers of a window do not depend on who computes it.
+    """
+
+    generator: torch.Generator
+    rank: int = 0
+    world_size: int = 1
+
+
+Source = torch.Generator | Share
+
+
+def draw(shape: tuple[int, ...], source: Source, device: torch.device) -> Tensor:
+    """Standard normal numbers from a generator that may live on another device."""
+    return _drawn(torch.randn, shape, source, device)
+
+
+def draw_uniform(shape: tuple[int, ...], source: Source, device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1) from a generator that may live on another device."""
+    return _drawn(torch.rand, shape, source, device)
+
+
+def _drawn(
+    make: Callable[..., Tensor], shape: tuple[int, ...], source: Source, device: torch.device
+) -> Tensor:
+    share = source if isinstance(source, Share) else Share(source)
+    rows, home = shape[0], share.generator
+    whole = (rows * share.world_size, *shape[1:])
+    numbers = make(whole, generator=home, device=home.device)
+    return to_device(numbers[share.rank * rows :][:rows], device)
+
+
+def noise_source(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """Generator of the draws for every pixel: on a GPU they are made there, seeded for this batch.
+
+    Args:
+        generator: on the CPU.
+        device: of the pixels.
+    """
+    if device.type != "cuda":
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
+
+
+@functools.cache
+def _kernel(edge: float, device: torch.device) -> Tensor:
+    """``(3, 3)`` outer product of (edge, 1, edge) with itself, sent to the device once."""
+    line = torch.tensor([edge, 1.0, edge])
+    return (line[:, None] * line).to(device)
+
+
+def speckle(
+    shape: tuple[int, int, int, int],
+    looks: int,
+    source: Source,
+    device: torch.device,
+    *,
+    correlated: bool = True,
+) -> Tensor:
+    """Unit-mean intensity speckle ``(B, C, h, w)``: Gamma with shape ``looks``, scale 1/looks.
+
+    Made as nature does (Goodman 1976): the mean over looks of the squared modulus of a complex
+    Gaussian field. Blurring that field first correlates neighbours, as resampled detected
+    products are, and leaves the Gamma law exact.
+    """
+    batch, channels, height, width = shape
+    field = draw((batch * channels, 2 * looks, height + 2, width + 2), source, device)
+    edge = 0.5 if correlated else 0.0
+    kernel = _kernel(edge, device) / (1 + 2 * edge**2)  # unit energy
+    kernel = kernel.expand(2 * looks, 1, 3, 3)
+    field = F.conv2d(field, kernel, groups=2 * looks)  # (B*C, 2L, h, w), unit variance
+    return field.square().mean(dim=1).view(shape)

@@ -1,0 +1,5 @@
+"""Training: one loop for everything that is trained, its checkpoints, and several processes.
+
+In comes a function that gives the loss of a step, out come a trained module and the rows of its
+log.
+"""
