@@ -148,7 +148,7 @@ def moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
         replace(view, images={role: x.to(device, dtype) for role, x in view.images.items()})
         for view in (batch.first, batch.second)
     ]
-    places = {"here": batch.here.to(dtype), "there": batch.there.to(dtype)}
+    places = {"points_a": batch.points_a.to(dtype), "points_b": batch.points_b.to(dtype)}
     return replace(batch, first=views[0], second=views[1], **places)
 
 
@@ -249,7 +249,7 @@ def fast(kit: Kit) -> None:
 def pays(kit: Kit) -> None:
     """Pretraining of several lengths, each with a schedule of its own, and what its tokens tell."""
     from umsf_lib.clustering.stage import feature_tokens
-    from umsf_lib.clustering.task import Bench
+    from umsf_lib.clustering.task import ClusteringTask
     from umsf_lib.clustering.tokens import StatisticTokens
     from umsf_lib.data.stage import load_data
     from umsf_lib.models.stage import train_despeckler
@@ -266,20 +266,20 @@ def pays(kit: Kit) -> None:
     begin = time.monotonic()
     train_despeckler(run, data)
     kit.keep("pays", despeckler_s=round(time.monotonic() - begin, 1), curve=[])
-    bench = Bench.of_run(run, data)
+    task = ClusteringTask.of_run(run, data)
     curve: list[dict[str, Any]] = []
 
     def judge(name: str, token_map: Callable[[int], torch.Tensor], **about: Any) -> None:
         begin = time.monotonic()
-        found = judged_tokens(token_map, bench, kit.small)
+        found = judged_tokens(token_map, task, kit.small)
         seconds = {"judged_s": round(time.monotonic() - begin, 1)}
         curve.append({"tokens": name, **about, **found, **seconds})
         kit.keep("pays", curve=curve)
 
     train, sigmas = data.indices("train"), run.config.cluster.sigmas_px
-    judge("statistics", StatisticTokens(bench.store, train, sigmas, bench.stride))
+    judge("statistics", StatisticTokens(task.store, train, sigmas, task.stride))
     network = new_network(run, data).to(kit.device).eval()
-    judge("network", feature_tokens(network, bench, "fused"), steps=0)
+    judge("network", feature_tokens(network, task, "fused"), steps=0)
 
     def learn(steps: int, optimizer: str, rate: float) -> float:
         """Train and judge; returns seconds per step."""
@@ -291,7 +291,7 @@ def pays(kit: Kit) -> None:
         took = time.monotonic() - begin
         network = load_pretrained(variant, data).to(kit.device).eval()
         about = {"steps": steps, "optimizer": optimizer, "lr": rate, "trained_s": round(took, 1)}
-        judge("network", feature_tokens(network, bench, "fused"), **about)
+        judge("network", feature_tokens(network, task, "fused"), **about)
         keep_weights(kit, network, variant.folder.name)
         return took / steps
 
@@ -311,13 +311,13 @@ def pays(kit: Kit) -> None:
         learn(lengths[1], "sgd", 0.03)
 
 
-def judged_tokens(token_map: Any, bench: Any, small: bool) -> dict[str, Any]:
+def judged_tokens(token_map: Any, task: Any, small: bool) -> dict[str, Any]:
     """Linear probe with few labels of validation scenes; many-to-one of a mixture without any."""
     from umsf_lib.clustering.mixture import fit_mixture, posterior_map
     from umsf_lib.evaluation.metrics import accuracy, confusion, contingency, many_to_one
     from umsf_lib.evaluation.probe import labelled_tokens, linear_probe
 
-    scenes, stride, seed = bench.scenes, bench.stride, bench.config.seed
+    scenes, stride, seed = task.scenes, task.stride, task.config.seed
     count = 500 if small else 20_000
     known, test = (
         labelled_tokens(token_map, scenes, scenes.indices(part), stride, count, seed)
@@ -326,8 +326,8 @@ def judged_tokens(token_map: Any, bench: Any, small: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         f"probe_{n}": linear_probe(known, test, n, seed) for n in (10, 50, 500)
     }
-    reduced, components = bench.reduced(token_map), 14
-    mixture = fit_mixture(bench.sample(reduced, stride), components, 1, seed)
+    reduced, components = task.reduced(token_map), 14
+    mixture = fit_mixture(task.sample(reduced, stride), components, 1, seed)
     shares = [labelled_tokens(lambda scene: posterior_map(mixture, reduced, scene), scenes,
                               scenes.indices("test"), stride, count, seed)]  # fmt: skip
     classes = len(scenes.layout.classes)
@@ -379,7 +379,7 @@ def rest(kit: Kit) -> None:
 def measure_stages(kit: Kit, run: Any, scenes: Any, mapped: str) -> None:
     """Keep what each stage costs on the run's device; of the maps only that of scene ``mapped``."""
     from umsf_lib.clustering.stage import cluster
-    from umsf_lib.clustering.task import Bench
+    from umsf_lib.clustering.task import ClusteringTask
     from umsf_lib.evaluation.stage import evaluate, fitted_matching
     from umsf_lib.experiments.pipeline import ours
     from umsf_lib.maps.stage import write_maps
@@ -388,14 +388,14 @@ def measure_stages(kit: Kit, run: Any, scenes: Any, mapped: str) -> None:
 
     train_despeckler(run, scenes)
     pretrain(run, scenes)
-    bench, which = Bench.of_run(run, scenes), [scenes.index(Path(mapped).stem)]
+    task, which = ClusteringTask.of_run(run, scenes), [scenes.index(Path(mapped).stem)]
 
     def maps() -> None:
-        write_maps(run, bench, ours(run, bench), fitted_matching(run, "umsf"), which)
+        write_maps(run, task, ours(run, task), fitted_matching(run, "umsf"), which)
 
     work: dict[str, Callable[[], Any]] = {
-        "cluster": lambda: cluster(run, bench),
-        "evaluate": lambda: evaluate(run, bench, {"umsf": lambda: ours(run, bench)}),
+        "cluster": lambda: cluster(run, task),
+        "evaluate": lambda: evaluate(run, task, {"umsf": lambda: ours(run, task)}),
         "maps": maps,
     }
     costs: dict[str, Any] = {}

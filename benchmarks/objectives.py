@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from umsf_lib.clustering.stage import feature_tokens
-from umsf_lib.clustering.task import Bench
+from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.config import load_config
 from umsf_lib.data.stage import load_data
 from umsf_lib.evaluation.metrics import nmi
@@ -102,20 +102,20 @@ class Blanked(torch.nn.Module):
         return self.network.features(x["optical"], x["sar"])
 
 
-def nmi_of(bench: Bench, network: Any, kind: str) -> float:
+def nmi_of(task: ClusteringTask, network: Any, kind: str) -> float:
     """NMI of clusters of frozen fused tokens on the validation scenes, dense pixels."""
-    tokens = bench.reduced(feature_tokens(network, bench, "fused"))
-    found = bench.cluster(kind, kind, tokens, bench.stride)
-    tables = score_scenes([found], bench, bench.scenes.indices("val"))[kind]["dense"]
+    tokens = task.reduced(feature_tokens(network, task, "fused"))
+    found = task.cluster(kind, kind, tokens, task.stride)
+    tables = score_scenes([found], task, task.scenes.indices("val"))[kind]["dense"]
     return nmi(tables.sum(axis=0))
 
 
-def judged(run: Run, trained: bool) -> dict[str, float]:
+def judge_records(run: Run, trained: bool) -> dict[str, float]:
     scenes = load_data(run)
-    bench = Bench.of_run(run, scenes)
+    task = ClusteringTask.of_run(run, scenes)
     network = (load_pretrained if trained else new_network)(run, scenes).to(run.device).eval()
-    blind = [nmi_of(bench, Blanked(network, sensor), "kmeans") for sensor in ("optical", "sar")]
-    row = {f"{kind}_nmi": nmi_of(bench, network, kind) for kind in ("kmeans", "mixture")}
+    blind = [nmi_of(task, Blanked(network, sensor), "kmeans") for sensor in ("optical", "sar")]
+    row = {f"{kind}_nmi": nmi_of(task, network, kind) for kind in ("kmeans", "mixture")}
     return row | {"one_sensor_nmi": float(np.mean(blind))}
 
 
@@ -142,7 +142,9 @@ def main() -> None:
         row |= {"profile": options.profile, "device": str(run.device)}
         row |= {"threads": torch.get_num_threads(), "batch": settings.batch}
         row |= {"seconds_per_step": round(cost[name], 4) if trained else 0.0}
-        rows.append(row | {key: round(value, 4) for key, value in judged(run, trained).items()})
+        rows.append(
+            row | {key: round(value, 4) for key, value in judge_records(run, trained).items()}
+        )
         print(rows[-1], flush=True)
         table = pd.DataFrame(rows)
         path = project_root() / "runs" / "objectives.csv"

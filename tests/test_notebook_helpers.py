@@ -12,7 +12,7 @@ from umsf_lib.config import IGNORE, MissingStageError, load_config
 from umsf_lib.data.scene_set import SceneSet, class_shares, labels_at, valid_labels
 from umsf_lib.models.encoders import Despeckle
 from umsf_lib.models.speckle import boxcar, lee
-from umsf_lib.models.stage import despeckled, filtered
+from umsf_lib.models.stage import despeckle_band, filter_band
 from umsf_lib.run import Run, write_json
 
 from .fakes import SET, truth
@@ -50,8 +50,8 @@ def test_one_band_through_the_front_end() -> None:
     band = np.random.default_rng(0).normal(5, 1, (20, 24))
     fresh, trained = Despeckle(4), Despeckle(4)
     torch.nn.init.normal_(trained.layers[-1].weight, std=0.1)
-    np.testing.assert_allclose(despeckled(fresh, band), band, rtol=1e-6)
-    images = filtered(trained, band, 4)
+    np.testing.assert_allclose(despeckle_band(fresh, band), band, rtol=1e-6)
+    images = filter_band(trained, band, 4)
     np.testing.assert_array_equal(images["boxcar 5"], boxcar(np.exp(band), 5))
     np.testing.assert_array_equal(images["Lee 7"], lee(np.exp(band), 7, 4))
     with torch.no_grad():

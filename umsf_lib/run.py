@@ -298,7 +298,7 @@ class Run:
             self._reload()
             if self.manifest["stages"].pop(name, None):
                 self._save()  # if this fails midway, nobody takes the old result for the new one
-            with measured() as cost:
+            with measure_cost() as cost:
                 outputs = make()
             self.manifest["stages"][name] = {
                 "inputs": digest(inputs),
@@ -393,7 +393,7 @@ KEYS = ("wall_s", "peak_gb", "peak_gpu_gb")
 
 
 @contextlib.contextmanager
-def measured() -> Iterator[dict[str, float]]:
+def measure_cost() -> Iterator[dict[str, float]]:
     """Measure what happens inside.
 
     Yields:
@@ -417,7 +417,7 @@ def measured() -> Iterator[dict[str, float]]:
         cost["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
 
 
-def added_up(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def add_up(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Cost of work done in parts, one after the other: seconds add up, the largest peak counts.
 
     Args:

@@ -34,7 +34,7 @@ from umsf_lib.baselines.scan import (
 from umsf_lib.baselines.swav import TokenQueue, sinkhorn, swapped_loss
 from umsf_lib.clustering.inference import Classifier
 from umsf_lib.clustering.stage import cluster
-from umsf_lib.clustering.task import Bench
+from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.config import ConfigError, DataError, load_config
 from umsf_lib.data.stage import load_data
 from umsf_lib.data.windows import PixelStore
@@ -280,7 +280,7 @@ def test_several_heads_answer_as_the_chosen_one() -> None:
 
 
 @pytest.fixture(scope="module")
-def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Bench]]:
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, ClusteringTask]]:
     """A run on pairs without labels: data, front end and pretraining are there."""
     root = tmp_path_factory.mktemp("unlabelled")
     write_set(root / "data", "pairs")
@@ -290,80 +290,80 @@ def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, 
         scenes = load_data(run)
         train_despeckler(run, scenes)
         pretrain(run, scenes)
-        yield run, Bench.of_run(run, scenes)
+        yield run, ClusteringTask.of_run(run, scenes)
 
 
-def check_posteriors(classifier: Classifier, bench: Bench) -> None:
+def check_posteriors(classifier: Classifier, task: ClusteringTask) -> None:
     for scene in (0, 4):
         maps = classifier.posteriors(scene)
-        assert maps.shape[0] == bench.num_clusters and maps.isfinite().all()
+        assert maps.shape[0] == task.num_clusters and maps.isfinite().all()
         assert torch.allclose(maps.sum(0), torch.ones_like(maps[0]), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_each_counted_baseline_from_end_to_end(unlabelled, name: str) -> None:
-    run, bench = unlabelled
-    classifier = BASELINES[name](run, bench)
+    run, task = unlabelled
+    classifier = BASELINES[name](run, task)
     assert classifier.name == name
-    check_posteriors(classifier, bench)
+    check_posteriors(classifier, task)
 
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_each_learned_baseline_from_end_to_end(unlabelled, name: str) -> None:
-    run, bench = unlabelled
+    run, task = unlabelled
     steps: list[tuple[int, int]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # SCAN's fallback has a test of its own
-        classifier = LEARNED[name](run, bench, progress=lambda s, n, row: steps.append((s, n)))
+        classifier = LEARNED[name](run, task, progress=lambda s, n, row: steps.append((s, n)))
     assert (classifier.name, classifier.num_clusters) == (name, 6)
-    check_posteriors(classifier, bench)
+    check_posteriors(classifier, task)
     log = pd.read_csv(run.path(f"{name}.csv"))
     assert len(log) and log["loss"].notna().all()
-    wanted = baseline_steps(bench, pretrained=name != "deepcluster")
+    wanted = baseline_steps(task, pretrained=name != "deepcluster")
     assert steps[-1:] == [(wanted, wanted)] or (name == "scan" and not steps)
 
     def never(step: int, steps: int, row: object) -> None:
         raise AssertionError("a finished baseline was trained again")
 
     before = classifier.posteriors(0)
-    assert torch.equal(LEARNED[name](run, bench, progress=never).posteriors(0), before)
+    assert torch.equal(LEARNED[name](run, task, progress=never).posteriors(0), before)
 
 
 def test_the_ceiling_is_left_out_where_there_are_no_labels(unlabelled) -> None:
-    run, bench = unlabelled
-    assert methods(run, bench, ["supervised"]) == {}
+    run, task = unlabelled
+    assert methods(run, task, ["supervised"]) == {}
     with pytest.raises(DataError, match="supervised: the training scenes of .* have no labels"):
-        CEILING["supervised"](run, bench)
+        CEILING["supervised"](run, task)
 
 
 def test_baselines_see_as_many_windows_as_ours(unlabelled) -> None:
-    _, bench = unlabelled
+    _, task = unlabelled
     # tiny: 2 epochs of 4 steps of 4 windows, then 1 round of 4 steps of 2; 4 per baseline step
-    assert baseline_steps(bench, pretrained=False) == (2 * 4 * 4 + 4 * 2) // 4
-    assert baseline_steps(bench, pretrained=True) == 4 * 2 // 4
+    assert baseline_steps(task, pretrained=False) == (2 * 4 * 4 + 4 * 2) // 4
+    assert baseline_steps(task, pretrained=True) == 4 * 2 // 4
 
 
 @pytest.mark.parametrize(("pooled", "sizes"), [(1.0, {(1, 1)}), (0.5, {(8, 8)})])
 def test_the_published_head_learns_from_pooled_windows(unlabelled, pooled: float, sizes) -> None:
-    run, bench = unlabelled
-    pretrain = replace(bench.config.pretrain, pooled=pooled)
-    bench = Bench(bench.scenes, bench.store, replace(bench.config, pretrain=pretrain))
-    network, seen = new_network(run, bench.scenes), set()
-    network.clustering = Heads(bench.config.model, 1, bench.num_clusters)
+    run, task = unlabelled
+    pretrain = replace(task.config.pretrain, pooled=pooled)
+    task = ClusteringTask(task.scenes, task.store, replace(task.config, pretrain=pretrain))
+    network, seen = new_network(run, task.scenes), set()
+    network.clustering = Heads(task.config.model, 1, task.num_clusters)
 
     def look(head: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         if head.training:
             seen.add(tuple(inputs[0].shape[2:]))
 
     network.clustering.all[0].register_forward_hook(look)
-    mutual_information.learn(bench, None, network)
+    mutual_information.learn(task, None, network)
     assert seen == sizes
 
 
 def test_random_weights_stay_and_their_norms_settle(unlabelled) -> None:
-    run, bench = unlabelled
-    before, after = (new_network(run, bench.scenes) for _ in range(2))
-    settle_norms(after, bench)
+    run, task = unlabelled
+    before, after = (new_network(run, task.scenes) for _ in range(2))
+    settle_norms(after, task)
     pairs = list(zip(before.parameters(), after.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in pairs)
     changed = dict(after.named_buffers())
@@ -373,20 +373,20 @@ def test_random_weights_stay_and_their_norms_settle(unlabelled) -> None:
 
 def test_the_memory_holds_the_embedding_of_its_ground(unlabelled) -> None:
     """Embedded again without any change of the view, a token is what the bank says."""
-    run, bench = unlabelled
-    still = replace(bench.config.views, scale_min=1.0, gain=0, offset=0, blur=0, sar_gain=0)
-    config = replace(bench.config, views=replace(still, speckle_looks=0))
-    bench = Bench(bench.scenes, bench.store, config)
-    network = new_network(run, bench.scenes)
+    run, task = unlabelled
+    still = replace(task.config.views, scale_min=1.0, gain=0, offset=0, blur=0, sar_gain=0)
+    config = replace(task.config, views=replace(still, speckle_looks=0))
+    task = ClusteringTask(task.scenes, task.store, config)
+    network = new_network(run, task.scenes)
     network.clustering = PrototypeHead(config.model, 12, 6)
     network.eval()
-    memory = Memory(bench, config.model.projection_dim)
+    memory = Memory(task, config.model.projection_dim)
     memory.fill(network, torch.Generator().manual_seed(0))
     assert memory.entries.shape == (2, len(memory.tiles), 9, 16)
     assert torch.allclose(memory.entries.norm(dim=3), torch.ones(()), atol=1e-5)
     which = torch.tensor([1, 0])
     scene, row, col = memory.tiles[which].T
-    windows = bench.store.windows(scene, row, col, config.views.window_px)
+    windows = task.store.windows(scene, row, col, config.views.window_px)
     with torch.no_grad():
         same = View({r: windows[r] for r in ("optical", "sar")}, torch.eye(2, 3).expand(2, -1, -1))
         z, seen = memory.embed(network, same)
@@ -398,8 +398,8 @@ def test_the_memory_holds_the_embedding_of_its_ground(unlabelled) -> None:
 
 
 def test_clusterings_of_the_memory_name_the_nearest_centroid(unlabelled) -> None:
-    _, bench = unlabelled
-    memory = Memory(bench, 5)
+    _, task = unlabelled
+    memory = Memory(task, 5)
     shape = memory.entries.shape
     memory.entries = unit(shape[:3].numel(), 5).view(shape)
     centroids, assigned = memory.cluster(4, 3, torch.Generator().manual_seed(0))
@@ -411,12 +411,12 @@ def test_clusterings_of_the_memory_name_the_nearest_centroid(unlabelled) -> None
 
 
 def test_scan_without_a_confident_token_says_so(unlabelled, monkeypatch) -> None:
-    run, bench = unlabelled
+    run, task = unlabelled
     monkeypatch.setitem(learn.__globals__, "THRESHOLD", 2.0)
-    network = new_network(run, bench.scenes)
-    network.clustering = torch.nn.Conv2d(bench.config.model.channels, 6, 1)
+    network = new_network(run, task.scenes)
+    network.clustering = torch.nn.Conv2d(task.config.model.channels, 6, 1)
     with pytest.warns(UserWarning, match="no token reached probability 2.0"):
-        kept, rows = learn(bench, None, network)
+        kept, rows = learn(task, None, network)
     assert kept is network and {row["round"] for row in rows} == {1.0}
 
 
@@ -433,11 +433,11 @@ class Flat(PixelStore):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [*BASELINES, *LEARNED])
 def test_constant_scenes_give_posteriors(unlabelled, name: str, monkeypatch) -> None:
-    run, bench = unlabelled
-    bench = Bench(bench.scenes, Flat(bench.store), bench.config)
+    run, task = unlabelled
+    task = ClusteringTask(task.scenes, Flat(task.store), task.config)
     monkeypatch.setattr(run, "stage", lambda name, make, inputs: make())
-    classifier = (BASELINES | LEARNED)[name](run, bench)
-    check_posteriors(classifier, bench)
+    classifier = (BASELINES | LEARNED)[name](run, task)
+    check_posteriors(classifier, task)
     if name in BASELINES and not name.endswith("-random"):  # a network sees its padding, too
         tokens = classifier.posteriors(0)
         assert torch.allclose(tokens, tokens[:, :1, :1].expand_as(tokens))
@@ -449,19 +449,19 @@ def test_ours_gives_posteriors_where_there_is_nothing_to_find(unlabelled, change
     run, _ = unlabelled
     settings = {"cluster": {"num_clusters": 1}} if change == "one cluster" else {}
     run = run.variant(change.replace(" ", "_"), ("data", "despeckle", "pretrain"), **settings)
-    bench = Bench.of_run(run, load_data(run))
+    task = ClusteringTask.of_run(run, load_data(run))
     if change == "constant scenes":
-        bench = Bench(bench.scenes, Flat(bench.store), bench.config)
-    cluster(run, bench)
-    check_posteriors(METHODS["umsf"](run, bench), bench)
+        task = ClusteringTask(task.scenes, Flat(task.store), task.config)
+    cluster(run, task)
+    check_posteriors(METHODS["umsf"](run, task), task)
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [*BASELINES, *PRETRAINED, *LEARNED])
 def test_one_cluster_holds_everything(unlabelled, name: str, monkeypatch) -> None:
-    run, bench = unlabelled
-    config = replace(bench.config, cluster=replace(bench.config.cluster, num_clusters=1))
+    run, task = unlabelled
+    config = replace(task.config, cluster=replace(task.config.cluster, num_clusters=1))
     one = Run(run.folder, config, run.manifest)
     monkeypatch.setattr(one, "stage", lambda name, make, inputs: make())
-    bench = Bench(bench.scenes, bench.store, config)
-    check_posteriors(METHODS[name](one, bench), bench)
+    task = ClusteringTask(task.scenes, task.store, config)
+    check_posteriors(METHODS[name](one, task), task)

@@ -14,7 +14,7 @@ from torch import Tensor
 from umsf_lib.baselines.supervised import has_ceiling
 from umsf_lib.clustering.inference import scene_map
 from umsf_lib.clustering.self_training import posteriors_of
-from umsf_lib.clustering.task import Bench
+from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.config import IGNORE, load_config
 from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.windows import PixelStore
@@ -79,16 +79,16 @@ def test_it_learns_what_the_training_labels_say_and_reads_no_others(
 
     monkeypatch.setattr(learning, "valid_labels", labels)
     config = load_config("tiny", overrides="pretrain.epochs=10 baseline.lr=0.01")
-    bench = Bench(whu, Halves(whu_store), config)
+    task = ClusteringTask(whu, Halves(whu_store), config)
     torch.manual_seed(0)
     network = build_network(config, whu)
-    network.set_num_clusters(bench.num_clusters)
-    trained, rows = learning.learn(bench, None, network)
+    network.set_num_clusters(task.num_clusters)
+    trained, rows = learning.learn(task, None, network)
     assert sorted(asked) == sorted(whu.indices("train"))
     assert rows[-1]["loss"] < rows[0]["loss"]
     scene = whu.indices("test")[0]
     function = posteriors_of(trained.eval(), 1)
-    found = scene_map(function, bench.store, scene, bench.stride, config.map).argmax(0)
+    found = scene_map(function, task.store, scene, task.stride, config.map).argmax(0)
     half = found.shape[1] // 2
     assert (found[:, : half - 2] == 2).float().mean() > 0.9
     assert (found[:, half + 2 :] == 5).float().mean() > 0.9

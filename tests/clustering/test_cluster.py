@@ -23,7 +23,7 @@ from umsf_lib.clustering.mixture import (
     merge,
     posterior_map,
 )
-from umsf_lib.clustering.task import Bench
+from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.clustering.tokens import pixel_bands
 from umsf_lib.config import ClusterConfig, ConfigError, load_config
 from umsf_lib.data.scene_set import SceneSet
@@ -237,56 +237,56 @@ def test_a_posterior_map_has_each_token_at_its_place(at_once: int, monkeypatch) 
                 np.testing.assert_allclose(found[:, row, col].numpy(), expected, atol=1e-5)
 
 
-# The bench
+# The task
 
 
 @pytest.fixture
-def bench(whu: SceneSet, whu_store: PixelStore) -> Bench:
+def task(whu: SceneSet, whu_store: PixelStore) -> ClusteringTask:
     config = load_config("tiny", overrides="cluster.tokens=200 cluster.restarts=1")
-    return Bench(whu, whu_store, config)
+    return ClusteringTask(whu, whu_store, config)
 
 
-def with_clusters(bench: Bench, **change: object) -> Bench:
-    cluster = dataclasses.replace(bench.config.cluster, **change)
-    return dataclasses.replace(bench, config=dataclasses.replace(bench.config, cluster=cluster))
+def with_clusters(task: ClusteringTask, **change: object) -> ClusteringTask:
+    cluster = dataclasses.replace(task.config.cluster, **change)
+    return dataclasses.replace(task, config=dataclasses.replace(task.config, cluster=cluster))
 
 
-def test_many_statistics_are_reduced_and_few_are_not(bench: Bench) -> None:
-    whole = with_clusters(bench, max_dims=28).statistics(0)
-    reduced = bench.statistics(0)
+def test_many_statistics_are_reduced_and_few_are_not(task: ClusteringTask) -> None:
+    whole = with_clusters(task, max_dims=28).statistics(0)
+    reduced = task.statistics(0)
     assert whole.shape[0] == 28 and reduced.shape == (16, *whole.shape[1:])
-    assert bench.statistics(0) is reduced  # several methods ask for the same scene in turn
+    assert task.statistics(0) is reduced  # several methods ask for the same scene in turn
 
 
-def test_pixels_are_the_bands_of_both_sensors_without_indices(bench: Bench) -> None:
-    bands, names = pixel_bands(bench.store, 0)
+def test_pixels_are_the_bands_of_both_sensors_without_indices(task: ClusteringTask) -> None:
+    bands, names = pixel_bands(task.store, 0)
     kept = [i for i, name in enumerate(names) if name not in ("ndvi", "ndwi")]
-    assert len(names) - len(kept) == 2 and torch.equal(bench.pixels(0), bands[0, kept])
+    assert len(names) - len(kept) == 2 and torch.equal(task.pixels(0), bands[0, kept])
 
 
-def test_as_many_clusters_as_classes_unless_asked(bench: Bench, whu_store, pairs) -> None:
-    assert bench.num_clusters == 7
-    assert with_clusters(bench, num_clusters=12).num_clusters == 12
-    assert Bench(pairs, whu_store, bench.config).num_clusters == 6  # no classes
+def test_as_many_clusters_as_classes_unless_asked(task: ClusteringTask, whu_store, pairs) -> None:
+    assert task.num_clusters == 7
+    assert with_clusters(task, num_clusters=12).num_clusters == 12
+    assert ClusteringTask(pairs, whu_store, task.config).num_clusters == 6  # no classes
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_bench_makes_classifiers_of_whole_scenes(bench: Bench, kind: str) -> None:
-    classifier = bench.cluster("any", kind, bench.statistics, bench.stride)
+def test_a_bench_makes_classifiers_of_whole_scenes(task: ClusteringTask, kind: str) -> None:
+    classifier = task.cluster("any", kind, task.statistics, task.stride)
     assert (classifier.name, classifier.num_clusters, classifier.stride) == ("any", 7, 4)
     for scene in (0, 4):
-        record = bench.scenes.records[scene]
-        pixels = classifier.pixels(bench.store, scene, 4.0)
+        record = task.scenes.records[scene]
+        pixels = classifier.pixels(task.store, scene, 4.0)
         assert pixels.shape == (7, record.height, record.width)
         assert torch.allclose(pixels.sum(0), torch.ones(record.height, record.width), atol=1e-5)
 
 
-def test_only_training_scenes_are_sampled(bench: Bench) -> None:
+def test_only_training_scenes_are_sampled(task: ClusteringTask) -> None:
     seen = []
 
     def token_map(scene: int) -> torch.Tensor:
         seen.append(scene)
-        return bench.statistics(scene)
+        return task.statistics(scene)
 
-    bench.statistics  # noqa: B018  (made beforehand, so that only the sample is watched)
-    assert len(bench.sample(token_map, bench.stride)) == 200 and seen == [0, 1]
+    task.statistics  # noqa: B018  (made beforehand, so that only the sample is watched)
+    assert len(task.sample(token_map, task.stride)) == 200 and seen == [0, 1]

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from umsf_lib.clustering.inference import (
     Classifier,
+    average_over_flips,
     blend_window,
-    flip_averaged,
     scene_map,
     turn_and_flip,
 )
@@ -128,13 +128,13 @@ def windows() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("symmetries", [1, 2, 4, 8])
 def test_an_equivariant_function_is_its_own_average(windows, symmetries: int) -> None:
-    found = flip_averaged(pointwise, symmetries)(windows)
+    found = average_over_flips(pointwise, symmetries)(windows)
     assert torch.allclose(found, pointwise(windows), atol=1e-6)
 
 
 @pytest.mark.parametrize(("symmetries", "group"), [(2, (0, 2)), (4, (0, 2, 4, 6)), (8, range(8))])
 def test_an_average_is_equivariant_whatever_is_averaged(windows, symmetries, group) -> None:
-    averaged = flip_averaged(leaning, symmetries)
+    averaged = average_over_flips(leaning, symmetries)
     assert not torch.allclose(averaged(windows), leaning(windows), atol=0.1)
     for index in group:
         turned = {role: turn_and_flip(images, index) for role, images in windows.items()}
@@ -145,7 +145,7 @@ def test_the_average_of_a_convolution_is_that_of_its_kernel(windows) -> None:
     kernel = torch.arange(9.0).view(1, 1, 3, 3)
     turned = torch.stack([turn_and_flip(kernel, index) for index in range(8)]).mean(0)
     expected = F.conv2d(windows["sar"], turned, padding=1)
-    assert torch.allclose(flip_averaged(leaning, 8)(windows), expected, atol=1e-4)
+    assert torch.allclose(average_over_flips(leaning, 8)(windows), expected, atol=1e-4)
 
 
 # To pixels

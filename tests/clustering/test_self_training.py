@@ -15,13 +15,13 @@ from torch import Tensor
 from umsf_lib.clustering.inference import scene_map
 from umsf_lib.clustering.losses import clustering_loss
 from umsf_lib.clustering.self_training import (
-    Lessons,
+    PseudoLabelSampler,
+    keep_texture,
     own_posteriors,
     posteriors_of,
     self_train,
     self_training_loss,
     smooth,
-    texture_kept,
 )
 from umsf_lib.clustering.smoothing import guide_of, smooth_tokens
 from umsf_lib.config import ViewConfig, load_config
@@ -64,7 +64,7 @@ def test_lessons_show_what_the_teacher_says_of_that_ground(
     # The "posteriors" are the mean coordinates of each token's 4 x 4 pixels.
     full = coordinates(0, torch.arange(64)[:, None], torch.arange(64)[None, :])
     teacher = {s: F.avg_pool2d(full[None], 4)[0] for s in whu.indices("train")}
-    batch = Lessons(store, tiles, teacher, config).draw(torch.Generator().manual_seed(0))
+    batch = PseudoLabelSampler(store, tiles, teacher, config).draw(torch.Generator().manual_seed(0))
     for view, taught in zip((batch.first, batch.second), batch.taught, strict=True):
         seen = F.avg_pool2d(view.images["optical"], 4)[:, :2]
         inner = (..., slice(1, -1), slice(1, -1))  # mirrored borders bend the outermost token
@@ -73,7 +73,7 @@ def test_lessons_show_what_the_teacher_says_of_that_ground(
 
 def test_lessons_keep_every_value_of_the_window() -> None:
     """Flips and turns move pixels; a crop or a blur would mix them and change local spreads."""
-    kept = texture_kept(replace(ViewConfig(), gain=0, offset=0, sar_gain=0))
+    kept = keep_texture(replace(ViewConfig(), gain=0, offset=0, sar_gain=0))
     windows = {"optical": torch.rand(6, 2, 16, 16), "sar": torch.randn(6, 1, 16, 16)}
     view = make_view(windows, torch.ones(6, 1), kept, torch.Generator().manual_seed(0))
     for role, images in windows.items():
@@ -85,10 +85,10 @@ def test_lessons_keep_every_value_of_the_window() -> None:
 def test_shares_are_those_of_the_teacher(whu: SceneSet, whu_store: PixelStore) -> None:
     one_hot = F.one_hot(torch.tensor([[0, 0, 1, 1]]), 3).permute(2, 0, 1).float()
     teacher = {0: one_hot, 1: one_hot.roll(1, 0)}  # clusters 0 and 1, then 1 and 2; nowhere more
-    lessons = Lessons(whu_store, training_tiles(whu, 32, 0), teacher, TINY)
-    assert torch.allclose(lessons.shares, torch.tensor([0.25, 0.5, 0.25]))
-    lessons = Lessons(whu_store, training_tiles(whu, 32, 0), {0: one_hot}, TINY)
-    assert 0 < lessons.shares[2] < 2e-3 and lessons.shares.sum().item() == pytest.approx(1)
+    sampler = PseudoLabelSampler(whu_store, training_tiles(whu, 32, 0), teacher, TINY)
+    assert torch.allclose(sampler.shares, torch.tensor([0.25, 0.5, 0.25]))
+    sampler = PseudoLabelSampler(whu_store, training_tiles(whu, 32, 0), {0: one_hot}, TINY)
+    assert 0 < sampler.shares[2] < 2e-3 and sampler.shares.sum().item() == pytest.approx(1)
 
 
 def network_of(whu: SceneSet) -> UmsfNet:
@@ -105,9 +105,11 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(whu: SceneSet, whu_store: Pix
     average = key_network(network)
     teacher = {s: torch.full((3, 16, 16), 1 / 3) for s in whu.indices("train")}
     shares = torch.tensor([0.7, 0.2, 0.1])
-    lessons = Lessons(Painted(whu_store, coordinates), training_tiles(whu, 32, 0), teacher, config)
+    sampler = PseudoLabelSampler(
+        Painted(whu_store, coordinates), training_tiles(whu, 32, 0), teacher, config
+    )
     generator = torch.Generator().manual_seed(0)
-    batch = lessons.draw(generator)
+    batch = sampler.draw(generator)
     loss, parts = self_training_loss(network, average, batch, shares, config, generator)
     assert set(parts) == {"teacher", "clustering", "consistency"}
     total = parts["teacher"] + 0.3 * parts["clustering"] + 0.7 * parts["consistency"]

@@ -73,10 +73,10 @@ def test_label_ids_follow_the_class_table(whu: SceneSet, terramesh: SceneSet) ->
             known = {land.code: land.id for land in scenes.layout.classes}
             expected = [[known.get(int(code), IGNORE) for code in row] for row in codes]
             np.testing.assert_array_equal(ids, expected)
-            counted = valid_labels(scenes, index)
+            tables_to_score = valid_labels(scenes, index)
             invalid = ~truth(scenes, index)["valid"]
-            assert (counted[invalid] == IGNORE).all()
-            np.testing.assert_array_equal(counted[~invalid], ids[~invalid])
+            assert (tables_to_score[invalid] == IGNORE).all()
+            np.testing.assert_array_equal(tables_to_score[~invalid], ids[~invalid])
 
 
 def test_without_labels_every_pixel_is_ignored(pairs: SceneSet) -> None:

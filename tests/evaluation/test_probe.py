@@ -14,7 +14,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 import umsf_lib.evaluation.probe
-from umsf_lib.clustering.task import Bench
+from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.config import IGNORE, load_config
 from umsf_lib.data.scene_set import SceneSet, valid_labels
 from umsf_lib.data.stage import load_data
@@ -52,12 +52,12 @@ def test_patches_have_the_mean_token_and_the_commonest_label(
     whu: SceneSet, whu_store: PixelStore
 ) -> None:
     config = load_config("tiny", overrides="map.patch_px=16")
-    bench, which = Bench(whu, whu_store, config), whu.indices("test")
+    task, which = ClusteringTask(whu, whu_store, config), whu.indices("test")
 
     def tokens(scene: int) -> Tensor:
         return rows_and_columns(whu.records[scene].height, whu.records[scene].width, 4)
 
-    found, number = patches_of(tokens, bench, which, stride=4), 0
+    found, number = patches_of(tokens, task, which, stride=4), 0
     for scene in which:
         labels = valid_labels(whu, scene)
         for top in range(0, labels.shape[0] - 15, 16):
@@ -115,14 +115,14 @@ def test_a_random_forest_finds_what_features_tell() -> None:
 def test_records_of_a_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(umsf_lib.evaluation.probe, "SPLITS", 3)
     run = Run.open(load_config("tiny", overrides="synthetic.test=5 map.patch_px=32"))
-    bench = Bench.of_run(run, load_data(run))
+    task = ClusteringTask.of_run(run, load_data(run))
     made_of = {"statistics": "local"}
-    assert probe(run, bench, {"statistics": bench.statistics}, made_of)
-    assert not probe(run, bench, {"statistics": bench.statistics}, made_of)
+    assert probe(run, task, {"statistics": task.statistics}, made_of)
+    assert not probe(run, task, {"statistics": task.statistics}, made_of)
     table = load_records([run.folder])
     assert list(table.columns) == COLUMNS and set(table.protocol) == set(PROTOCOLS)
     assert set(table.metric) == {"rf_acc", "rf_acc_std", "knn_acc", "knn_acc_std"}
-    patches = patches_of(bench.statistics, bench, bench.scenes.indices("test"), bench.stride)
+    patches = patches_of(task.statistics, task, task.scenes.indices("test"), task.stride)
     expected = judge(patches, "patch-random", "knn_acc", run.config.seed)
     chosen = table[(table.protocol == "patch-random") & (table.method == "statistics")]
     values = chosen.set_index("metric").value
@@ -150,7 +150,7 @@ def test_variogram_equals_a_loop_and_knows_noise() -> None:
 def test_mean_variogram_is_relative_to_the_variance_of_valid_ground(
     whu: SceneSet, whu_store: PixelStore
 ) -> None:
-    bench, which = Bench(whu, whu_store, load_config("tiny")), whu.indices("train")
+    task, which = ClusteringTask(whu, whu_store, load_config("tiny")), whu.indices("train")
 
     def optical(scene: int) -> Tensor:
         return whu_store.scene(scene)["optical"][0]
@@ -160,7 +160,7 @@ def test_mean_variogram_is_relative_to_the_variance_of_valid_ground(
         valid = torch.from_numpy(np.array(whu.plane("valid", scene)))
         spread = optical(scene)[:, valid].var(dim=1).mean().item()
         expected.append(variogram(optical(scene), [1, 5], valid)[1] / spread)
-    found = mean_variogram(optical, bench, which, [1, 5], 1)
+    found = mean_variogram(optical, task, which, [1, 5], 1)
     assert found[1] == pytest.approx(np.mean(expected), rel=1e-5)
     assert found == pytest.approx([1, 1], abs=0.1)  # these scenes are noise
 

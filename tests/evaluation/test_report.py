@@ -17,7 +17,7 @@ import torch
 from sklearn import metrics as oracle
 
 from umsf_lib.clustering.inference import Classifier
-from umsf_lib.clustering.task import Bench
+from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.config import IGNORE, Config, MissingStageError, load_config
 from umsf_lib.data.scene_set import SceneSet, training_statistics, valid_labels
 from umsf_lib.data.stage import prepare
@@ -81,8 +81,8 @@ def given(*methods: Classifier) -> dict[str, Callable[[], Classifier]]:
     return {method.name: partial(dataclasses.replace, method) for method in methods}
 
 
-def bench_of(scenes: SceneSet, config: Config = TINY) -> Bench:
-    return Bench(scenes, PixelStore(scenes, training_statistics(scenes), CPU), config)
+def bench_of(scenes: SceneSet, config: Config = TINY) -> ClusteringTask:
+    return ClusteringTask(scenes, PixelStore(scenes, training_statistics(scenes), CPU), config)
 
 
 def slow_patches(posteriors: np.ndarray, labels: np.ndarray, size: int, classes: int) -> Any:
@@ -130,8 +130,8 @@ def test_scenes_smaller_than_a_patch_have_none() -> None:
 
 
 def test_tables_count_each_valid_labelled_pixel_once(whu: SceneSet) -> None:
-    bench, method = bench_of(whu), guesses(whu, 7)
-    tables = score_scenes([method], bench, [1, 3])[method.name]
+    task, method = bench_of(whu), guesses(whu, 7)
+    tables = score_scenes([method], task, [1, 3])[method.name]
     assert tables["dense"].shape == tables["patch"].shape == (2, 7, 7)
     for k, scene in enumerate((1, 3)):
         labels = valid_labels(whu, scene)
@@ -145,7 +145,7 @@ def test_tables_count_each_valid_labelled_pixel_once(whu: SceneSet) -> None:
             if t != IGNORE:
                 by_hand[p, t] += 1
         np.testing.assert_array_equal(tables["patch"][k], by_hand)
-    assert score_scenes([method], bench, [])[method.name]["dense"].shape == (0, 7, 7)
+    assert score_scenes([method], task, [])[method.name]["dense"].shape == (0, 7, 7)
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
@@ -311,10 +311,10 @@ def correct(label: Path) -> None:
 
 def test_another_method_is_scored_with_the_others(run: Run, whu: SceneSet) -> None:
     one, other = guesses(whu, 7), dataclasses.replace(guesses(whu, 7), name="other")
-    bench = bench_of(whu)
-    assert evaluate(run, bench, given(one)) and evaluate(run, bench, given(one, other))
+    task = bench_of(whu)
+    assert evaluate(run, task, given(one)) and evaluate(run, task, given(one, other))
     assert {row["method"] for row in rows_of(run)} == {one.name, "other"}
-    assert not evaluate(run, bench, given(one, other))
+    assert not evaluate(run, task, given(one, other))
 
 
 @pytest.mark.parametrize("code", [0, 10])  # nodata alone; farmland alone

@@ -16,7 +16,7 @@ from umsf_lib.experiments import tables as comparison
 from umsf_lib.experiments.pipeline import METHODS, stages_of
 from umsf_lib.experiments.sweep import SUITES, Sweep
 from umsf_lib.experiments.tables import SMALLEST, OneRun, method_costs, print_sweep
-from umsf_lib.run import STATUS, Run, added_up, measured
+from umsf_lib.run import STATUS, Run, add_up, measure_cost
 
 from .test_suites import fake_run
 
@@ -34,9 +34,9 @@ def run_with(name: str, stages: Mapping[str, Any], seed: int = 0) -> Run:
 @pytest.mark.skipif(not STATUS.is_file(), reason="only Linux tells a process's peak memory")
 def test_the_peak_is_that_of_what_happens_inside() -> None:
     np.ones(60_000_000)  # 480 MB, gone before the measurement
-    with measured() as little:
+    with measure_cost() as little:
         pass
-    with measured() as much:
+    with measure_cost() as much:
         np.ones(25_000_000)
     assert 0.15 < much["peak_gb"] - little["peak_gb"] < 0.25
     assert 0 <= little["wall_s"] <= much["wall_s"]
@@ -44,9 +44,9 @@ def test_the_peak_is_that_of_what_happens_inside() -> None:
 
 def test_seconds_add_up_and_the_largest_peak_counts() -> None:
     parts = [{"wall_s": 2.0, "peak_gb": 1.5, "git": "x"}, {"wall_s": 3.0, "peak_gb": 0.5}]
-    found = added_up(parts)
+    found = add_up(parts)
     assert (found["wall_s"], found["peak_gb"]) == (5.0, 1.5) and np.isnan(found["peak_gpu_gb"])
-    assert np.isnan(added_up([*parts, {"wall_s": 1.0}])["peak_gb"])  # an old record has none
+    assert np.isnan(add_up([*parts, {"wall_s": 1.0}])["peak_gb"])  # an old record has none
 
 
 def test_stages_of_a_method_are_those_that_its_network_has_seen() -> None:

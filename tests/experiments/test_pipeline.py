@@ -25,7 +25,7 @@ from umsf_lib.clustering.stage import (
     network_classifier,
     starting_network,
 )
-from umsf_lib.clustering.task import Bench
+from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.clustering.tokens import token_validity
 from umsf_lib.config import IGNORE, CheckpointError, ConfigError, MissingStageError, load_config
 from umsf_lib.data.scene_set import SceneSet, normalisation_of, valid_labels
@@ -40,8 +40,8 @@ CLUSTER = load_config("tiny").cluster
 
 
 @pytest.fixture
-def bench(tiny_run: Run) -> Bench:
-    return Bench.of_run(tiny_run, load_data(tiny_run))
+def task(tiny_run: Run) -> ClusteringTask:
+    return ClusteringTask.of_run(tiny_run, load_data(tiny_run))
 
 
 def test_a_finished_run_is_not_computed_again(tiny_run: Run) -> None:
@@ -56,17 +56,19 @@ def test_a_finished_run_is_not_computed_again(tiny_run: Run) -> None:
     assert set(stages) == {"data", "despeckle", "pretrain", "cluster", "evaluate", "maps"}
 
 
-def test_features_are_those_of_the_network_at_their_place(tiny_run: Run, bench: Bench) -> None:
-    network = load_clustered(tiny_run, bench).network
+def test_features_are_those_of_the_network_at_their_place(
+    tiny_run: Run, task: ClusteringTask
+) -> None:
+    network = load_clustered(tiny_run, task).network
     with np.load(tiny_run.path("features.npz")) as saved:
         features = dict(saved)
-    scenes, stride = bench.scenes.indices("test"), network.stride
+    scenes, stride = task.scenes.indices("test"), network.stride
     assert set(features) == {"optical", "sar", "fused", "cluster", "scene", "row", "col"}
     assert set(features["scene"]) == set(scenes)
     norms = np.linalg.norm(features["fused"], axis=1)
     assert norms.max() < 1.001 and np.median(norms) > 0.99  # blending shortens unit vectors a bit
     # The centre of a scene lies in one tile or in blended ones that see nearly the same.
-    whole = bench.store.scene(scenes[0])
+    whole = task.store.scene(scenes[0])
     with torch.no_grad():
         maps = network.features(whole["optical"], whole["sar"])["optical"][0]
     here = features["scene"] == scenes[0]
@@ -77,49 +79,55 @@ def test_features_are_those_of_the_network_at_their_place(tiny_run: Run, bench: 
     assert (features["row"] % stride == stride // 2).all()
 
 
-def test_the_clustered_network_is_an_average_of_the_training(tiny_run: Run, bench: Bench) -> None:
-    start, end = starting_network(tiny_run, bench), load_clustered(tiny_run, bench).network
+def test_the_clustered_network_is_an_average_of_the_training(
+    tiny_run: Run, task: ClusteringTask
+) -> None:
+    start, end = starting_network(tiny_run, task), load_clustered(tiny_run, task).network
     assert start.state_dict().keys() == end.state_dict().keys()
     assert any(
         not torch.equal(a, b) for a, b in zip(start.parameters(), end.parameters(), strict=True)
     )
-    pretrained = load_pretrained(tiny_run, bench.scenes).state_dict()
+    pretrained = load_pretrained(tiny_run, task.scenes).state_dict()
     kept = {k: v for k, v in start.state_dict().items() if not k.startswith("clustering")}
     assert all(torch.equal(pretrained[k], v) for k, v in kept.items())
 
 
-def test_network_and_teacher_answer_together(tiny_run: Run, bench: Bench) -> None:
+def test_network_and_teacher_answer_together(tiny_run: Run, task: ClusteringTask) -> None:
     """Component by component, a mean of both; a cluster is the sum of its components."""
-    found, scene = load_clustered(tiny_run, bench), bench.scenes.indices("test")[0]
+    found, scene = load_clustered(tiny_run, task), task.scenes.indices("test")[0]
     assert found.groups.shape == (14,) and set(found.groups.tolist()) == set(range(7))
     network, teacher, mean = (
-        clustered_classifier(found, bench, teacher_share=share).posteriors(scene)
+        clustered_classifier(found, task, teacher_share=share).posteriors(scene)
         for share in (0.0, 1.0, 0.25)
     )
     assert torch.allclose(mean, 0.75 * network + 0.25 * teacher, atol=1e-6)
     assert torch.allclose(mean.sum(0), torch.ones(mean.shape[1:]), atol=1e-5)
-    alone = network_classifier(found.network, bench, "components").posteriors(scene)
+    alone = network_classifier(found.network, task, "components").posteriors(scene)
     sums = [alone[found.groups == k].sum(dim=0) for k in range(7)]
     assert torch.allclose(network, torch.stack(sums), atol=1e-6)
-    usual = clustered_classifier(found, bench).posteriors(scene)
+    usual = clustered_classifier(found, task).posteriors(scene)
     assert torch.allclose(usual, (network + teacher) / 2, atol=1e-6)
 
 
-def test_the_teacher_is_the_merged_mixture_before_it_is_merged(tiny_run: Run, bench: Bench) -> None:
-    teacher = load_clustered(tiny_run, bench).teacher
-    merged = fit("merged", bench.sample(bench.statistics, bench.stride), 7, CLUSTER, seed=0)
+def test_the_teacher_is_the_merged_mixture_before_it_is_merged(
+    tiny_run: Run, task: ClusteringTask
+) -> None:
+    teacher = load_clustered(tiny_run, task).teacher
+    merged = fit("merged", task.sample(task.statistics, task.stride), 7, CLUSTER, seed=0)
     assert isinstance(teacher, MixtureClusters) and isinstance(merged, MixtureClusters)
     np.testing.assert_array_equal(teacher.model.means_, merged.model.means_)
 
 
-def test_components_are_merged_by_their_weighted_statistics(tiny_run: Run, bench: Bench) -> None:
+def test_components_are_merged_by_their_weighted_statistics(
+    tiny_run: Run, task: ClusteringTask
+) -> None:
     """All training tokens at once, NumPy's weighted covariance."""
-    found = load_clustered(tiny_run, bench)
-    posteriors = component_posteriors(found.network, found.teacher, bench, 0.5)
+    found = load_clustered(tiny_run, task)
+    posteriors = component_posteriors(found.network, found.teacher, task, 0.5)
     parts: list[list[np.ndarray]] = [[], []]
-    for scene in bench.scenes.indices("train"):
-        valid = token_validity(bench.store, scene, bench.stride)
-        for part, maps in zip(parts, (posteriors, bench.statistics), strict=True):
+    for scene in task.scenes.indices("train"):
+        valid = token_validity(task.store, scene, task.stride)
+        for part, maps in zip(parts, (posteriors, task.statistics), strict=True):
             part.append(maps(scene)[:, valid].T.double().numpy())
     shares, tokens = (np.concatenate(part) for part in parts)
     means = np.stack([np.average(tokens, axis=0, weights=w) for w in shares.T])
@@ -129,10 +137,10 @@ def test_components_are_merged_by_their_weighted_statistics(tiny_run: Run, bench
 
 
 def test_a_component_without_tokens_stays_by_itself(
-    tiny_run: Run, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Run, task: ClusteringTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = load_clustered(tiny_run, bench)
-    posteriors = component_posteriors(found.network, found.teacher, bench, 0.5)
+    found = load_clustered(tiny_run, task)
+    posteriors = component_posteriors(found.network, found.teacher, task, 0.5)
 
     def without_the_third(scene: int) -> torch.Tensor:
         maps = posteriors(scene).clone()
@@ -141,15 +149,15 @@ def test_a_component_without_tokens_stays_by_itself(
         return maps
 
     monkeypatch.setattr(classify, "component_posteriors", lambda *given: without_the_third)
-    groups = merge_components(found.network, found.teacher, bench)
+    groups = merge_components(found.network, found.teacher, task)
     assert set(groups.tolist()) == set(range(7)) and (groups == groups[2]).sum() == 1
 
 
-def test_one_component_per_cluster_needs_no_merging(tiny_run: Run, bench: Bench) -> None:
+def test_one_component_per_cluster_needs_no_merging(tiny_run: Run, task: ClusteringTask) -> None:
     config = tiny_run.config.changed(cluster={"components": 1})
-    single = Bench(bench.scenes, bench.store, config)
+    single = ClusteringTask(task.scenes, task.store, config)
     assert fit_teacher(single).num_clusters == single.num_components == 7
-    network = load_clustered(tiny_run, bench).network
+    network = load_clustered(tiny_run, task).network
     assert merge_components(network, fit_teacher(single), single).tolist() == list(range(7))
 
 
@@ -157,30 +165,30 @@ def test_clustering_needs_pretraining(project: Path) -> None:
     run = Run.open(load_config("tiny"))
     scenes = load_data(run)
     with pytest.raises(MissingStageError, match="03_momentum_contrast_pretraining"):
-        cluster(run, Bench.of_run(run, scenes))
+        cluster(run, ClusteringTask.of_run(run, scenes))
     assert not list(run.path("checkpoints").glob("*.pt"))
 
 
 def test_a_clustered_network_of_another_normalisation_is_refused(
-    tiny_run: Run, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Run, task: ClusteringTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_clustered(tiny_run, bench)
+    load_clustered(tiny_run, task)
     other = normalisation_of(tiny_run)
     other["sar"]["scaling"] = "intensity"
     monkeypatch.setattr("umsf_lib.clustering.stage.normalisation_of", lambda run: other)
     with pytest.raises(
         CheckpointError, match=r"normalisation\.sar\.scaling 'amplitude8' -> 'inten"
     ):
-        load_clustered(tiny_run, bench)
+        load_clustered(tiny_run, task)
 
 
-def test_maps_lie_on_the_grid_of_their_scene(tiny_run: Run, bench: Bench) -> None:
-    classifier = clustered_classifier(load_clustered(tiny_run, bench), bench)
+def test_maps_lie_on_the_grid_of_their_scene(tiny_run: Run, task: ClusteringTask) -> None:
+    classifier = clustered_classifier(load_clustered(tiny_run, task), task)
     mapping = fitted_matching(tiny_run, "umsf")
-    layout, smoothing = bench.scenes.layout, tiny_run.config.cluster.smoothing_px
-    for scene in bench.scenes.indices("test"):
-        name = bench.scenes.records[scene].name
-        source = bench.scenes.sources[name].profile()
+    layout, smoothing = task.scenes.layout, tiny_run.config.cluster.smoothing_px
+    for scene in task.scenes.indices("test"):
+        name = task.scenes.records[scene].name
+        source = task.scenes.sources[name].profile()
         files = {p.name.split(".")[-2]: p for p in tiny_run.path("maps").glob(f"{name}.*.tif")}
         assert set(files) == {"prediction", "confidence", "optical", "sar", "label", "error"}
         layers = {}
@@ -193,13 +201,13 @@ def test_maps_lie_on_the_grid_of_their_scene(tiny_run: Run, bench: Bench) -> Non
                     colors = opened.colormap(1)
                     assert all(colors[c.code][:3] == c.rgb for c in layout.classes)
                     assert opened.nodata == 0
-        posteriors = classifier.pixels(bench.store, scene, smoothing).numpy()
+        posteriors = classifier.pixels(task.store, scene, smoothing).numpy()
         cluster_map = posteriors.argmax(0)
         codes = np.array([c.code for c in layout.classes])
         matched = mapping[cluster_map] >= 0
         assert (layers["prediction"] == codes[mapping[cluster_map]])[matched].all()
         assert np.allclose(layers["confidence"], posteriors.max(0), atol=1e-6)
-        labels = valid_labels(bench.scenes, scene)
+        labels = valid_labels(task.scenes, scene)
         assert (layers["error"] == (layers["prediction"] != layers["label"]))[labels < IGNORE].all()
 
 
@@ -213,42 +221,44 @@ def test_legends_name_clusters(whu: SceneSet, pairs: SceneSet) -> None:
     assert [c.name for c in plain.classes] == [f"cluster {i}" for i in range(4)]
 
 
-def test_maps_of_a_changed_run_are_written_anew(tiny_run: Run, bench: Bench) -> None:
-    classifier = clustered_classifier(load_clustered(tiny_run, bench), bench)
+def test_maps_of_a_changed_run_are_written_anew(tiny_run: Run, task: ClusteringTask) -> None:
+    classifier = clustered_classifier(load_clustered(tiny_run, task), task)
     mapping = fitted_matching(tiny_run, "umsf")
-    which = bench.scenes.indices("test")
-    assert not write_maps(tiny_run, bench, classifier, mapping, which)
+    which = task.scenes.indices("test")
+    assert not write_maps(tiny_run, task, classifier, mapping, which)
 
 
-def test_methods_are_those_asked_for_and_those_scored_before(tiny_run: Run, bench: Bench) -> None:
+def test_methods_are_those_asked_for_and_those_scored_before(
+    tiny_run: Run, task: ClusteringTask
+) -> None:
     scored = set(load_records([tiny_run.folder]).method)
     assert scored == set(USUAL) and set(LEARNED).isdisjoint(scored)
-    assert list(methods(tiny_run, bench, ["umsf"])) == list(USUAL)
-    for name, make in methods(tiny_run, bench).items():
+    assert list(methods(tiny_run, task, ["umsf"])) == list(USUAL)
+    for name, make in methods(tiny_run, task).items():
         classifier = make()
         assert (classifier.name, classifier.num_clusters) == (name, 7)
 
 
 def test_learned_baselines_are_trained_when_they_are_asked_for(
-    tiny_run: Run, bench: Bench, tmp_path: Path
+    tiny_run: Run, task: ClusteringTask, tmp_path: Path
 ) -> None:
     copy = tmp_path / tiny_run.folder.name
     shutil.copytree(tiny_run.folder, copy)
     (copy / "metrics.json").unlink()
     run = Run.open(tiny_run.config, copy.name, root=tmp_path)
-    found = methods(run, bench, ["swav"])
-    assert list(found) == ["swav"] and run.is_done("swav") and evaluate(run, bench, found)
+    found = methods(run, task, ["swav"])
+    assert list(found) == ["swav"] and run.is_done("swav") and evaluate(run, task, found)
     # Who knows nothing of it compares it, too.
-    again = methods(run, bench, ["kmeans-statistics"])
-    assert list(again) == ["kmeans-statistics", "swav"] and evaluate(run, bench, again)
-    assert not evaluate(run, bench, methods(run, bench, ["swav"]))
+    again = methods(run, task, ["kmeans-statistics"])
+    assert list(again) == ["kmeans-statistics", "swav"] and evaluate(run, task, again)
+    assert not evaluate(run, task, methods(run, task, ["swav"]))
 
 
 def test_comparing_needs_clustering(project: Path) -> None:
     run = Run.open(load_config("tiny"))
-    bench = Bench.of_run(run, load_data(run))
+    task = ClusteringTask.of_run(run, load_data(run))
     with pytest.raises(MissingStageError, match="04_fusion_and_clustering"):
-        methods(run, bench)
+        methods(run, task)
 
 
 def test_a_run_of_other_settings_is_refused(tiny_run: Run) -> None:

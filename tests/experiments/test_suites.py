@@ -20,7 +20,7 @@ from umsf_lib.evaluation.metrics import accuracy, confusion, constant_score, nmi
 from umsf_lib.evaluation.stage import dense_tables
 from umsf_lib.experiments import sweep as suites
 from umsf_lib.experiments.pipeline import METHODS
-from umsf_lib.experiments.sweep import GROUPS, SIZES, SUITES, VARIANTS, Sweep, varied
+from umsf_lib.experiments.sweep import GROUPS, SIZES, SUITES, VARIANTS, Sweep, vary_config
 from umsf_lib.experiments.tables import (
     SHOWN,
     keep_records,
@@ -53,7 +53,7 @@ def test_every_variant_is_one_change_that_the_profile_accepts(name: str) -> None
     changed = load_config("quick", overrides=" ".join(pairs))
     plain = load_config("quick")
     sections = {s: dataclasses.replace(getattr(plain, s), **v) for s, v in changes.items()}
-    assert varied(plain, name) == changed == dataclasses.replace(plain, **sections)
+    assert vary_config(plain, name) == changed == dataclasses.replace(plain, **sections)
     assert (changed == plain) == (name in ("base", "windows_64"))
 
 

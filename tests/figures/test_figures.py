@@ -475,11 +475,13 @@ def test_views_mark_the_same_tokens_in_all_four_panels() -> None:
     # What the network samples at a place is what stands in the picture under its dot.
     where = torch.stack(torch.meshgrid(torch.arange(16), torch.arange(20), indexing="ij"))
     for row, shown in enumerate((6, 3)):  # of nine tokens six are drawn, of which all are seen
-        for column, places in enumerate((given.here, given.here, given.there, given.there)):
+        for column, places in enumerate(
+            (given.points_a, given.points_a, given.points_b, given.points_b)
+        ):
             dots = np.array([line.get_xydata()[0] for line in rows[row, column].lines])  # (x, y)
             assert len(dots) == shown
             sampled = sample_tokens(where[None].float() + 0.5, places[row : row + 1])[0].numpy()
-            distances = np.abs(dots[:, None, ::-1] - sampled[given.seen[row]]).sum(-1)
+            distances = np.abs(dots[:, None, ::-1] - sampled[given.visible[row]]).sum(-1)
             assert distances.min(axis=1).max() < 1e-4
         links = [a for a in rows[row, 2].get_children() if isinstance(a, ConnectionPatch)]
         assert len(links) == shown

@@ -14,7 +14,7 @@ from torchvision.models import resnet50
 from umsf_lib.config import ConfigError, DespeckleConfig, load_config
 from umsf_lib.data.layout import load_layout
 from umsf_lib.models import encoders
-from umsf_lib.models.encoders import Despeckle, box_mean, encoder, inflated, torchvision_resnet
+from umsf_lib.models.encoders import Despeckle, box_mean, encoder, inflate, torchvision_resnet
 from umsf_lib.models.fusion.attention import AttentionFusion
 from umsf_lib.models.fusion.simple import AddFusion, ConcatFusion
 from umsf_lib.models.speckle import add_speckle, boxcar, enl, lee, patchwork, ratio_statistics
@@ -114,7 +114,7 @@ def test_resnet50_has_its_published_parameters() -> None:
 def test_inflation_keeps_colours_and_the_response_to_equal_bands() -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 7, 2, 3, bias=False)
-    made = inflated(conv, 4, (2, 1, 0))
+    made = inflate(conv, 4, (2, 1, 0))
     factor = made.weight[0, 2, 0, 0] / conv.weight[0, 0, 0, 0]
     assert torch.allclose(made.weight[:, [2, 1, 0]], factor * conv.weight, atol=1e-6)
     gray = torch.randn(1, 1, 16, 16)
@@ -235,11 +235,11 @@ def test_blocks_compile_whole_and_change_nothing(backbone: str, monkeypatch) -> 
     network = UmsfNet(model, load_layout("whu-opt-sar"), torch.ones(1))
     usual, compiled = nn.Module.compile, []
 
-    def counted(module: nn.Module, **options: object) -> None:
+    def tables_to_score(module: nn.Module, **options: object) -> None:
         compiled.append(type(module).__name__)
         usual(module, fullgraph=True, backend="eager", **options)
 
-    monkeypatch.setattr(nn.Module, "compile", counted)
+    monkeypatch.setattr(nn.Module, "compile", tables_to_score)
     other = copy.deepcopy(network)
     other.compile_blocks()
     blocks = {"small": "ResidualBlock", "resnet18": "BasicBlock"}[backbone]

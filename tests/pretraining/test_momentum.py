@@ -105,7 +105,7 @@ def test_own_ground_mask_equals_a_loop() -> None:
     entries = ground(50)  # the last 10 stay at their random start
     queue.enqueue(torch.zeros(50, 2), *entries)
     scene, row, col = ground(40)
-    keep = queue.own_ground_mask(scene, row, col, 16.0)
+    keep = queue.other_location_mask(scene, row, col, 16.0)
     assert keep.shape == (40, 60) and keep.dtype == torch.bool and not keep.all()
     for i in range(40):
         for j in range(60):

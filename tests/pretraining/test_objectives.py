@@ -83,9 +83,13 @@ def test_views_of_neighbours_share_the_ground_they_really_share(pair_of_scenes: 
     assert (away.norm(dim=1) <= 50.8).all() and (away != 0).any(dim=1).double().mean() > 0.9
     assert (batch.scene == 0).all()  # one plane
     crossing = (batch.centre[:, 1] < 80) & (batch.second_centre[:, 1] > 80)
-    assert crossing.any() and not batch.seen[crossing].any() and int(batch.seen.sum()) > 20
-    for view, points in ((batch.first, batch.here), (batch.second, batch.there)):
-        inside = batch.seen & (batch.here.abs() < 0.9).all(2) & (batch.there.abs() < 0.9).all(2)
+    assert crossing.any() and not batch.visible[crossing].any() and int(batch.visible.sum()) > 20
+    for view, points in ((batch.first, batch.points_a), (batch.second, batch.points_b)):
+        inside = (
+            batch.visible
+            & (batch.points_a.abs() < 0.9).all(2)
+            & (batch.points_b.abs() < 0.9).all(2)
+        )
         looked = sample_tokens(view.images["optical"], points)[inside]
         assert torch.allclose(looked, batch.ground[inside], atol=1e-2)
 
@@ -122,10 +126,12 @@ def test_the_loss_of_moco_v3_equals_a_slow_loop(project: Path) -> None:
     learner, source, config = learner_of("pretrain.objective=mocov3 pretrain.tau=0.3")
     batch = source.draw(5, torch.Generator().manual_seed(1))
     loss, extra = learner(batch, 40.0)
-    views = ((batch.first, batch.here), (batch.second, batch.there))
+    views = ((batch.first, batch.points_a), (batch.second, batch.points_b))
     with torch.no_grad():
-        query = [unit(embeddings(learner.query, *v, batch.seen, learner.predictors)) for v in views]
-        key = [unit(embeddings(learner.key, *v, batch.seen)) for v in views]
+        query = [
+            unit(embeddings(learner.query, *v, batch.visible, learner.predictors)) for v in views
+        ]
+        key = [unit(embeddings(learner.key, *v, batch.visible)) for v in views]
     where, pairs, skipped = (places(batch), key_places(batch)), learner.contrasts, 0
     weight = {"intra": 0.5, "cross": 0.5, "fused": 1.0}
     total = 0.0
@@ -157,8 +163,8 @@ def test_the_loss_of_decur_joins_common_and_unique_dimensions(project: Path) -> 
     loss, extra = learner(batch, 16.0)
     with torch.no_grad():
         z = [
-            embeddings(learner.query, view, points, batch.seen)
-            for view, points in ((batch.first, batch.here), (batch.second, batch.there))
+            embeddings(learner.query, view, points, batch.visible)
+            for view, points in ((batch.first, batch.points_a), (batch.second, batch.points_b))
         ]
     total = 0.0
     for kind in (0, 1):  # tokens, windows
@@ -194,12 +200,12 @@ def test_every_weight_learns_and_keys_do_not(project: Path, objective: str, sens
 def test_decur_with_one_common_token_uses_the_windows(project: Path) -> None:
     learner, source, _ = learner_of("pretrain.objective=decur model.sensors=sar")
     batch = source.draw(4, torch.Generator().manual_seed(0))
-    one = torch.zeros_like(batch.seen)
+    one = torch.zeros_like(batch.visible)
     one[0, 0] = True
-    loss, _ = learner(replace(batch, seen=one), 16.0)
+    loss, _ = learner(replace(batch, visible=one), 16.0)
     z = [
         embeddings(learner.query, view, points, one)["fused"][1]
-        for view, points in ((batch.first, batch.here), (batch.second, batch.there))
+        for view, points in ((batch.first, batch.points_a), (batch.second, batch.points_b))
     ]
     assert loss.item() == pytest.approx(0.5 * barlow_twins(*z).item(), rel=1e-5)
 

@@ -58,7 +58,7 @@ from ..training.test_training import same
 PLAIN = ViewConfig(window_px=32, overlap_px=16, gain=0, offset=0, blur=0, speckle_looks=0)
 
 
-class Ground(PixelStore):
+class ScenePlane(PixelStore):
     """Windows whose two optical bands are the row and the column of each pixel's centre."""
 
     def windows(self, scene: Tensor, row: Tensor, col: Tensor, size: Any) -> dict[str, Tensor]:
@@ -77,18 +77,22 @@ def learner(project: Path) -> tuple[MomentumContrast, WindowSource, Config]:
 
 
 def test_dense_positives_lie_on_the_same_ground(whu: SceneSet, whu_store: PixelStore) -> None:
-    store = object.__new__(Ground)
+    store = object.__new__(ScenePlane)
     store.__dict__ |= whu_store.__dict__ | {"roles": ("optical",)}
     source = WindowSource(whu, store, replace(load_config("tiny"), views=PLAIN))
     batch = source.draw(64, torch.Generator().manual_seed(3))
-    assert 0.3 < batch.seen.float().mean() < 1
-    for view, points in ((batch.first, batch.here), (batch.second, batch.there)):
+    assert 0.3 < batch.visible.float().mean() < 1
+    for view, points in ((batch.first, batch.points_a), (batch.second, batch.points_b)):
         # A border of half a pixel is mirrored, so look at points that are further inside.
-        inside = batch.seen & (batch.here.abs() < 0.9).all(2) & (batch.there.abs() < 0.9).all(2)
+        inside = (
+            batch.visible
+            & (batch.points_a.abs() < 0.9).all(2)
+            & (batch.points_b.abs() < 0.9).all(2)
+        )
         looked = sample_tokens(view.images["optical"], points)[inside]  # (M, 2) row, col
         assert torch.allclose(looked, batch.ground[inside], atol=1e-2)
     (scene, row, col), (windows, *_) = places(batch)
-    assert len(scene) == len(row) == len(col) == int(batch.seen.sum())
+    assert len(scene) == len(row) == len(col) == int(batch.visible.sum())
     sizes = whu_store.places[scene, 1:]
     assert (row >= 0).all() and (row <= sizes[:, 0]).all() and (col <= sizes[:, 1]).all()
     assert torch.equal(windows, batch.scene)
@@ -124,8 +128,8 @@ def test_the_loss_equals_a_slow_loop(learner: Any) -> None:
     weight = {"intra": 0.5, "cross": 0.5, "fused": 1.0}  # weights 1, shared by both of a kind
     total = 0.0
     with torch.no_grad():
-        query = moco.embed(moco.query, batch.first, batch.here, batch.seen)
-        key = moco.embed(moco.key, batch.second, batch.there, batch.seen)
+        query = moco.embed(moco.query, batch.first, batch.points_a, batch.visible)
+        key = moco.embed(moco.key, batch.second, batch.points_b, batch.visible)
     kinds = places(batch)
     for name, (mine, other) in pairs.items():
         queue, part = moco.queues[other], 0.0
@@ -156,7 +160,7 @@ def test_gradients_reach_the_query_alone(learner: Any) -> None:
     assert all(p.grad is None and not p.requires_grad for p in moco.key.parameters())
     before = {name: queue.entries.clone() for name, queue in moco.queues.items()}
     moco.enqueue(batch, extra["enqueue"])
-    count = int(batch.seen.sum()) + len(batch.scene)
+    count = int(batch.visible.sum()) + len(batch.scene)
     for name, queue in moco.queues.items():
         changed = (queue.entries != before[name]).any(1)
         assert int(changed.sum()) == min(count, len(queue.entries))
@@ -181,9 +185,9 @@ def test_tokens_are_read_at_their_places_and_then_projected(learner: Any) -> Non
     view = source.draw(3, torch.Generator().manual_seed(0)).second
     corner = 1 - moco.key.stride / 32  # the middle of the last token
     points = torch.tensor([[-corner, -corner], [corner, corner]]).repeat(3, 1, 1)
-    seen = torch.tensor([[True, False], [False, True], [True, True]])
+    visible = torch.tensor([[True, False], [False, True], [True, True]])
     with torch.no_grad():
-        tokens, _ = embeddings(moco.key, view, points, seen)["cross_sar"]
+        tokens, _ = embeddings(moco.key, view, points, visible)["cross_sar"]
         sar = moco.key.features(view.images["optical"], view.images["sar"])["sar"]
         read = torch.stack([sar[0, :, 0, 0], sar[1, :, -1, -1], sar[2, :, 0, 0], sar[2, :, -1, -1]])
         expected = moco.key.projectors["cross_sar"](read)

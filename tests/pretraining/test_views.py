@@ -147,13 +147,16 @@ def test_matched_positions_show_the_same_ground() -> None:
     ground = coordinates(24, size)
     generator = seeded(3)
     first, second = (make_view({"sar": ground}, torch.ones(2), STILL, generator) for _ in range(2))
-    here, there, place, seen = draw_matches(first, second, count, generator)
-    assert here.shape == there.shape == place.shape == (24, count, 2) and seen.shape == (24, count)
-    assert here.abs().max() <= 1 and place.abs().max() <= 1 + 1e-6
-    left = sample_tokens(first.images["sar"], here)
-    right = sample_tokens(second.images["sar"], there)
+    points_a, points_b, place, visible = draw_matches(first, second, count, generator)
+    assert points_a.shape == points_b.shape == place.shape == (24, count, 2) and visible.shape == (
+        24,
+        count,
+    )
+    assert points_a.abs().max() <= 1 and place.abs().max() <= 1 + 1e-6
+    left = sample_tokens(first.images["sar"], points_a)
+    right = sample_tokens(second.images["sar"], points_b)
     rim = 1 - 1.01 / size  # nearer to a border than half a pixel nothing can be interpolated
-    inner = seen & (here.abs() < rim).all(2) & (there.abs() < rim).all(2)
+    inner = visible & (points_a.abs() < rim).all(2) & (points_b.abs() < rim).all(2)
     inner &= (place.abs() < 1 - 2 / size).all(2)
     assert inner.float().mean() > 0.5
     assert torch.allclose(left[inner], place[inner], atol=1e-4)
@@ -163,15 +166,15 @@ def test_matched_positions_show_the_same_ground() -> None:
 def test_seen_means_inside_the_second_view() -> None:
     generator = seeded(4)
     first, second = (View({}, draw_geometry(50, 0.3, generator)) for _ in range(2))
-    here, there, place, seen = draw_matches(first, second, 40, generator)
-    np.testing.assert_allclose(place.numpy(), through(first.theta, here), atol=1e-6)
+    points_a, points_b, place, visible = draw_matches(first, second, 40, generator)
+    np.testing.assert_allclose(place.numpy(), through(first.theta, points_a), atol=1e-6)
     for b in range(50):
         corners = through(second.theta[[b]], torch.tensor([[[-1.0, -1], [1, 1]]]))[0]
         low, high = corners.min(axis=0), corners.max(axis=0)
         expected = ((place[b].numpy() > low) & (place[b].numpy() < high)).all(axis=1)
-        np.testing.assert_array_equal(seen[b].numpy(), expected)
-    np.testing.assert_allclose(through(second.theta, there), place.numpy(), atol=1e-5)
-    assert 0.05 < seen.float().mean() < 0.95
+        np.testing.assert_array_equal(visible[b].numpy(), expected)
+    np.testing.assert_allclose(through(second.theta, points_b), place.numpy(), atol=1e-5)
+    assert 0.05 < visible.float().mean() < 0.95
 
 
 def test_sampling_at_a_token_centre_gives_that_token() -> None:
@@ -279,15 +282,15 @@ def test_sar_gain_is_one_number_per_band_and_window() -> None:
 
 def test_turns_and_flips_are_the_eight_symmetries() -> None:
     images = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
-    seen = set()
+    visible = set()
     for index in range(8):
         turned = turn_and_flip(images, index)
         expected = np.rot90(images.numpy(), index % 4, (2, 3))
         expected = expected[..., ::-1] if index >= 4 else expected
         np.testing.assert_array_equal(turned.numpy(), expected)
         assert torch.equal(undo_turn_and_flip(turned, index), images)
-        seen.add(tuple(turned.flatten().tolist()))
-    assert len(seen) == 8 and torch.equal(turn_and_flip(images, 0), images)
+        visible.add(tuple(turned.flatten().tolist()))
+    assert len(visible) == 8 and torch.equal(turn_and_flip(images, 0), images)
     oblong = torch.randn(1, 1, 3, 5)
     for index in range(8):
         assert torch.equal(undo_turn_and_flip(turn_and_flip(oblong, index), index), oblong)

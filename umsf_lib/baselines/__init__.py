@@ -1,4 +1,4 @@
-"""Baselines under one contract: ``fit(run, bench) -> Classifier``.
+"""Baselines under one contract: ``fit(run, task) -> Classifier``.
 
 Each gets the inputs, the standardisation, the clusters and the smoothing that our method gets; the
 learned ones also its encoders, its windows and as many of them. They train in a stage of the run,
@@ -8,7 +8,7 @@ minutes each, so they are asked for by name.
 from collections.abc import Callable
 
 from ..clustering.inference import Classifier
-from ..clustering.task import Bench
+from ..clustering.task import ClusteringTask
 from ..run import Run
 from .classical import (
     kmeans_pixels,
@@ -25,7 +25,7 @@ from .scan import scan
 from .supervised import has_ceiling, supervised
 from .swav import swav
 
-Fit = Callable[[Run, Bench], Classifier]
+Fit = Callable[[Run, ClusteringTask], Classifier]
 
 BASELINES: dict[str, Fit] = {
     "kmeans-pixels": kmeans_pixels,

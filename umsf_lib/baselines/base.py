@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..clustering.inference import Classifier, scene_map
-from ..clustering.self_training import ema_at, texture_kept
+from ..clustering.self_training import ema_at, keep_texture
 from ..clustering.stage import network_classifier
-from ..clustering.task import Bench
+from ..clustering.task import ClusteringTask
 from ..config import Config, ViewConfig
 from ..data.windows import training_tiles
 from ..models.umsf_net import UmsfNet
@@ -28,17 +28,17 @@ from ..training.loop import Metrics, Row, train, trainable, write_rows
 Progress = Callable[[int, int, Row], None]
 LossOf = Callable[[int], tuple[Tensor, Metrics]]
 # Bench, progress, network with its head -> what is to be kept of it, and the log.
-Learn = Callable[[Bench, Progress | None, UmsfNet], tuple[UmsfNet, list[Row]]]
+Learn = Callable[[ClusteringTask, Progress | None, UmsfNet], tuple[UmsfNet, list[Row]]]
 
 
-def baseline_steps(bench: Bench, *, pretrained: bool) -> int:
+def baseline_steps(task: ClusteringTask, *, pretrained: bool) -> int:
     """Steps of ``pretrain.batch`` windows in which a baseline sees as many windows as ours.
 
     Those of pretraining and self-training together, or of self-training alone where it starts
     from our pretrained network.
     """
-    config, views = bench.config, bench.config.views
-    tiles = training_tiles(bench.scenes, views.window_px, views.overlap_px)
+    config, views = task.config, task.config.views
+    tiles = training_tiles(task.scenes, views.window_px, views.overlap_px)
     windows = config.cluster.rounds * config.cluster.steps * config.cluster.batch
     if not pretrained:
         per_epoch = steps_per_epoch(config, len(tiles)) * config.pretrain.batch
@@ -53,7 +53,7 @@ def dense(config: Config) -> Config:
 
 def learned(
     run: Run,
-    bench: Bench,
+    task: ClusteringTask,
     name: str,
     head: Callable[[], nn.Module],
     learn: Learn,
@@ -68,7 +68,7 @@ def learned(
 
     Args:
         run: whose network, windows and seed are used.
-        bench: scenes and settings.
+        task: scenes and settings.
         name: of the method, its stage and its files.
         head: makes the module that maps fused tokens to logits of the clusters.
         learn: trains the network.
@@ -77,15 +77,15 @@ def learned(
         views: other ones than our self-training has; development scenes say which (``tried.md``).
     """
     inputs = pretraining_inputs(run) | run.config.section("cluster", "baseline", "map")
-    views = views or texture_kept(run.config.views)
+    views = views or keep_texture(run.config.views)
     inputs["views"] = asdict(views)
-    taught = Bench(bench.scenes, bench.store, replace(bench.config, views=views))
+    taught = ClusteringTask(task.scenes, task.store, replace(task.config, views=views))
     if pretrained:
         inputs["pretrained"] = run.outputs_of("pretrain")
     file = f"checkpoints/{name}.pt"
 
     def make() -> list[str]:
-        network = (load_pretrained if pretrained else new_network)(run, bench.scenes)
+        network = (load_pretrained if pretrained else new_network)(run, task.scenes)
         network.clustering = head()
         trained, rows = learn(taught, progress, network.to(run.device))
         content = {"settings": inputs, "module": trained.state_dict()}
@@ -94,10 +94,10 @@ def learned(
         return [file, f"{name}.csv"]
 
     run.stage(name, make, inputs)
-    network = new_network(run, bench.scenes)
+    network = new_network(run, task.scenes)
     network.clustering = head()
     load_weights(network, load_checkpoint(run.path(file), inputs)["module"], run.path(file))
-    return network_classifier(network.to(run.device).eval(), bench, name)
+    return network_classifier(network.to(run.device).eval(), task, name)
 
 
 def train_module(
@@ -141,19 +141,21 @@ def fused_map(network: UmsfNet, windows: dict[str, Tensor]) -> Tensor:
     return network.features(windows.get("optical"), windows.get("sar"))["fused"]
 
 
-def training_tokens(network: UmsfNet, bench: Bench, read: Callable[[Tensor], Tensor]) -> Tensor:
+def training_tokens(
+    network: UmsfNet, task: ClusteringTask, read: Callable[[Tensor], Tensor]
+) -> Tensor:
     """``(n, D)`` tokens of training scenes after ``read``: (B, C, h, w) -> (B, D, h, w).
 
     Leaves the network in eval mode.
     """
-    config = bench.config.map
+    config = task.config.map
 
     def function(windows: dict[str, Tensor]) -> Tensor:
         return read(fused_map(network, windows))
 
     network.eval()
-    tokens = bench.sample(
-        lambda scene: scene_map(function, bench.store, scene, network.stride, config),
+    tokens = task.sample(
+        lambda scene: scene_map(function, task.store, scene, network.stride, config),
         network.stride,
     )
-    return torch.from_numpy(tokens).float().to(bench.store.device)
+    return torch.from_numpy(tokens).float().to(task.store.device)

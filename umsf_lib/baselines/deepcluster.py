@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..clustering.inference import Classifier
-from ..clustering.task import Bench
+from ..clustering.task import ClusteringTask
 from ..config import ConfigError
 from ..data.windows import training_tiles
 from ..models.umsf_net import UmsfNet
@@ -28,10 +28,10 @@ KMEANS_ITERATIONS = 10
 CLUSTERINGS = 10  # over the whole training
 
 
-def deepcluster(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
+def deepcluster(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
     """DeepCluster v2 from random weights, the centroids of one head merged to the clusters."""
-    head = partial(prototype_head, bench)
-    return learned(run, bench, "deepcluster", head, learn, pretrained=False, progress=progress)
+    head = partial(prototype_head, task)
+    return learned(run, task, "deepcluster", head, learn, pretrained=False, progress=progress)
 
 
 def spherical_kmeans(
@@ -75,10 +75,10 @@ class Memory:
         entries: ``(2, T, n, D)`` unit vectors.
     """
 
-    def __init__(self, bench: Bench, dim: int) -> None:
-        config, device = bench.config, bench.store.device
-        self.bench, self.size = bench, config.views.window_px
-        self.tiles = training_tiles(bench.scenes, self.size, config.views.overlap_px)
+    def __init__(self, task: ClusteringTask, dim: int) -> None:
+        config, device = task.config, task.store.device
+        self.task, self.size = task, config.views.window_px
+        self.tiles = training_tiles(task.scenes, self.size, config.views.overlap_px)
         line = int(config.baseline.tokens**0.5)
         steps = (torch.arange(line, device=device) + 0.5) / line * 2 - 1
         self.grid = torch.cartesian_prod(steps, steps).flip(1)
@@ -86,10 +86,10 @@ class Memory:
 
     def views(self, which: Tensor, generator: torch.Generator) -> list[View]:
         """Two views of the windows ``which (B,)``."""
-        store, (scene, row, col) = self.bench.store, self.tiles[which].T
+        store, (scene, row, col) = self.task.store, self.tiles[which].T
         windows = store.windows(scene, row, col, self.size)
         log_std = store.std["sar"][scene.to(store.device)] if "sar" in store.roles else None
-        views = self.bench.config.views
+        views = self.task.config.views
         return [make_view(windows, log_std, views, generator) for _ in range(2)]
 
     def embed(self, network: UmsfNet, view: View) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ class Memory:
     @torch.no_grad()
     def fill(self, network: UmsfNet, generator: torch.Generator) -> None:
         """One pass over all windows, as before the first epoch."""
-        for some in torch.arange(len(self.tiles)).split(self.bench.config.pretrain.batch):
+        for some in torch.arange(len(self.tiles)).split(self.task.config.pretrain.batch):
             for bank, view in zip(self.entries, self.views(some, generator), strict=True):
                 bank[some] = self.embed(network, view)[0]
 
@@ -115,16 +115,18 @@ class Memory:
         return torch.stack([c for c, _ in found]), torch.stack([a.view(shape) for _, a in found])
 
 
-def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[UmsfNet, list[Row]]:
+def learn(
+    task: ClusteringTask, progress: Progress | None, network: UmsfNet
+) -> tuple[UmsfNet, list[Row]]:
     """Alternate: cluster the memory, train on its assignments, renew what the training saw."""
-    config, head = bench.config, network.clustering
+    config, head = task.config, network.clustering
     assert isinstance(head, PrototypeHead)
     head.prototypes.requires_grad_(False)  # centroids are set, not learned
     count, heads = len(head.prototypes), config.baseline.heads
     generator = torch.Generator().manual_seed(config.seed)
-    memory = Memory(bench, head.prototypes.shape[1])
+    memory = Memory(task, head.prototypes.shape[1])
     memory.fill(network.train(), generator)
-    steps = baseline_steps(bench, pretrained=False)
+    steps = baseline_steps(task, pretrained=False)
     every = max(1, steps // CLUSTERINGS)
     now: dict[str, Tensor] = {}
 
@@ -143,6 +145,6 @@ def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[Um
         return torch.stack(losses).mean(), {"prototypes_used": float(used)}
 
     rows = train_module(network, loss_of, steps, config, generator, progress=progress)
-    tokens = F.normalize(training_tokens(network, bench, head.embed), dim=1)
+    tokens = F.normalize(training_tokens(network, task, head.embed), dim=1)
     head.settle(now["centroids"], tokens)
     return network, rows

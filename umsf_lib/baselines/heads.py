@@ -9,7 +9,7 @@ from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 
 from ..clustering.mixture import central
-from ..clustering.task import Bench
+from ..clustering.task import ClusteringTask
 from ..config import ModelConfig
 from ..models.umsf_net import clustering_head, projection_head
 
@@ -61,9 +61,9 @@ class PrototypeHead(nn.Module):
         self.groups.copy_(torch.from_numpy(groups[chosen]))
 
 
-def prototype_head(bench: Bench) -> PrototypeHead:
+def prototype_head(task: ClusteringTask) -> PrototypeHead:
     """A fresh head with ``baseline.prototypes`` for each cluster."""
-    config, clusters = bench.config, bench.num_clusters
+    config, clusters = task.config, task.num_clusters
     return PrototypeHead(config.model, config.baseline.prototypes * clusters, clusters)
 
 

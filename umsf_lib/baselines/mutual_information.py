@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..clustering.inference import Classifier
 from ..clustering.losses import clustering_loss, symmetric_kl
-from ..clustering.task import Bench
+from ..clustering.task import ClusteringTask
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import sample_tokens
 from ..pretraining.stage import WindowSource
@@ -27,22 +27,26 @@ NAME = "mutual-information"
 BALANCE = 1.0  # any other weight is no mutual information
 
 
-def mutual_information(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
+def mutual_information(
+    run: Run, task: ClusteringTask, *, progress: Progress | None = None
+) -> Classifier:
     """Clustering loss and consistency on our pretrained network, all weights trained."""
 
     def head() -> Heads:
-        return Heads(run.config.model, run.config.baseline.heads, bench.num_clusters)
+        return Heads(run.config.model, run.config.baseline.heads, task.num_clusters)
 
     views = run.config.views
-    return learned(run, bench, NAME, head, learn, pretrained=True, views=views, progress=progress)
+    return learned(run, task, NAME, head, learn, pretrained=True, views=views, progress=progress)
 
 
-def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[UmsfNet, list[Row]]:
+def learn(
+    task: ClusteringTask, progress: Progress | None, network: UmsfNet
+) -> tuple[UmsfNet, list[Row]]:
     """Train all heads at once, keep the one with the lowest loss on training tokens."""
-    config = dense(bench.config)
+    config = dense(task.config)
     settings, heads = config.cluster, network.clustering
     assert isinstance(heads, Heads)
-    source = WindowSource(bench.scenes, bench.store, config)
+    source = WindowSource(task.scenes, task.store, config)
     generator = torch.Generator().manual_seed(config.seed)
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
@@ -56,8 +60,8 @@ def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[Um
                 )
             else:
                 first, second = (
-                    sample_tokens(head(x).float(), points)[batch.seen]  # (M, K)
-                    for x, points in zip(maps, (batch.here, batch.there), strict=True)
+                    sample_tokens(head(x).float(), points)[batch.visible]  # (M, K)
+                    for x, points in zip(maps, (batch.points_a, batch.points_b), strict=True)
                 )
             both = torch.cat([first, second]).softmax(dim=1)
             clustering.append(clustering_loss(both, BALANCE))
@@ -69,9 +73,9 @@ def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[Um
         loss = settings.clustering * parts["clustering"]
         return loss + settings.consistency * parts["consistency"], parts
 
-    steps = baseline_steps(bench, pretrained=True)
+    steps = baseline_steps(task, pretrained=True)
     rows = train_module(network, loss_of, steps, config, generator, progress=progress)
-    tokens = training_tokens(network, bench, lambda x: torch.cat([h(x) for h in heads.all], dim=1))
+    tokens = training_tokens(network, task, lambda x: torch.cat([h(x) for h in heads.all], dim=1))
     losses = [clustering_loss(x.softmax(1), BALANCE) for x in tokens.chunk(len(heads.all), dim=1)]
     heads.chosen.fill_(int(torch.stack(losses).argmin()))
     return network, rows

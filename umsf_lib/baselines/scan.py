@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..clustering.inference import Classifier
 from ..clustering.losses import soft_cross_entropy
-from ..clustering.task import Bench
+from ..clustering.task import ClusteringTask
 from ..data.windows import draw_windows, training_tiles
 from ..models.speckle import draw_uniform
 from ..models.umsf_net import UmsfNet
@@ -34,13 +34,13 @@ THRESHOLD = 0.99
 CUT = 0.3  # side of the cut-out square, in windows
 
 
-def scan(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
+def scan(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
     """SCAN on our pretrained network: linear heads on its tokens, then self-labelling of it all."""
 
     def head() -> nn.Module:
-        return nn.Conv2d(run.config.model.channels, bench.num_clusters, 1)
+        return nn.Conv2d(run.config.model.channels, task.num_clusters, 1)
 
-    return learned(run, bench, "scan", head, learn, pretrained=True, progress=progress)
+    return learned(run, task, "scan", head, learn, pretrained=True, progress=progress)
 
 
 def nearest_neighbours(tokens: Tensor, count: int = NEIGHBOURS, chunk: int = 1024) -> Tensor:
@@ -86,11 +86,13 @@ class LinearHeads(nn.Module):
         return (tokens @ self.weight.transpose(1, 2) + self.bias[:, None]).softmax(dim=2)
 
 
-def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[UmsfNet, list[Row]]:
+def learn(
+    task: ClusteringTask, progress: Progress | None, network: UmsfNet
+) -> tuple[UmsfNet, list[Row]]:
     """Both steps; the second is left out, with a warning, where no token is confident."""
-    tokens = training_tokens(network, bench, lambda features: features)  # (n, C)
+    tokens = training_tokens(network, task, lambda features: features)  # (n, C)
     neighbours = nearest_neighbours(tokens)
-    heads, rows = cluster_step(tokens, neighbours, bench)
+    heads, rows = cluster_step(tokens, neighbours, task)
     chosen = best_head(heads, tokens, neighbours)
     linear = network.clustering
     assert isinstance(linear, nn.Conv2d) and linear.bias is not None
@@ -106,16 +108,18 @@ def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[Um
             stacklevel=2,
         )
         return network, rows
-    network, more = self_label(network, bench, progress)
+    network, more = self_label(network, task, progress)
     return network, rows + [row | {"round": 2.0} for row in more]
 
 
-def cluster_step(tokens: Tensor, neighbours: Tensor, bench: Bench) -> tuple[LinearHeads, list[Row]]:
+def cluster_step(
+    tokens: Tensor, neighbours: Tensor, task: ClusteringTask
+) -> tuple[LinearHeads, list[Row]]:
     """Train the heads of all entropy weights at once on frozen tokens ``(n, C)``."""
-    config, device = bench.config, tokens.device
+    config, device = task.config, tokens.device
     count = config.baseline.heads
     generator = torch.Generator().manual_seed(config.seed)
-    heads = LinearHeads(count * len(ENTROPY_WEIGHTS), tokens.shape[1], bench.num_clusters)
+    heads = LinearHeads(count * len(ENTROPY_WEIGHTS), tokens.shape[1], task.num_clusters)
     weights = torch.tensor(ENTROPY_WEIGHTS, device=device).repeat_interleave(count)  # (H,)
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
@@ -145,11 +149,11 @@ def pseudo_labels(p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def self_label(
-    network: UmsfNet, bench: Bench, progress: Progress | None
+    network: UmsfNet, task: ClusteringTask, progress: Progress | None
 ) -> tuple[UmsfNet, list[Row]]:
     """Confident tokens of plain windows teach those of strongly augmented ones; returns the EMA."""
-    config, store, views = bench.config, bench.store, bench.config.views
-    tiles = training_tiles(bench.scenes, views.window_px, views.overlap_px)
+    config, store, views = task.config, task.store, task.config.views
+    tiles = training_tiles(task.scenes, views.window_px, views.overlap_px)
     generator = torch.Generator().manual_seed(config.seed + 1)
     jitter, average = (views.window_px - views.overlap_px) // 2, key_network(network).eval()
 
@@ -170,7 +174,7 @@ def self_label(
         loss = soft_cross_entropy(logits, target, (known > 0.5).float())
         return loss, {"confident": sure.float().mean()}
 
-    steps = baseline_steps(bench, pretrained=True)
+    steps = baseline_steps(task, pretrained=True)
     rows = train_module(
         network, loss_of, steps, config, generator, average=average, progress=progress
     )

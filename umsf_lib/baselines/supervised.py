@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..clustering.inference import Classifier
 from ..clustering.losses import soft_cross_entropy
-from ..clustering.self_training import Lessons
-from ..clustering.task import Bench
+from ..clustering.self_training import PseudoLabelSampler
+from ..clustering.task import ClusteringTask
 from ..config import IGNORE, DataError
 from ..data.scene_set import SceneSet, valid_labels
 from ..data.windows import training_tiles
@@ -28,24 +28,24 @@ from .base import Progress, baseline_steps, learned, train_module
 LONGER = 4  # times the windows of the others: a ceiling that is not reached is none
 
 
-def supervised(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
+def supervised(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
     """Cross-entropy from random weights; one output per class, matched as every method's.
 
     Raises:
         DataError: see ``has_ceiling``.
     """
-    if not has_ceiling(bench.scenes):
+    if not has_ceiling(task.scenes):
         raise DataError(
-            f"supervised: the training scenes of {bench.scenes.folder.name} have no labels, or are "
+            f"supervised: the training scenes of {task.scenes.folder.name} have no labels, or are "
             "the test scenes too; leave this method out."
         )
     model, per_class = run.config.model, replace(run.config.cluster, num_clusters=0)
-    bench = Bench(bench.scenes, bench.store, replace(run.config, cluster=per_class))
+    task = ClusteringTask(task.scenes, task.store, replace(run.config, cluster=per_class))
 
     def head() -> nn.Module:
-        return clustering_head(model.channels, model.cluster_hidden, bench.num_clusters)
+        return clustering_head(model.channels, model.cluster_hidden, task.num_clusters)
 
-    return learned(run, bench, "supervised", head, learn, pretrained=False, progress=progress)
+    return learned(run, task, "supervised", head, learn, pretrained=False, progress=progress)
 
 
 def has_ceiling(scenes: SceneSet) -> bool:
@@ -81,9 +81,11 @@ def label_loss(logits: Tensor, fractions: Tensor) -> Tensor:
     return soft_cross_entropy(logits, fractions / known[:, None].clamp_min(1e-6), known)
 
 
-def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[UmsfNet, list[Row]]:
+def learn(
+    task: ClusteringTask, progress: Progress | None, network: UmsfNet
+) -> tuple[UmsfNet, list[Row]]:
     """The views and the moving average of our self-training, with labels for a teacher."""
-    settings, scenes, device = bench.config, bench.scenes, bench.store.device
+    settings, scenes, device = task.config, task.scenes, task.store.device
     batch = replace(settings.cluster, batch=settings.pretrain.batch)
     config = replace(settings, cluster=batch)
     tiles = training_tiles(scenes, config.views.window_px, config.views.overlap_px)
@@ -91,22 +93,22 @@ def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[Um
         scene: class_fractions(
             torch.from_numpy(valid_labels(scenes, scene)).to(device),
             network.stride,
-            bench.num_clusters,
+            task.num_clusters,
         )
         for scene in scenes.indices("train")
     }
-    lessons = Lessons(bench.store, tiles, teacher, config)
+    sampler = PseudoLabelSampler(task.store, tiles, teacher, config)
     generator, average = torch.Generator().manual_seed(config.seed), key_network(network).eval()
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
-        drawn = lessons.draw(generator)
+        drawn = sampler.draw(generator)
         losses = [
             label_loss(network(view.images.get("optical"), view.images.get("sar")), fractions)
             for view, fractions in zip((drawn.first, drawn.second), drawn.taught, strict=True)
         ]
         return torch.stack(losses).mean(), {}
 
-    steps = LONGER * baseline_steps(bench, pretrained=False)
+    steps = LONGER * baseline_steps(task, pretrained=False)
     rows = train_module(
         network, loss_of, steps, config, generator, average=average, progress=progress
     )

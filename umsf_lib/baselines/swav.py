@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..clustering.inference import Classifier
 from ..clustering.losses import soft_cross_entropy
-from ..clustering.task import Bench
+from ..clustering.task import ClusteringTask
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import sample_tokens
 from ..pretraining.stage import WindowSource
@@ -29,10 +29,10 @@ EPSILON, ITERATIONS = 0.05, 3
 FROZEN = 0.05  # share of the steps in which the prototypes stand still
 
 
-def swav(run: Run, bench: Bench, *, progress: Progress | None = None) -> Classifier:
+def swav(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
     """SwAV from our pretrained network, its prototypes merged to the clusters."""
-    head = partial(prototype_head, bench)
-    return learned(run, bench, "swav", head, learn, pretrained=True, progress=progress)
+    head = partial(prototype_head, task)
+    return learned(run, task, "swav", head, learn, pretrained=True, progress=progress)
 
 
 @torch.no_grad()
@@ -77,21 +77,23 @@ class TokenQueue:
         self.entries = torch.cat([z, self.entries.view(-1, z.shape[1]).to(z)])[: self.size]
 
 
-def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[UmsfNet, list[Row]]:
+def learn(
+    task: ClusteringTask, progress: Progress | None, network: UmsfNet
+) -> tuple[UmsfNet, list[Row]]:
     """Train encoders, fusion, projection and prototypes; merge the prototypes."""
-    config, head = dense(bench.config), network.clustering
+    config, head = dense(task.config), network.clustering
     assert isinstance(head, PrototypeHead)
-    source = WindowSource(bench.scenes, bench.store, config)
+    source = WindowSource(task.scenes, task.store, config)
     generator = torch.Generator().manual_seed(config.seed)
     queues = [TokenQueue(config.baseline.queue_size) for _ in range(2)]
-    steps = baseline_steps(bench, pretrained=True)
+    steps = baseline_steps(task, pretrained=True)
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
         batch = source.draw(config.pretrain.batch, generator)
-        views = ((batch.first, batch.here), (batch.second, batch.there))
+        views = ((batch.first, batch.points_a), (batch.second, batch.points_b))
         z = [
             F.normalize(
-                sample_tokens(head.embed(fused_map(network, view.images)), points)[batch.seen],
+                sample_tokens(head.embed(fused_map(network, view.images)), points)[batch.visible],
                 dim=1,
             )
             for view, points in views
@@ -107,6 +109,6 @@ def learn(bench: Bench, progress: Progress | None, network: UmsfNet) -> tuple[Um
         return loss, {"prototypes_used": float(used)}
 
     rows = train_module(network, loss_of, steps, config, generator, progress=progress)
-    tokens = F.normalize(training_tokens(network, bench, head.embed), dim=1)
+    tokens = F.normalize(training_tokens(network, task, head.embed), dim=1)
     head.settle(F.normalize(head.prototypes.detach(), dim=1)[None], tokens)
     return network, rows

@@ -77,7 +77,7 @@ def _on_grid(length: int, stride: int) -> int:
     return max(stride, length // stride * stride)
 
 
-def flip_averaged(function: MapFunction, symmetries: int) -> MapFunction:
+def average_over_flips(function: MapFunction, symmetries: int) -> MapFunction:
     """Average of ``function`` over the first 1, 2, 4 or 8 symmetries of the square."""
     chosen = {1: (0,), 2: (0, 2), 4: (0, 2, 4, 6), 8: tuple(range(8))}[symmetries]
 

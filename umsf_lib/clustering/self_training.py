@@ -28,7 +28,7 @@ from ..pretraining.augmentations import (
 from ..pretraining.momentum import key_network, momentum_update
 from ..run import to_device
 from ..training.loop import Row, train, trainable
-from .inference import flip_averaged, scene_map
+from .inference import average_over_flips, scene_map
 from .losses import clustering_loss, consistency_loss, soft_cross_entropy
 from .smoothing import guide_of, smooth_tokens
 
@@ -45,7 +45,7 @@ class TaughtBatch:
     taught: tuple[Tensor, Tensor]
 
 
-class Lessons:
+class PseudoLabelSampler:
     """Draws windows together with the teacher's posteriors on the same ground."""
 
     def __init__(
@@ -82,7 +82,7 @@ def posteriors_of(network: UmsfNet, symmetries: int) -> Callable[[dict[str, Tens
     def function(windows: dict[str, Tensor]) -> Tensor:
         return network(windows.get("optical"), windows.get("sar")).softmax(dim=1)
 
-    return flip_averaged(function, symmetries)
+    return average_over_flips(function, symmetries)
 
 
 def self_train(
@@ -108,26 +108,26 @@ def self_train(
         The EMA of the network, which is better and steadier than its last step; the log's rows.
     """
     settings = config.cluster
-    config = replace(config, views=texture_kept(config.views))
+    config = replace(config, views=keep_texture(config.views))
     generator = torch.Generator().manual_seed(config.seed + 1)
     average = key_network(network).eval()
     rows: list[Row] = []
     for number in range(settings.rounds):
         if number > 0:
             teacher = own_posteriors(average, store, list(teacher), config)
-        lessons = Lessons(store, tiles, smooth(teacher, store, config), config)
+        sampler = PseudoLabelSampler(store, tiles, smooth(teacher, store, config), config)
         done = number * settings.steps
 
         def report(step: int, steps: int, row: Row, done: int = done) -> None:
             if progress:
                 progress(done + step, settings.rounds * settings.steps, row)
 
-        new = _round(network, average, lessons, config, generator, done, report)
+        new = _round(network, average, sampler, config, generator, done, report)
         rows += [row | {"round": number + 1.0, "step": row["step"] + done} for row in new]
     return average, rows
 
 
-def texture_kept(views: ViewConfig) -> ViewConfig:
+def keep_texture(views: ViewConfig) -> ViewConfig:
     """Flips, turns and small changes of gain only: the teacher reads local spreads.
 
     A crop's resampling, a blur or more speckle would change them, and the network could not tell
@@ -156,7 +156,7 @@ def own_posteriors(
 def _round(
     network: UmsfNet,
     average: UmsfNet,
-    lessons: Lessons,
+    sampler: PseudoLabelSampler,
     config: Config,
     generator: torch.Generator,
     done: int,
@@ -168,8 +168,8 @@ def _round(
     network.train()
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        batch = lessons.draw(generator)
-        return self_training_loss(network, average, batch, lessons.shares, config, generator)
+        batch = sampler.draw(generator)
+        return self_training_loss(network, average, batch, sampler.shares, config, generator)
 
     def follow(step: int) -> None:
         momentum_update(average, network, ema_at(done + step, settings.ema))
@@ -237,11 +237,14 @@ def _cross_view(
 ) -> Tensor:
     """The EMA network's answer for one view teaches the other one at the same ground."""
     count = logits[0][0, 0].numel()
-    here, there, _, seen = draw_matches(batch.first, batch.second, count, generator)
+    points_a, points_b, _, visible = draw_matches(batch.first, batch.second, count, generator)
     with torch.no_grad():
         answers = [average(*_inputs(view)).softmax(dim=1) for view in (batch.first, batch.second)]
-    around = [tokens_around(points, *logits[0].shape[2:]) for points in (here, there)]
-    places, losses = [(index[:, seen], weight[:, seen]) for index, weight in around], []  # (4, M)
+    around = [tokens_around(points, *logits[0].shape[2:]) for points in (points_a, points_b)]
+    places, losses = (
+        [(index[:, visible], weight[:, visible]) for index, weight in around],
+        [],
+    )  # (4, M)
     for mine, other in ((0, 1), (1, 0)):
         student = read_tokens(logits[mine], *places[mine])  # (M, K)
         teacher = read_tokens(answers[other], *places[other])

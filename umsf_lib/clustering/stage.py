@@ -26,7 +26,7 @@ from ..training.loop import Row, write_rows
 from .inference import Classifier, scene_map
 from .mixture import RIDGE, Clusterer, arrays_of, clusterer_of, fit, merge, posterior_map
 from .self_training import posteriors_of, self_train
-from .task import Bench
+from .task import ClusteringTask
 from .tokens import token_validity
 
 NETWORK = "checkpoints/clustered.pt"
@@ -58,14 +58,14 @@ def cluster_inputs(run: Run) -> dict[str, Any]:
     }
 
 
-def fit_teacher(bench: Bench) -> Clusterer:
+def fit_teacher(task: ClusteringTask) -> Clusterer:
     """The label-free teacher: components of local statistics (``cluster.teacher``)."""
-    settings, tokens = bench.config.cluster, bench.sample(bench.statistics, bench.stride)
-    return fit(settings.teacher, tokens, bench.num_components, settings, bench.config.seed)
+    settings, tokens = task.config.cluster, task.sample(task.statistics, task.stride)
+    return fit(settings.teacher, tokens, task.num_components, settings, task.config.seed)
 
 
 def cluster(
-    run: Run, bench: Bench, *, progress: Callable[[int, int, Row], None] | None = None
+    run: Run, task: ClusteringTask, *, progress: Callable[[int, int, Row], None] | None = None
 ) -> bool:
     """Stage ``cluster``: fit the teacher, self-train the network, merge their components.
 
@@ -76,117 +76,117 @@ def cluster(
         True if it was computed.
     """
     inputs = cluster_inputs(run)
-    return run.stage("cluster", lambda: _cluster(run, bench, inputs, progress), inputs)
+    return run.stage("cluster", lambda: _cluster(run, task, inputs, progress), inputs)
 
 
 def _cluster(
     run: Run,
-    bench: Bench,
+    task: ClusteringTask,
     inputs: dict[str, Any],
     progress: Callable[[int, int, Row], None] | None,
 ) -> list[str]:
-    config, store = run.config, bench.store
-    network = starting_network(run, bench).to(run.device)
-    teacher, train = fit_teacher(bench), bench.scenes.indices("train")
-    lessons = {scene: posterior_map(teacher, bench.statistics, scene) for scene in train}
-    tiles = training_tiles(bench.scenes, config.views.window_px, config.views.overlap_px)
-    network, rows = self_train(network, store, tiles, lessons, config, progress=progress)
-    found = Clustered(network, teacher, merge_components(network, teacher, bench))
+    config, store = run.config, task.store
+    network = starting_network(run, task).to(run.device)
+    teacher, train = fit_teacher(task), task.scenes.indices("train")
+    sampler = {scene: posterior_map(teacher, task.statistics, scene) for scene in train}
+    tiles = training_tiles(task.scenes, config.views.window_px, config.views.overlap_px)
+    network, rows = self_train(network, store, tiles, sampler, config, progress=progress)
+    found = Clustered(network, teacher, merge_components(network, teacher, task))
     arrays = {name: torch.from_numpy(array) for name, array in arrays_of(teacher).items()}
     content = {"module": network.state_dict(), "teacher": arrays, "groups": found.groups}
     write_state(run.path(NETWORK), {"settings": inputs} | content)
     write_rows(run.path("self_training.csv"), rows)
-    write_arrays(run.path("features.npz"), **sample_features(found, bench))
+    write_arrays(run.path("features.npz"), **sample_features(found, task))
     return [NETWORK, "self_training.csv", "features.npz"]
 
 
-def starting_network(run: Run, bench: Bench) -> UmsfNet:
+def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
     """Pretrained encoders and fusion, or random ones (``cluster.initial``); fresh head."""
     make = load_pretrained if run.config.cluster.initial == "pretrained" else new_network
-    network = make(run, bench.scenes)
-    network.set_num_clusters(bench.num_components)
+    network = make(run, task.scenes)
+    network.set_num_clusters(task.num_components)
     return network
 
 
 def component_posteriors(
-    network: UmsfNet, teacher: Clusterer, bench: Bench, teacher_share: float
+    network: UmsfNet, teacher: Clusterer, task: ClusteringTask, teacher_share: float
 ) -> Callable[[int], Tensor]:
     """Scene -> posteriors ``(P, h, w)`` of the components, a mean of network and teacher.
 
     Args:
         network: with clustering head.
         teacher: of the same components.
-        bench: scenes, statistics and settings.
+        task: scenes, statistics and settings.
         teacher_share: weight of the teacher, 0 to 1.
     """
-    of_windows, config = posteriors_of(network, MAP_SYMMETRIES), bench.config.map
+    of_windows, config = posteriors_of(network, MAP_SYMMETRIES), task.config.map
 
     def function(scene: int) -> Tensor:
         if teacher_share == 0:
-            return scene_map(of_windows, bench.store, scene, network.stride, config)
-        taught = posterior_map(teacher, bench.statistics, scene)
+            return scene_map(of_windows, task.store, scene, network.stride, config)
+        taught = posterior_map(teacher, task.statistics, scene)
         if teacher_share == 1:
             return taught
-        own = scene_map(of_windows, bench.store, scene, network.stride, config)
+        own = scene_map(of_windows, task.store, scene, network.stride, config)
         return torch.lerp(own, taught, teacher_share)
 
     return function
 
 
-def merge_components(network: UmsfNet, teacher: Clusterer, bench: Bench) -> Tensor:
+def merge_components(network: UmsfNet, teacher: Clusterer, task: ClusteringTask) -> Tensor:
     """Cluster ``(P,)`` int64 of each component, by ``cluster.merge`` over the training scenes.
 
     Joined are those whose statistics, weighted by the final posteriors, are most alike.
     """
-    if bench.num_components == bench.num_clusters:
-        return torch.arange(bench.num_clusters)
-    share = bench.config.cluster.teacher_share
-    posteriors = component_posteriors(network, teacher, bench, share)
+    if task.num_components == task.num_clusters:
+        return torch.arange(task.num_clusters)
+    share = task.config.cluster.teacher_share
+    posteriors = component_posteriors(network, teacher, task, share)
     sizes, sums, squares = torch.zeros(()), torch.zeros(()), torch.zeros(())
-    for scene in bench.scenes.indices("train"):
-        valid = token_validity(bench.store, scene, bench.stride)
+    for scene in task.scenes.indices("train"):
+        valid = token_validity(task.store, scene, task.stride)
         shares = posteriors(scene)[:, valid].double()  # (P, n)
-        tokens = bench.statistics(scene)[:, valid].double()  # (D, n)
+        tokens = task.statistics(scene)[:, valid].double()  # (D, n)
         sizes, sums = sizes + shares.sum(dim=1), sums + shares @ tokens.T
         squares = squares + torch.stack([(tokens * own) @ tokens.T for own in shares])
     sizes = sizes.clamp_min(1e-9)  # one without tokens stays by itself
     means = sums / sizes[:, None]  # (P, D)
     covariances = squares / sizes[:, None, None] - means[:, :, None] * means[:, None]
     ridge = RIDGE * torch.eye(means.shape[1]).to(covariances)
-    groups = merge(means.cpu().numpy(), (covariances + ridge).cpu().numpy(), bench.num_clusters)
+    groups = merge(means.cpu().numpy(), (covariances + ridge).cpu().numpy(), task.num_clusters)
     return torch.from_numpy(groups)
 
 
 def clustered_classifier(
-    found: Clustered, bench: Bench, name: str = "umsf", teacher_share: float | None = None
+    found: Clustered, task: ClusteringTask, name: str = "umsf", teacher_share: float | None = None
 ) -> Classifier:
     """What the stage found, as a classifier of whole scenes.
 
     Args:
         found: see ``load_clustered``.
-        bench: scenes and settings.
+        task: scenes and settings.
         name: of the method.
         teacher_share: another one than the run's: 0 shows the network alone, 1 the teacher.
     """
-    share = bench.config.cluster.teacher_share if teacher_share is None else teacher_share
-    components = component_posteriors(found.network, found.teacher, bench, share)
-    members = F.one_hot(found.groups, bench.num_clusters).float().to(bench.store.device)  # (P, K)
+    share = task.config.cluster.teacher_share if teacher_share is None else teacher_share
+    components = component_posteriors(found.network, found.teacher, task, share)
+    members = F.one_hot(found.groups, task.num_clusters).float().to(task.store.device)  # (P, K)
 
     def posteriors(scene: int) -> Tensor:
         return torch.einsum("phw,pk->khw", components(scene), members)
 
-    return Classifier(name, bench.num_clusters, found.network.stride, posteriors)
+    return Classifier(name, task.num_clusters, found.network.stride, posteriors)
 
 
-def load_clustered(run: Run, bench: Bench) -> Clustered:
+def load_clustered(run: Run, task: ClusteringTask) -> Clustered:
     """What the stage of a run found, the network on the run's device, in eval mode.
 
     Raises:
         MissingStageError: the run has no finished clustering.
     """
     run.outputs_of("cluster")
-    network = new_network(run, bench.scenes)
-    network.set_num_clusters(bench.num_components)
+    network = new_network(run, task.scenes)
+    network.set_num_clusters(task.num_components)
     path = run.path(NETWORK)
     content = load_checkpoint(path, cluster_inputs(run))
     load_weights(network, content["module"], path)
@@ -194,18 +194,18 @@ def load_clustered(run: Run, bench: Bench) -> Clustered:
     return Clustered(network.to(run.device).eval(), teacher, content["groups"])
 
 
-def network_classifier(network: UmsfNet, bench: Bench, name: str) -> Classifier:
+def network_classifier(network: UmsfNet, task: ClusteringTask, name: str) -> Classifier:
     """A network whose head tells the clusters apart, as a classifier of whole scenes."""
-    function, config = posteriors_of(network, MAP_SYMMETRIES), bench.config
+    function, config = posteriors_of(network, MAP_SYMMETRIES), task.config
     return Classifier(
         name,
-        bench.num_clusters,
+        task.num_clusters,
         network.stride,
-        lambda scene: scene_map(function, bench.store, scene, network.stride, config.map),
+        lambda scene: scene_map(function, task.store, scene, network.stride, config.map),
     )
 
 
-def feature_tokens(network: UmsfNet, bench: Bench, name: str) -> Callable[[int], Tensor]:
+def feature_tokens(network: UmsfNet, task: ClusteringTask, name: str) -> Callable[[int], Tensor]:
     """Unit feature tokens ``(C, h, w)`` of a scene: ``optical``, ``sar`` or ``fused``."""
 
     @torch.no_grad()
@@ -213,19 +213,19 @@ def feature_tokens(network: UmsfNet, bench: Bench, name: str) -> Callable[[int],
         maps = network.features(windows.get("optical"), windows.get("sar"))
         return F.normalize(maps[name].float(), dim=1)
 
-    return lambda scene: scene_map(features, bench.store, scene, network.stride, bench.config.map)
+    return lambda scene: scene_map(features, task.store, scene, network.stride, task.config.map)
 
 
-def sample_features(found: Clustered, bench: Bench) -> dict[str, np.ndarray]:
+def sample_features(found: Clustered, task: ClusteringTask) -> dict[str, np.ndarray]:
     """Unit feature tokens of test scenes with their place and cluster.
 
     Returns:
         ``optical``, ``sar``, ``fused`` ``(M, C)`` float32 where the network has them; ``scene``,
         ``row``, ``col`` ``(M,)`` (scene px of the token's centre); ``cluster`` ``(M,)``.
     """
-    network, classifier = found.network, clustered_classifier(found, bench)
-    rng, stride = np.random.default_rng(bench.config.seed), network.stride
-    scenes = bench.scenes.indices("test")
+    network, classifier = found.network, clustered_classifier(found, task)
+    rng, stride = np.random.default_rng(task.config.seed), network.stride
+    scenes = task.scenes.indices("test")
     if len(scenes) > PLOT_TOKENS:
         scenes = np.sort(rng.choice(scenes, PLOT_TOKENS, replace=False)).tolist()
     names = ("optical", "sar", "fused") if network.sensors == "both" else ("fused",)
@@ -237,7 +237,7 @@ def sample_features(found: Clustered, bench: Bench) -> dict[str, np.ndarray]:
 
     rows: dict[str, list[np.ndarray]] = {}
     for scene in scenes:
-        maps = scene_map(features, bench.store, scene, stride, bench.config.map)
+        maps = scene_map(features, task.store, scene, stride, task.config.map)
         count = maps[0].numel()
         chosen = rng.choice(count, min(count, PLOT_TOKENS // len(scenes)), replace=False)
         row, col = (i * stride + stride // 2 for i in np.divmod(chosen, maps.shape[2]))

@@ -22,8 +22,8 @@ UNNAMED_CLUSTERS = 6  # where no class table says how many there are
 
 
 @dataclass
-class Bench:
-    """One bench per run; ours and the baselines work on the same one."""
+class ClusteringTask:
+    """One per run: ours and the baselines work on the same scenes, pixels and tokens."""
 
     scenes: SceneSet
     store: PixelStore
@@ -31,7 +31,7 @@ class Bench:
     _shared: dict[str, TokenMap] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
-    def of_run(cls, run: Run, scenes: SceneSet) -> Bench:
+    def of_run(cls, run: Run, scenes: SceneSet) -> ClusteringTask:
         """With the sensors, device and settings of a run."""
         return cls(scenes, open_store(scenes, run.config, run.device), run.config)
 

@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from ..clustering.task import Bench
+from ..clustering.task import ClusteringTask
 from ..clustering.tokens import TokenMap, token_validity
 from ..config import IGNORE
 from ..data.scene_set import SceneSet, labels_at, valid_labels
@@ -115,15 +115,17 @@ class Patches:
     corner: np.ndarray
 
 
-def patches_of(token_map: TokenMap, bench: Bench, scenes: Sequence[int], stride: int) -> Patches:
+def patches_of(
+    token_map: TokenMap, task: ClusteringTask, scenes: Sequence[int], stride: int
+) -> Patches:
     """Mean token of every patch of ``map.patch_px``, with its most frequent label.
 
     Patches of which less than half is labelled are left out.
     """
-    size, classes = bench.config.map.patch_px, len(bench.scenes.layout.classes)
+    size, classes = task.config.map.patch_px, len(task.scenes.layout.classes)
     rows: list[tuple[np.ndarray, ...]] = []
     for scene in scenes:
-        label = majority_label(valid_labels(bench.scenes, scene), size, classes)  # (rows, cols)
+        label = majority_label(valid_labels(task.scenes, scene), size, classes)  # (rows, cols)
         pooled = (
             block_means(token_map(scene), size // stride).cpu().numpy()
         )  # (D, >= rows, >= cols)
@@ -155,35 +157,35 @@ def judge(patches: Patches, protocol: str, metric: str, seed: int) -> np.ndarray
 
 
 def probe(
-    run: Run, bench: Bench, methods: Mapping[str, TokenMap], made_of: Mapping[str, Any]
+    run: Run, task: ClusteringTask, methods: Mapping[str, TokenMap], made_of: Mapping[str, Any]
 ) -> bool:
     """Stage ``probe``: judge frozen features on the test scenes, write ``probe.json``.
 
     Args:
         run: that gets the records.
-        bench: scenes and settings.
+        task: scenes and settings.
         methods: name -> frozen tokens at ``model.stride``.
         made_of: name -> plain data that decides them.
 
     Returns:
         True if it was computed.
     """
-    scenes, seed = bench.scenes, run.config.seed
+    scenes, seed = task.scenes, run.config.seed
     inputs = {"made_of": made_of, "patch_px": run.config.map.patch_px, "seed": seed}
     inputs |= {"scenes": [scenes.folder.name, scenes.split]}
 
     def make() -> list[str]:
         rows = []
         for name, token_map in methods.items() if scenes.labelled else ():
-            patches = patches_of(token_map, bench, scenes.indices("test"), bench.stride)
-            rows += judged(run, name, patches)
+            patches = patches_of(token_map, task, scenes.indices("test"), task.stride)
+            rows += judge_records(run, name, patches)
         write_json(run.path("probe.json"), rows)
         return ["probe.json"]
 
     return run.stage("probe", make, inputs)
 
 
-def judged(run: Run, method: str, patches: Patches) -> list[dict[str, Any]]:
+def judge_records(run: Run, method: str, patches: Patches) -> list[dict[str, Any]]:
     """Records of one method: mean and standard deviation over the splits.
 
     By scene only where there are scenes enough to hold a fifth of them out.
@@ -269,20 +271,20 @@ def leak(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_variogram(
-    maps_of: TokenMap, bench: Bench, scenes: Sequence[int], lags: list[int], stride: int
+    maps_of: TokenMap, task: ClusteringTask, scenes: Sequence[int], lags: list[int], stride: int
 ) -> list[float]:
     """Variogram of valid ground, divided by the variance, averaged over scenes.
 
     Args:
         maps_of: scene -> ``(C, h, w)``.
-        bench: whose scenes these are.
+        task: whose scenes these are.
         scenes: at least one.
         lags: in tokens.
         stride: px per token; 1 where the maps are pixels.
     """
     curves = []
     for scene in scenes:
-        maps, valid = maps_of(scene), token_validity(bench.store, scene, stride)
+        maps, valid = maps_of(scene), token_validity(task.store, scene, stride)
         variance = float(maps[:, valid].var(dim=1).mean())
         curves.append([value / variance for value in variogram(maps, lags, valid)])
     return [float(np.nanmean(values)) for values in zip(*curves, strict=True)]

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from ..clustering.inference import Classifier
-from ..clustering.task import Bench
+from ..clustering.task import ClusteringTask
 from ..config import IGNORE
 from ..data.layout import LandClass
 from ..data.scene_set import SceneSet, valid_labels
@@ -38,34 +38,34 @@ Tables = dict[str, np.ndarray]  # protocol -> (S, K', K) int64, one table per sc
 
 
 def score_scenes(
-    classifiers: Sequence[Classifier], bench: Bench, which: Sequence[int]
+    classifiers: Sequence[Classifier], task: ClusteringTask, which: Sequence[int]
 ) -> dict[str, Tables]:
     """Contingency tables of classifiers on scenes, per method and protocol.
 
     ``dense`` counts pixels. ``patch`` counts patches of ``map.patch_px``: the most frequent label
     against the strongest mean posterior, where at least half of the patch is labelled.
     """
-    classes = len(bench.scenes.layout.classes)
+    classes = len(task.scenes.layout.classes)
     found: dict[str, Tables] = {}
     for classifier in classifiers:
         empty = np.zeros((len(which), classifier.num_clusters, classes), np.int64)
         found[classifier.name] = {"dense": empty, "patch": empty.copy()}
     for row, scene in enumerate(which):
         for classifier in classifiers:  # inside, so that methods with equal tokens share them
-            for protocol, (predicted, true) in _pairs(classifier, bench, scene).items():
+            for protocol, (predicted, true) in _pairs(classifier, task, scene).items():
                 table = contingency(predicted, true, classifier.num_clusters, classes)
                 found[classifier.name][protocol][row] = table
     return found
 
 
 def _pairs(
-    classifier: Classifier, bench: Bench, scene: int
+    classifier: Classifier, task: ClusteringTask, scene: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Protocol -> cluster and class of each unit of a scene."""
-    config, classes = bench.config, len(bench.scenes.layout.classes)
+    config, classes = task.config, len(task.scenes.layout.classes)
     # (K', H, W)
-    posteriors = classifier.pixels(bench.store, scene, config.cluster.smoothing_px)
-    labels = valid_labels(bench.scenes, scene)
+    posteriors = classifier.pixels(task.store, scene, config.cluster.smoothing_px)
+    labels = valid_labels(task.scenes, scene)
     dense = posteriors.argmax(0).cpu().numpy(), labels
     return {
         "dense": dense,
@@ -98,7 +98,9 @@ def majority_label(labels: np.ndarray, size: int, classes: int) -> np.ndarray:
     return majority
 
 
-def evaluate(run: Run, bench: Bench, methods: Mapping[str, Callable[[], Classifier]]) -> bool:
+def evaluate(
+    run: Run, task: ClusteringTask, methods: Mapping[str, Callable[[], Classifier]]
+) -> bool:
     """Stage ``evaluate``: score every method, write ``confusions.npz`` and ``metrics.json``.
 
     The matching of clusters to classes is fitted on the pooled validation scenes and applied to
@@ -108,7 +110,7 @@ def evaluate(run: Run, bench: Bench, methods: Mapping[str, Callable[[], Classifi
 
     Args:
         run: whose finished stages the methods read.
-        bench: scenes and settings.
+        task: scenes and settings.
         methods: name -> what makes its classifier, called only where there is something to score.
 
     Returns:
@@ -118,14 +120,14 @@ def evaluate(run: Run, bench: Bench, methods: Mapping[str, Callable[[], Classifi
     stages = ("pretrain", "cluster", *methods)
     inputs["outputs"] = {name: run.outputs_of(name) for name in stages if run.is_done(name)}
     inputs["methods"] = list(methods)
-    scenes = bench.scenes
+    scenes = task.scenes
     inputs["scenes"] = [scenes.folder.name, scenes.split]  # corrected labels are scored anew
 
     def score() -> list[str]:
         arrays, rows = {}, []
         every = [make() for make in methods.values()] if scenes.labelled else []
-        val_tables = score_scenes(every, bench, scenes.indices("val"))
-        test_tables = score_scenes(every, bench, scenes.indices("test"))
+        val_tables = score_scenes(every, task, scenes.indices("val"))
+        test_tables = score_scenes(every, task, scenes.indices("test"))
         for method in every:
             val, test = val_tables[method.name], test_tables[method.name]
             for protocol in test:
@@ -236,7 +238,7 @@ def gains(
     return pd.DataFrame.from_dict(rows, orient="index", columns=["gain", "low", "high"])
 
 
-def counted(
+def tables_to_score(
     runs: Iterable[tuple[np.ndarray, np.ndarray]], statistic: Callable[[np.ndarray], float]
 ) -> list[np.ndarray]:
     """The tables that a score reads, one per pair of ``dense_tables``.
@@ -254,7 +256,7 @@ def paired_gain(
     same_scenes: bool = False,
 ) -> tuple[float, float, float]:
     """``metrics.paired_bootstrap`` of what ``dense_tables`` gives, one pair per run."""
-    pair = (counted(ours, statistic), counted(theirs, statistic))
+    pair = (tables_to_score(ours, statistic), tables_to_score(theirs, statistic))
     return paired_bootstrap(*pair, statistic, same_scenes=same_scenes)
 
 

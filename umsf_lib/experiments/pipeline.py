@@ -9,7 +9,7 @@ from ..baselines import BASELINES, CEILING, LEARNED, Fit
 from ..baselines.supervised import has_ceiling
 from ..clustering.inference import Classifier
 from ..clustering.stage import cluster, clustered_classifier, feature_tokens, load_clustered
-from ..clustering.task import Bench
+from ..clustering.task import ClusteringTask
 from ..clustering.tokens import TokenMap
 from ..data.stage import load_data
 from ..evaluation.stage import evaluate, fitted_matching, load_records
@@ -20,20 +20,20 @@ from ..run import Run
 from ..training.loop import print_progress
 
 
-def clusters_of_pretrained(kind: str, run: Run, bench: Bench) -> Classifier:
+def clusters_of_pretrained(kind: str, run: Run, task: ClusteringTask) -> Classifier:
     """``kind`` (see ``cluster.fit``) on the fused tokens of the pretrained network."""
 
     def make() -> TokenMap:
-        network = load_pretrained(run, bench.scenes).to(run.device).eval()
-        return feature_tokens(network, bench, "fused")
+        network = load_pretrained(run, task.scenes).to(run.device).eval()
+        return feature_tokens(network, task, "fused")
 
-    tokens = bench.shared("pretrained", make)
-    return bench.cluster(f"{kind}-pretrained", kind, tokens, bench.stride)
+    tokens = task.shared("pretrained", make)
+    return task.cluster(f"{kind}-pretrained", kind, tokens, task.stride)
 
 
-def ours(run: Run, bench: Bench) -> Classifier:
+def ours(run: Run, task: ClusteringTask) -> Classifier:
     """The self-trained network and its teacher."""
-    return clustered_classifier(load_clustered(run, bench), bench)
+    return clustered_classifier(load_clustered(run, task), task)
 
 
 PRETRAINED: dict[str, Fit] = {
@@ -57,7 +57,7 @@ def stages_of(method: str) -> tuple[str, ...]:
 
 
 def methods(
-    run: Run, bench: Bench, names: Sequence[str] = USUAL
+    run: Run, task: ClusteringTask, names: Sequence[str] = USUAL
 ) -> dict[str, Callable[[], Classifier]]:
     """What makes each classifier that a run compares: the named ones and those scored before.
 
@@ -70,12 +70,12 @@ def methods(
     wanted = {*names, *load_records([run.folder]).method}
     if "umsf" in wanted:
         run.outputs_of("cluster")  # said now, not after all others have been fitted
-    if wanted.intersection(CEILING) and not has_ceiling(bench.scenes):
+    if wanted.intersection(CEILING) and not has_ceiling(task.scenes):
         wanted -= set(CEILING)
     for name in TRAINED:
         if name in wanted:
-            TRAINED[name](run, bench, progress=print_progress(name))
-    return {name: partial(fit, run, bench) for name, fit in METHODS.items() if name in wanted}
+            TRAINED[name](run, task, progress=print_progress(name))
+    return {name: partial(fit, run, task) for name, fit in METHODS.items() if name in wanted}
 
 
 def run_everything(run: Run, names: Sequence[str] = USUAL, *, maps: bool = False) -> None:
@@ -89,10 +89,10 @@ def run_everything(run: Run, names: Sequence[str] = USUAL, *, maps: bool = False
     scenes = load_data(run)
     train_despeckler(run, scenes, progress=print_progress("despeckle"))
     pretrain(run, scenes, progress=print_progress("pretrain"))
-    bench = Bench.of_run(run, scenes)
+    task = ClusteringTask.of_run(run, scenes)
     if "umsf" in names:
-        cluster(run, bench, progress=print_progress("cluster"))
-    evaluate(run, bench, methods(run, bench, names))
+        cluster(run, task, progress=print_progress("cluster"))
+    evaluate(run, task, methods(run, task, names))
     if maps:
         mapping = fitted_matching(run, "umsf")
-        write_maps(run, bench, ours(run, bench), mapping, scenes.indices("test"))
+        write_maps(run, task, ours(run, task), mapping, scenes.indices("test"))

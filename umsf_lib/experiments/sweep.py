@@ -137,7 +137,7 @@ class Sweep:
         found: dict[str, Sequence[str]] = {}
         seen: list[Config] = []
         for name, methods in SUITES[self.suite].items():
-            config = varied(self.config, name)
+            config = vary_config(self.config, name)
             if config not in seen and not (self.config.data and other_scenes(name)):
                 seen.append(config)
                 found[name] = methods
@@ -171,13 +171,13 @@ class Sweep:
                 ending = "" if variant == "base" else f"-{variant}"
                 folder = self.folder / f"{self.base_name(seed)}{ending}"
                 if all((folder / file).is_file() for file in KEPT):
-                    config = varied(replace(self.config, seed=seed), variant)
+                    config = vary_config(replace(self.config, seed=seed), variant)
                     found = load_records([folder])
                     found = found[found.method.isin(names)]
                     yield variant, seed, Run.read(config, folder), found.assign(variant=variant)
 
 
-def varied(config: Config, variant: str) -> Config:
+def vary_config(config: Config, variant: str) -> Config:
     """The settings of a variant; ``a-b`` is the variant b of the variant a."""
     for part in variant.split("-"):
         config = config.changed(**_changes(config, part))

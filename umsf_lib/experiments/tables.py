@@ -16,8 +16,8 @@ import pandas as pd
 from ..config import ConfigError, DataError, MissingStageError
 from ..data.stage import load_data
 from ..evaluation.metrics import accuracy, confusion, differences, nmi
-from ..evaluation.stage import counted, dense_tables, headline, load_records, paired_gain
-from ..run import Run, added_up, nameless, project_root, write_atomically, write_json
+from ..evaluation.stage import dense_tables, headline, load_records, paired_gain, tables_to_score
+from ..run import Run, add_up, nameless, project_root, write_atomically, write_json
 from .pipeline import USUAL, stages_of
 from .sweep import KEPT, OURS, SCALED, VARIANTS, Sweep, rival
 
@@ -146,7 +146,9 @@ def seed_margins(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
 
 def _each(pair: Pair, statistic: Callable[[np.ndarray], float]) -> np.ndarray:
     """The differences of the two sides of ``_pairs``, one per seed."""
-    return differences(counted(pair[0], statistic), counted(pair[1], statistic), statistic)
+    return differences(
+        tables_to_score(pair[0], statistic), tables_to_score(pair[1], statistic), statistic
+    )
 
 
 def _pairs(sweep: Sweep) -> Iterator[tuple[tuple[str, str], list[int], Pair]]:
@@ -363,11 +365,11 @@ def method_costs(sweep: Sweep, fitted: Mapping[str, Mapping[str, float]]) -> pd.
         fitted: method -> ``costs.measured`` of its work that is in no stage.
 
     Returns:
-        One row per method, the columns of ``costs.added_up``, less those that nothing recorded.
+        One row per method, the columns of ``costs.add_up``, less those that nothing recorded.
     """
     done = [run.manifest["stages"] for variant, _, run, _ in sweep.finished() if variant == "base"]
     rows = {}
     for name, own in fitted.items():
         parts = [[*(stages.get(s, {}) for s in stages_of(name)), own] for stages in done]
-        rows[name] = pd.DataFrame([added_up(each) for each in parts]).mean(skipna=False)
+        rows[name] = pd.DataFrame([add_up(each) for each in parts]).mean(skipna=False)
     return pd.DataFrame(rows).T.dropna(axis=1, how="all")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..clustering.inference import Classifier
-from ..clustering.task import Bench
+from ..clustering.task import ClusteringTask
 from ..config import IGNORE
 from ..data.layout import LandClass
 from ..data.rasters import write_raster
@@ -68,7 +68,7 @@ def predict_scene(
 
 def write_maps(
     run: Run,
-    bench: Bench,
+    task: ClusteringTask,
     classifier: Classifier,
     mapping: np.ndarray | None,
     which: Sequence[int],
@@ -83,24 +83,24 @@ def write_maps(
     """
     inputs = run.config.section("map", "cluster") | {"cluster_outputs": run.outputs_of("cluster")}
     inputs |= {"which": list(which), "mapping": None if mapping is None else mapping.tolist()}
-    legend = legend_of(bench.scenes, classifier.num_clusters, mapping)
+    legend = legend_of(task.scenes, classifier.num_clusters, mapping)
 
     def make() -> list[str]:
         files = []
         for scene in which:
-            files += _write_scene(run, bench, classifier, legend, scene)
+            files += _write_scene(run, task, classifier, legend, scene)
         return files
 
     return run.stage("maps", make, inputs)
 
 
 def _write_scene(
-    run: Run, bench: Bench, classifier: Classifier, legend: Legend, scene: int
+    run: Run, task: ClusteringTask, classifier: Classifier, legend: Legend, scene: int
 ) -> list[str]:
-    scenes = bench.scenes
+    scenes = task.scenes
     name = scenes.records[scene].name
     smoothing = run.config.cluster.smoothing_px
-    predicted, confidence = predict_scene(classifier, bench.store, scene, smoothing, legend)
+    predicted, confidence = predict_scene(classifier, task.store, scene, smoothing, legend)
     layers = scene_layers(scenes, scene, predicted, confidence, legend)
     grid = scenes.sources[name].profile()
     colors = {c.code: c.rgb for c in legend.classes}

@@ -108,7 +108,7 @@ def torchvision_resnet(
                 "trained with batch norm; set model.norm=batch."
             )
         net.load_state_dict(fetch_weights(name))
-    net.conv1 = inflated(net.conv1, bands, rgb)
+    net.conv1 = inflate(net.conv1, bands, rgb)
     _set_stride(net, stride)
     stages = [net.layer1, net.layer2, net.layer3, net.layer4]
     return nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, *stages)
@@ -133,7 +133,7 @@ def fetch_weights(name: str) -> dict[str, Tensor]:
     return state
 
 
-def inflated(conv: nn.Conv2d, bands: int, rgb: tuple[int, int, int] | None) -> nn.Conv2d:
+def inflate(conv: nn.Conv2d, bands: int, rgb: tuple[int, int, int] | None) -> nn.Conv2d:
     """First convolution for any bands: red, green, blue keep their filters, others get the mean.
 
     Scaled so that equal bands give the response that three equal bands gave.

@@ -129,13 +129,15 @@ def load_despeckler(run: Run) -> Despeckle:
 
 
 @torch.no_grad()
-def despeckled(module: Despeckle, log_intensity: np.ndarray) -> np.ndarray:
+def despeckle_band(module: Despeckle, log_intensity: np.ndarray) -> np.ndarray:
     """One band ``(h, w)`` of ln intensity through a front end on the CPU, same shape."""
     band = torch.from_numpy(log_intensity).float()[None, None]  # (1, 1, h, w)
     return module(band)[0, 0].numpy()
 
 
-def filtered(module: Despeckle, log_intensity: np.ndarray, looks: float) -> dict[str, np.ndarray]:
+def filter_band(
+    module: Despeckle, log_intensity: np.ndarray, looks: float
+) -> dict[str, np.ndarray]:
     """Two classical filters and ours on one band: filter -> intensity ``(h, w)``.
 
     Args:
@@ -147,5 +149,5 @@ def filtered(module: Despeckle, log_intensity: np.ndarray, looks: float) -> dict
     return {
         "boxcar 5": boxcar(intensity, 5),
         "Lee 7": lee(intensity, 7, looks),
-        "learned": np.exp(despeckled(module, log_intensity)),
+        "learned": np.exp(despeckle_band(module, log_intensity)),
     }

@@ -168,10 +168,10 @@ def draw_matches(
         window ``(B, n, 2)``, all (x, y) in [-1, 1]; and ``(B, n)`` bool: seen by both.
     """
     shape = (len(first.theta), count, 2)
-    here = 2 * draw_uniform(shape, generator, first.theta.device) - 1
-    ground = apply_affine(first.theta, here)
-    there = invert_affine(second.theta, ground if shift is None else ground - shift[:, None])
-    return here, there, ground, (there.abs() < 1).all(dim=2)
+    points_a = 2 * draw_uniform(shape, generator, first.theta.device) - 1
+    ground = apply_affine(first.theta, points_a)
+    points_b = invert_affine(second.theta, ground if shift is None else ground - shift[:, None])
+    return points_a, points_b, ground, (points_b.abs() < 1).all(dim=2)
 
 
 def apply_affine(theta: Tensor, points: Tensor) -> Tensor:

@@ -25,12 +25,12 @@ from .momentum import Places
 class Batch:
     """Two views of a batch of windows and the ground positions both see.
 
-    ``scene (B,)``, or the plane of scenes that lie side by side (``neighbours.Ground``), where all
-    rows and columns are counted, in px; ``centre (B, 2)`` of the windows that the first view shows
-    and ``second_centre (B, 2)`` of those of the second, the same or neighbours; ``here`` and
-    ``there (B, n, 2)`` view coordinates; ``ground (B, n, 2)`` row, col; ``seen (B, n)``; all on the
-    CPU. Where several processes share the batch, these tell of all its windows, and the views are
-    those of ``rows``.
+    ``scene (B,)``, or the plane of scenes that lie side by side (``neighbours.ScenePlane``), where
+    all rows and columns are counted, in px; ``centre (B, 2)`` of the windows that the first view
+    shows and ``second_centre (B, 2)`` of those of the second, the same or neighbours; ``points_a``
+    and ``points_b (B, n, 2)`` in coordinates of the first and the second view; ``ground (B, n, 2)``
+    row, col; ``visible (B, n)`` in both views; all on the CPU. Where several processes share the
+    batch, these tell of all its windows, and the views are those of ``rows``.
     """
 
     first: View
@@ -38,15 +38,15 @@ class Batch:
     scene: Tensor
     centre: Tensor
     second_centre: Tensor
-    here: Tensor
-    there: Tensor
+    points_a: Tensor
+    points_b: Tensor
     ground: Tensor
-    seen: Tensor
+    visible: Tensor
     rows: slice = field(default_factory=lambda: slice(None))
 
     def own(self) -> Batch:
         """The windows of this process only."""
-        names = ("scene", "centre", "second_centre", "here", "there", "ground", "seen")
+        names = ("scene", "centre", "second_centre", "points_a", "points_b", "ground", "visible")
         return replace(self, **{name: getattr(self, name)[self.rows] for name in names})
 
 
@@ -57,8 +57,8 @@ def as_arrays(batch: Batch) -> tuple[list[dict[str, np.ndarray]], list[list[np.n
         for view in (batch.first, batch.second)
     ]
     points = [
-        [places[seen].numpy() for places, seen in zip(side, batch.seen, strict=True)]
-        for side in (batch.here, batch.there)
+        [places[visible].numpy() for places, visible in zip(side, batch.visible, strict=True)]
+        for side in (batch.points_a, batch.points_b)
     ]
     return views, points
 
@@ -93,16 +93,16 @@ def two_views(
     first, second = corners
     shift = (second - first).flip(1) / size * 2  # row, col in px -> (x, y)
     one, other = (View({}, theta) for theta in thetas)
-    here, there, ground, seen = draw_matches(one, other, tokens, generator, shift)
+    points_a, points_b, ground, visible = draw_matches(one, other, tokens, generator, shift)
     ground = first[:, None] + (ground.flip(2) + 1) / 2 * size  # (x, y) -> row, col in px
     centres = first + size / 2, second + size / 2
-    return Batch(shown[0], shown[1], plane, *centres, here, there, ground, seen, rows)
+    return Batch(shown[0], shown[1], plane, *centres, points_a, points_b, ground, visible, rows)
 
 
 def places(batch: Batch) -> tuple[Places, Places]:
     """(scene, row, col) of the tokens seen by both views, and of the first windows; on the CPU."""
-    scene = batch.scene[:, None].expand_as(batch.seen)[batch.seen]
-    row, col = batch.ground[batch.seen].T
+    scene = batch.scene[:, None].expand_as(batch.visible)[batch.visible]
+    row, col = batch.ground[batch.visible].T
     return (scene, row, col), (batch.scene, batch.centre[:, 0], batch.centre[:, 1])
 
 

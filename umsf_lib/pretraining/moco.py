@@ -39,7 +39,7 @@ def contrasts_of(network: UmsfNet) -> dict[str, tuple[str, str]]:
     return {name: pair for name, pair in every.items() if set(pair) <= set(network.projectors)}
 
 
-def weighted(parts: Mapping[str, Tensor], config: PretrainConfig) -> Tensor:
+def weighted_sum(parts: Mapping[str, Tensor], config: PretrainConfig) -> Tensor:
     """The loss: its parts with the weight of their kind, which the parts of a kind share."""
     view, modality, neighbour = config.positives
     kinds = ((INTRA, view + neighbour), (CROSS, modality), (FUSED, config.fused))
@@ -120,12 +120,12 @@ class MomentumContrast(Learner):
             processes.
         """
         own = batch.own()
-        query = self.embed(self.query, own.first, own.here, own.seen)
+        query = self.embed(self.query, own.first, own.points_a, own.visible)
         with torch.no_grad():
-            key = self.embed(self.key, own.second, own.there, own.seen)
+            key = self.embed(self.key, own.second, own.points_b, own.visible)
         masks = self._masks(own, radius_px)
         # Views of one process may share more ground than those of another; windows are as many.
-        tokens = int(own.seen.sum()) * world_size() / max(1, int(batch.seen.sum()))
+        tokens = int(own.visible.sum()) * world_size() / max(1, int(batch.visible.sum()))
         shares, tau = ((1 - self.config.pooled) * tokens, self.config.pooled), self.config.tau
         mine, others = zip(*self.contrasts.values(), strict=True)
         queue = torch.stack([self.queues[name].entries for name in others])  # (N, Q, D)
@@ -136,8 +136,8 @@ class MomentumContrast(Learner):
         losses = shares[0] * dense + shares[1] * pooled
         parts = dict(zip(self.contrasts, losses.unbind(), strict=True))
         extra = {"parts": parts, "query": query, "key": key, "mask": masks[0]}
-        extra |= {"negatives": self.queues["fused"].entries, "enqueue": gathered(key, batch)}
-        return weighted(parts, self.config), extra
+        extra |= {"negatives": self.queues["fused"].entries, "enqueue": gather_keys(key, batch)}
+        return weighted_sum(parts, self.config), extra
 
     def _masks(self, own: Batch, radius_px: float) -> list[Tensor]:
         """Negatives that show neither the query's ground nor that of its positive."""
@@ -145,15 +145,15 @@ class MomentumContrast(Learner):
         fused = self.queues["fused"]
         device = fused.entries.device
         token_mask, first_mask, second_mask = (
-            fused.own_ground_mask(*on_device(place, device), radius_px)
+            fused.other_location_mask(*on_device(place, device), radius_px)
             for place in (tokens, first, second)
         )
         return [token_mask, first_mask & second_mask]
 
     @staticmethod
-    def embed(network: UmsfNet, view: View, points: Tensor, seen: Tensor) -> Keys:
+    def embed(network: UmsfNet, view: View, points: Tensor, visible: Tensor) -> Keys:
         """Projector -> unit embeddings of the matched tokens ``(M, D)`` and pooled ``(B, D)``."""
-        return unit(embeddings(network, view, points, seen))
+        return unit(embeddings(network, view, points, visible))
 
     @torch.no_grad()
     def enqueue(self, batch: Batch, keys: Keys) -> None:
@@ -179,7 +179,7 @@ def embeddings(
     network: UmsfNet,
     view: View,
     points: Tensor,
-    seen: Tensor,
+    visible: Tensor,
     predictors: nn.ModuleDict | None = None,
 ) -> Keys:
     """Projector -> embeddings of matched tokens ``(M, D)`` and pooled ``(B, D)``, float32 at least.
@@ -190,13 +190,13 @@ def embeddings(
         network: that makes token maps and projects what is read from them.
         view: of B windows.
         points: ``(B, n, 2)`` where to read tokens, in view coordinates.
-        seen: ``(B, n)`` which of them to read.
+        visible: ``(B, n)`` which of them to read.
         predictors: a further head behind each projector, by its name.
     """
     features = network.features(view.images.get("optical"), view.images.get("sar"))
     fused = features["fused"]
     index, weight = tokens_around(points, fused.shape[2], fused.shape[3])  # (4, B, n) each
-    index, weight = (to_device(x[:, seen], fused.device) for x in (index, weight))  # (4, M)
+    index, weight = (to_device(x[:, visible], fused.device) for x in (index, weight))  # (4, M)
     count, rows = index.shape[1], {}
     for name, maps in features.items():  # (B, C, H, W)
         rows[name] = torch.cat([read_tokens(maps, index, weight), maps.mean(dim=(2, 3))])
@@ -220,14 +220,14 @@ def unit(rows: Keys) -> Keys:
     }
 
 
-def gathered(keys: Keys, batch: Batch) -> Keys:
+def gather_keys(keys: Keys, batch: Batch) -> Keys:
     """Keys of all processes in the order of the whole batch."""
     if world_size() == 1:
         return keys
     shares = [len(batch.scene) // world_size()] * world_size()
-    seen = [int(rows.sum()) for rows in batch.seen.chunk(world_size())]
+    visible = [int(rows.sum()) for rows in batch.visible.chunk(world_size())]
     tokens, windows = (
         gather_rows(torch.cat(rows, dim=1), counts).chunk(len(keys), dim=1)  # one exchange for all
-        for rows, counts in zip(zip(*keys.values(), strict=True), (seen, shares), strict=True)
+        for rows, counts in zip(zip(*keys.values(), strict=True), (visible, shares), strict=True)
     )
     return dict(zip(keys, zip(tokens, windows, strict=True), strict=True))

@@ -48,7 +48,7 @@ def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
         torch._foreach_copy_(old, new)
 
 
-def own_ground(a: Places, b: Places, radius_px: float) -> Tensor:
+def same_location(a: Places, b: Places, radius_px: float) -> Tensor:
     """``(M, N)`` bool: both lie in one scene, less than ``radius_px`` apart in both directions."""
     (scene, row, col), (others, rows, cols) = a, b
     own = scene[:, None] == others  # (M, N)
@@ -110,7 +110,9 @@ class Queue(nn.Module):
             buffer[slots] = new[count - kept :].to(buffer)
         self.pointer.add_(count).remainder_(size)
 
-    def own_ground_mask(self, scene: Tensor, row: Tensor, col: Tensor, radius_px: float) -> Tensor:
+    def other_location_mask(
+        self, scene: Tensor, row: Tensor, col: Tensor, radius_px: float
+    ) -> Tensor:
         """Mark the negatives that do not show the query's own ground.
 
         Footprints are squares, so two of side s share ground when their centres are less than s
@@ -126,4 +128,4 @@ class Queue(nn.Module):
             `(M, Q)` bool, True = keep as negative: the `mask` of `info_nce`.
         """
         entries = self.scene, self.row, self.col
-        return own_ground((scene, row, col), entries, radius_px).logical_not_()
+        return same_location((scene, row, col), entries, radius_px).logical_not_()

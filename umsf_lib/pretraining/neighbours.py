@@ -30,7 +30,7 @@ Corners = tuple[Tensor, Tensor, Tensor]  # scene, row, col of windows' first pix
 
 
 @dataclass(frozen=True)
-class Ground:
+class ScenePlane:
     """Where scenes lie on planes of pixels, so that ground goes on beyond a scene's edge.
 
     Attributes:
@@ -48,13 +48,13 @@ class Ground:
         return (self.origin[scene] + torch.stack([row, col], dim=1)).float()
 
     @classmethod
-    def apart(cls, count: int, pixel_m: float = 1.0) -> Ground:
+    def apart(cls, count: int, pixel_m: float = 1.0) -> ScenePlane:
         """Each scene on a plane of its own."""
         origin = torch.zeros(count, 2, dtype=torch.int64)
         return cls(torch.arange(count), origin, torch.full((count, 2), pixel_m).double())
 
 
-def lay_out(scenes: SceneSet, pixel_m: float) -> Ground:
+def lay_out(scenes: SceneSet, pixel_m: float) -> ScenePlane:
     """Lay the training scenes out by their coordinates, else by the map sheet they are named after.
 
     Scenes join a plane when CRS and pixel size are the same; those with neither CRS nor sheet stay
@@ -64,7 +64,7 @@ def lay_out(scenes: SceneSet, pixel_m: float) -> Ground:
         scenes: prepared.
         pixel_m: side of a pixel of scenes that do not tell, metres.
     """
-    found = Ground.apart(len(scenes.records), pixel_m)
+    found = ScenePlane.apart(len(scenes.records), pixel_m)
     planes: list[tuple[str, np.ndarray, int]] = []  # CRS, step of a row and a column, number
     for scene in scenes.indices("train"):
         record = scenes.records[scene]
@@ -123,7 +123,7 @@ class Neighbours:
         self.ground = lay_out(scenes, config.pixel_m)
         self.sides = torch.tensor([(r.height, r.width) for r in scenes.records])  # (S, 2)
         self.beside = _beside(self.ground, self.sides, self._reach_px() + size)
-        self.looks = Looks(scenes, roles, size)
+        self.looks = WindowDescriptors(scenes, roles, size)
         train = scenes.indices("train")
         alone = all((self.beside[i] == i).all() and self.sides[i].max() <= size for i in train)
         if alone:
@@ -140,8 +140,8 @@ class Neighbours:
         """A window near each of ``windows``: uniform in the disc, as far as there is ground.
 
         A place serves if the whole window lies in one scene and at least half of it is valid;
-        with ``homogeneity`` it must also look alike (see ``Looks.alike``). A window without any
-        such place among ``CANDIDATES`` is its own neighbour.
+        with ``homogeneity`` it must also look alike (see ``alike``). A window without any such
+        place among ``CANDIDATES`` is its own neighbour.
         """
         scene, row, col = windows
         offset = draw_in_disc(CANDIDATES, len(scene), self.config.neighbour_m, generator)
@@ -181,7 +181,7 @@ def draw_in_disc(count: int, batch: int, radius: float, generator: torch.Generat
     return torch.stack([distance * angle.sin(), distance * angle.cos()], dim=2)
 
 
-def _beside(ground: Ground, sides: Tensor, reach: int) -> Tensor:
+def _beside(ground: ScenePlane, sides: Tensor, reach: int) -> Tensor:
     """``(S, N)`` int64: of each scene those within ``reach`` px; itself first, and as padding."""
     lists: list[list[int]] = [[scene] for scene in range(len(sides))]
     numbers, counts = ground.plane.unique(return_counts=True)
@@ -195,7 +195,7 @@ def _beside(ground: Ground, sides: Tensor, reach: int) -> Tensor:
     return torch.tensor([row + [row[0]] * (longest - len(row)) for row in lists])
 
 
-class Looks:
+class WindowDescriptors:
     """Band means, spread and valid share of every training window, from a coarse grid of pixels.
 
     Kept at a quarter of a window, so that comparing two windows is reading a table on the CPU: the
@@ -264,7 +264,7 @@ def alike(a: Tensor, b: Tensor, homogeneity: float) -> Tensor:
     for the same.
 
     Args:
-        a: entries ``(..., 2 + C)`` of a ``Looks`` table.
+        a: entries ``(..., 2 + C)`` of a ``WindowDescriptors`` table.
         b: others, of a shape that broadcasts.
         homogeneity: in standard deviations.
     """

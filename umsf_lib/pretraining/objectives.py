@@ -15,8 +15,8 @@ from ..config import PretrainConfig
 from ..models.umsf_net import UmsfNet, projection_head
 from .batches import Batch, key_places, on_device, places
 from .losses import barlow_twins, decur_cross, in_batch_nce
-from .moco import Keys, Learner, MomentumContrast, contrasts_of, embeddings, unit, weighted
-from .momentum import Places, key_network, momentum_update, own_ground
+from .moco import Keys, Learner, MomentumContrast, contrasts_of, embeddings, unit, weighted_sum
+from .momentum import Places, key_network, momentum_update, same_location
 
 
 class MomentumContrastV3(Learner):
@@ -45,10 +45,13 @@ class MomentumContrastV3(Learner):
 
     def forward(self, batch: Batch, radius_px: float) -> tuple[Tensor, dict[str, Any]]:
         """Loss of one batch; see ``MomentumContrast.forward``."""
-        views, heads = ((batch.first, batch.here), (batch.second, batch.there)), self.predictors
-        query = [unit(embeddings(self.query, *view, batch.seen, heads)) for view in views]
+        views, heads = (
+            ((batch.first, batch.points_a), (batch.second, batch.points_b)),
+            self.predictors,
+        )
+        query = [unit(embeddings(self.query, *view, batch.visible, heads)) for view in views]
         with torch.no_grad():
-            key = [unit(embeddings(self.key, *view, batch.seen)) for view in views]
+            key = [unit(embeddings(self.key, *view, batch.visible)) for view in views]
         where = places(batch), key_places(batch)
         parts = [
             self._half(query[i], key[1 - i], where[i], where[1 - i], radius_px) for i in (0, 1)
@@ -56,7 +59,7 @@ class MomentumContrastV3(Learner):
         both = {name: parts[0][name] + parts[1][name] for name in self.contrasts}
         extra = {"parts": both, "query": query[0], "key": key[1], "enqueue": key[1]}
         extra |= {"mask": self._mask(where[0][0], where[1][0], radius_px)}
-        return weighted(both, self.config), extra | {"negatives": key[1]["fused"][0]}
+        return weighted_sum(both, self.config), extra | {"negatives": key[1]["fused"][0]}
 
     def _half(
         self,
@@ -81,7 +84,7 @@ class MomentumContrastV3(Learner):
         """``(M, M)`` bool: keys that show neither the query's ground nor its positive's."""
         device = next(self.query.parameters()).device
         q, k = on_device(own, device), on_device(theirs, device)
-        return (own_ground(q, k, radius_px) | own_ground(k, k, radius_px)).logical_not_()
+        return (same_location(q, k, radius_px) | same_location(k, k, radius_px)).logical_not_()
 
     @torch.no_grad()
     def update_keys(self) -> None:
@@ -104,8 +107,8 @@ class Decur(Learner):
 
     def forward(self, batch: Batch, radius_px: float) -> tuple[Tensor, dict[str, Any]]:
         """Loss of one batch; see ``MomentumContrast.forward``. The radius is for the log alone."""
-        first = embeddings(self.query, batch.first, batch.here, batch.seen)
-        second = embeddings(self.query, batch.second, batch.there, batch.seen)
+        first = embeddings(self.query, batch.first, batch.points_a, batch.visible)
+        second = embeddings(self.query, batch.second, batch.points_b, batch.visible)
         parts = {"fused": self._both(barlow_twins, first["fused"], second["fused"])}
         if "cross_sar" in self.contrasts:
             optical, sar = joined(first, "optical"), joined(first, "sar")
@@ -119,8 +122,8 @@ class Decur(Learner):
         negatives = key["fused"][0]
         where = on_device(places(batch)[0], negatives.device)
         extra = {"parts": parts, "query": query, "key": key, "enqueue": key}
-        extra |= {"mask": ~own_ground(where, where, radius_px), "negatives": negatives}
-        return weighted(parts, self.config), extra
+        extra |= {"mask": ~same_location(where, where, radius_px), "negatives": negatives}
+        return weighted_sum(parts, self.config), extra
 
     def _across(self, a: Tensor, b: Tensor) -> Tensor:
         return decur_cross(a, b, self.query.projection_dim)

@@ -24,7 +24,7 @@ from ..training.loop import Row, train, trainable, write_rows
 from .batches import Batch, two_views
 from .losses import collapsed, embedding_statistics
 from .moco import Learner, MomentumContrast
-from .neighbours import Corners, Ground, Neighbours
+from .neighbours import Corners, Neighbours, ScenePlane
 from .objectives import OBJECTIVES
 
 LOG_EVERY = 10  # steps
@@ -39,7 +39,7 @@ class WindowSource:
         views = config.views
         self.store, self.config = store, config
         self.tiles = training_tiles(scenes, views.window_px, views.overlap_px)
-        self.ground, self.neighbours = Ground.apart(len(scenes.records)), None
+        self.ground, self.neighbours = ScenePlane.apart(len(scenes.records)), None
         if config.pretrain.positives[2] > 0:
             self.neighbours = Neighbours(scenes, store.roles, views.window_px, config.pretrain)
             self.ground = self.neighbours.ground

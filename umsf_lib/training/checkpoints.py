@@ -28,7 +28,7 @@ from ..config import CheckpointError
 from ..run import differences, sha256_of, write_atomically
 
 
-def packed(content: Mapping[str, Any]) -> memoryview:
+def pack(content: Mapping[str, Any]) -> memoryview:
     """Bytes of a file for ``torch.load``; saved to a path, they would hold its temporary name."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -37,7 +37,7 @@ def packed(content: Mapping[str, Any]) -> memoryview:
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write tensors, atomically; equal states give equal files."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(packed(state)))
+    write_atomically(path, lambda temporary: temporary.write_bytes(pack(state)))
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state after ``step`` steps and drop all but the last two."""
-        content = packed({"step": step, "settings": dict(self.settings), **state})
+        content = pack({"step": step, "settings": dict(self.settings), **state})
         sha = hashlib.sha256(content).hexdigest()[:12]
         path = self.folder / f"step-{step:06d}-{sha}.pt"
         write_atomically(path, lambda temporary: temporary.write_bytes(content))

@@ -101,7 +101,7 @@ def any_process(flag: bool) -> bool:
     if world_size() == 1:
         return flag
     told = torch.tensor(int(flag))
-    with reported():
+    with report_lost_process():
         dist.all_reduce(told, dist.ReduceOp.MAX)
     return bool(told)
 
@@ -111,7 +111,7 @@ def mean_over_processes(values: Sequence[float]) -> list[float]:
     if world_size() == 1:
         return list(values)
     told = torch.tensor(values, dtype=torch.float64)
-    with reported():
+    with report_lost_process():
         dist.all_reduce(told)
     return (told / world_size()).tolist()
 
@@ -128,13 +128,13 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
-    with reported():
+    with report_lost_process():
         dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
+def report_lost_process() -> Iterator[None]:
     """Turn the many errors of a broken connection into one.
 
     Raises:

@@ -26,7 +26,13 @@ from .checkpoints import (
     random_state,
     restore_random_state,
 )
-from .distributed import ProcessLostError, any_process, mean_over_processes, rank, reported
+from .distributed import (
+    ProcessLostError,
+    any_process,
+    mean_over_processes,
+    rank,
+    report_lost_process,
+)
 
 Row = dict[str, float]
 Metrics = Mapping[str, Tensor | float]
@@ -116,7 +122,7 @@ def train(
                 group["lr"] = peak * factor
             optimizer.zero_grad(set_to_none=True)
             try:
-                with reported():
+                with report_lost_process():
                     bfloat16 = amp and device.type == "cuda"
                     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                         loss, metrics = loss_of(step)
@@ -127,7 +133,7 @@ def train(
                     after_step(step)
                 changed = False
             except (RuntimeError, MemoryError, ProcessLostError) as error:
-                said = explained(error, batch)
+                said = explain(error, batch)
                 if said is None:
                     raise
                 kept = state.newest() if changed else state.taken_back(step, before, said)
@@ -152,7 +158,7 @@ def train(
     return state.rows
 
 
-def explained(error: Exception, batch: tuple[str, int]) -> UmsfError | None:
+def explain(error: Exception, batch: tuple[str, int]) -> UmsfError | None:
     """What to tell a user of an error inside a step; None if it is none of theirs.
 
     Args:
