@@ -109,7 +109,7 @@ def test_overrides(overrides: str, section: str, key: str, value: object) -> Non
         ("pretrain.tau=0", ["pretrain.tau", "0", "larger"]),
         ("pretrain.positives=[1,1]", ["pretrain.positives", "must be 3 numbers", "[1, 1]"]),
         ("pretrain.positives=[1,1,-1]", ["pretrain.positives", "-1", "not negative"]),
-        ("pretrain.objective=simclr", ["'simclr'", "moco, mocov3, decur"]),
+        ("pretrain.optimizer=lars", ["'lars'", "sgd, adamw"]),
         ("views.sensor_drop=2", ["views.sensor_drop", "2", "at most 1"]),
         ("cluster.sigmas_px=[0]", ["cluster.sigmas_px", "0", "larger"]),
         ("pretrain.ema=1.5", ["pretrain.ema", "1.5", "at most 1"]),

@@ -99,7 +99,6 @@ class ModelConfig:
 class PretrainConfig:
     """Momentum-contrast pretraining."""
 
-    objective: str = "moco"  # moco | mocov3 | decur
     epochs: int = 10
     steps_per_epoch: int = 0  # 0: as many windows as the training scenes have tiles
     batch: int = 16
@@ -120,7 +119,7 @@ class PretrainConfig:
     tokens: int = 16  # dense positives per window
     pooled: float = 0.5  # share of the pooled contrast; the rest is dense
     amp: bool = True
-    compile: bool = False  # torch.compile of networks and loss, on CUDA only; not measured yet
+    compile: bool = False  # torch.compile of blocks and loss, on CUDA only
     checkpoint_every: int = 100  # steps
 
 
@@ -209,7 +208,6 @@ CHOICES = {
     "model.weights": ("none", "imagenet"),
     "model.norm": ("group", "batch"),
     "model.fusion": ("concat", "add", "attention"),
-    "pretrain.objective": ("moco", "mocov3", "decur"),
     "pretrain.optimizer": ("sgd", "adamw"),
     "cluster.teacher": ("mixture", "kmeans"),
     "cluster.initial": ("pretrained", "random"),

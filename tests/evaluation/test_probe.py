@@ -31,7 +31,7 @@ from umsf_lib.evaluation.probe import (
     linear_probe,
     mean_variogram,
     patches_of,
-    probe,
+    probe_features,
     same_class,
     splits,
     variogram,
@@ -117,8 +117,8 @@ def test_records_of_a_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     run = Run.open(load_config("tiny", overrides="synthetic.test=5 map.patch_px=32"))
     task = ClusteringTask.of_run(run, load_data(run))
     made_of = {"statistics": "local"}
-    assert probe(run, task, {"statistics": task.statistics}, made_of)
-    assert not probe(run, task, {"statistics": task.statistics}, made_of)
+    assert probe_features(run, task, {"statistics": task.statistics}, made_of)
+    assert not probe_features(run, task, {"statistics": task.statistics}, made_of)
     table = load_records([run.folder])
     assert list(table.columns) == COLUMNS and set(table.protocol) == set(PROTOCOLS)
     assert set(table.metric) == {"rf_acc", "rf_acc_std", "knn_acc", "knn_acc_std"}

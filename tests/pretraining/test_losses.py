@@ -15,14 +15,9 @@ from umsf_lib.clustering.losses import (
     symmetric_kl,
 )
 from umsf_lib.pretraining.losses import (
-    REDUNDANCY,
-    barlow_twins,
     chance_level,
     collapsed,
-    cross_correlation,
-    decur_cross,
     embedding_statistics,
-    in_batch_nce,
     info_nce,
 )
 
@@ -168,81 +163,6 @@ def test_clustering_loss_is_negative_mutual_information() -> None:
     independent = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
     information = (joint * (joint / independent).log()).sum()
     assert torch.allclose(clustering_loss(p, 1.0), math.log(6) - information)
-
-
-@pytest.mark.parametrize("tau", [0.2, 1.0])
-def test_in_batch_nce_equals_a_loop(tau: float) -> None:
-    q, k = unit(5, 8, 1).double(), unit(7, 8, 2).double()  # two keys come from another process
-    mask = torch.rand(5, 7, generator=torch.Generator().manual_seed(4)) > 0.4
-    for use in (None, mask):
-        total = 0.0
-        for i in range(5):
-            keep = [j for j in range(7) if j == i or use is None or use[i, j]]
-            scores = [math.exp(float(q[i] @ k[j]) / tau) for j in keep]
-            total -= math.log(math.exp(float(q[i] @ k[i]) / tau) / sum(scores))
-        expected = 2 * tau * total / 5
-        assert in_batch_nce(q, k, tau, use).item() == pytest.approx(expected, rel=1e-9)
-
-
-def test_in_batch_nce_is_moco_with_the_other_keys_as_its_queue() -> None:
-    q, k, tau = unit(1, 16, 1), unit(9, 16, 2), 0.2
-    expected = 2 * tau * info_nce(q, k[:1], k[1:], tau)
-    assert torch.allclose(in_batch_nce(q, k, tau), expected, atol=1e-6)
-
-
-def test_in_batch_nce_of_nothing_is_zero_and_keys_get_no_gradient() -> None:
-    assert in_batch_nce(unit(3, 4)[:0], unit(3, 4), 0.2).item() == 0
-    q, k = unit(3, 4, 1).requires_grad_(), unit(3, 4, 2).requires_grad_()
-    alone = in_batch_nce(q, k, 0.2, torch.zeros(3, 3, dtype=torch.bool))
-    assert alone.item() == pytest.approx(0, abs=1e-6)  # no negative is left
-    in_batch_nce(q, k, 0.2).backward()
-    assert q.grad is not None and k.grad is None
-
-
-def slow_correlation(a: Tensor, b: Tensor) -> list[list[float]]:
-    """With the small constant under batch norm's root."""
-    rows = []
-    for i in range(a.shape[1]):
-        x = (a[:, i] - a[:, i].mean()) / math.sqrt(float(a[:, i].var(correction=0)) + 1e-5)
-        row = []
-        for j in range(b.shape[1]):
-            y = (b[:, j] - b[:, j].mean()) / math.sqrt(float(b[:, j].var(correction=0)) + 1e-5)
-            row.append(float((x * y).mean()))
-        rows.append(row)
-    return rows
-
-
-def test_barlow_twins_and_decur_equal_loops() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(20, 5, generator=generator).double()
-    b = (a + torch.randn(20, 5, generator=generator)).roll(1, 1)
-    c = slow_correlation(a, b)
-    assert cross_correlation(a, b).flatten().tolist() == pytest.approx(sum(c, []), rel=1e-9)
-
-    def distance(places: range, diagonal: float) -> float:
-        return sum(
-            (c[i][j] - diagonal) ** 2 if i == j else REDUNDANCY * c[i][j] ** 2
-            for i in places
-            for j in places
-        )
-
-    assert barlow_twins(a, b).item() == pytest.approx(distance(range(5), 1) / 5, rel=1e-9)
-    for common in range(6):
-        halves = distance(range(common), 1) + distance(range(common, 5), 0)
-        assert decur_cross(a, b, common).item() == pytest.approx(halves / 10, rel=1e-9)
-
-
-def test_decur_is_least_where_common_agrees_and_unique_does_not() -> None:
-    """Closed forms from orthogonal patterns: columns of a Hadamard matrix are uncorrelated."""
-    two = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
-    columns = torch.kron(torch.kron(two, two), two)[:, 1:].double()  # (8, 7), mean 0, variance 1
-    a, b = columns[:, :4], torch.cat([columns[:, :2], columns[:, 4:6]], dim=1)
-    assert decur_cross(a, b, common=2).item() == pytest.approx(0, abs=1e-9)
-    assert barlow_twins(a, a).item() == pytest.approx(0, abs=1e-9)
-    assert barlow_twins(a, -a).item() == pytest.approx(4, rel=1e-4)  # each C_ii is -1
-    assert decur_cross(a, a, common=2).item() == pytest.approx(0.25, rel=1e-4)  # two unique agree
-    point = torch.zeros(8, 4).double()  # collapsed: every common C_ii is 0 instead of 1
-    assert barlow_twins(point, point).item() == 1 and decur_cross(point, point, 4).item() == 0.5
 
 
 def test_clustering_loss_with_a_prior_is_zero_at_the_prior() -> None:

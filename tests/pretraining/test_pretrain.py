@@ -300,15 +300,6 @@ def test_a_long_queue_is_capped_and_said(project: Path) -> None:
         pretrain(run, scenes)
 
 
-def test_an_objective_without_queue_is_told_of_none(project: Path) -> None:
-    run, scenes = ready(
-        "mine", "pretrain.queue_size=1000 pretrain.epochs=1 pretrain.objective=decur"
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pretrain(run, scenes)
-
-
 def test_the_learning_rate_is_linear_in_the_batch(project: Path) -> None:
     peaks = {}
     for batch in (4, 8):

@@ -19,7 +19,7 @@ from umsf_lib.data.scene_set import valid_labels
 from umsf_lib.data.stage import prepare
 from umsf_lib.data.synthetic import scene_names, sheet_transform, write_scenes
 from umsf_lib.data.windows import PixelStore
-from umsf_lib.simulation.landscape import MEASURED, landscape, vary
+from umsf_lib.simulation.landscape import MEASURED, make_landscape, vary
 from umsf_lib.simulation.sensors import gamma_speckle, mean_amplitude, simulate_scene
 from umsf_lib.simulation.terrain import (
     CITY,
@@ -84,7 +84,9 @@ def test_sheets_lie_where_their_names_say() -> None:
 
 
 def test_land_has_the_measured_shares() -> None:
-    counts = sum(np.bincount(landscape(512, 512, s).label.ravel(), minlength=7) for s in range(8))
+    counts = sum(
+        np.bincount(make_landscape(512, 512, s).label.ravel(), minlength=7) for s in range(8)
+    )
     shares = counts / counts.sum()
     for land, wanted in MEASURED.items():
         tolerance = 0.5 if land in (CITY, VILLAGE, OTHERS) else 0.3  # few sites per scene
@@ -92,7 +94,7 @@ def test_land_has_the_measured_shares() -> None:
 
 
 def test_land_comes_about_by_processes() -> None:
-    land = landscape(512, 512, 3)
+    land = make_landscape(512, 512, 3)
     south, east = np.gradient(land.elevation, 5.0)
     slope = np.hypot(south, east)
     assert slope[land.label == FOREST].mean() > 2 * slope[land.label == FARMLAND].mean()

@@ -19,11 +19,11 @@ from .classical import (
     mixture_random,
     mixture_statistics,
 )
-from .deepcluster import deepcluster
-from .mutual_information import mutual_information
-from .scan import scan
-from .supervised import has_ceiling, supervised
-from .swav import swav
+from .deepcluster import fit_deepcluster
+from .mutual_information import fit_mutual_information
+from .scan import fit_scan
+from .supervised import fit_supervised, has_ceiling
+from .swav import fit_swav
 
 Fit = Callable[[Run, ClusteringTask], Classifier]
 
@@ -38,13 +38,13 @@ BASELINES: dict[str, Fit] = {
 }
 # These also take ``progress`` (see ``loop.train``).
 LEARNED: dict[str, Callable[..., Classifier]] = {
-    "mutual-information": mutual_information,
-    "deepcluster": deepcluster,
-    "swav": swav,
-    "scan": scan,
+    "mutual-information": fit_mutual_information,
+    "deepcluster": fit_deepcluster,
+    "swav": fit_swav,
+    "scan": fit_scan,
 }
 # The one method that sees labels, those of the training scenes: no rival, but what they all stay
 # below.
-CEILING: dict[str, Callable[..., Classifier]] = {"supervised": supervised}
+CEILING: dict[str, Callable[..., Classifier]] = {"supervised": fit_supervised}
 
 __all__ = ["BASELINES", "CEILING", "LEARNED", "Fit", "has_ceiling"]

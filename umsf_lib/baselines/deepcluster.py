@@ -28,7 +28,9 @@ KMEANS_ITERATIONS = 10
 CLUSTERINGS = 10  # over the whole training
 
 
-def deepcluster(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
+def fit_deepcluster(
+    run: Run, task: ClusteringTask, *, progress: Progress | None = None
+) -> Classifier:
     """DeepCluster v2 from random weights, the centroids of one head merged to the clusters."""
     head = partial(prototype_head, task)
     return learned(run, task, "deepcluster", head, learn, pretrained=False, progress=progress)

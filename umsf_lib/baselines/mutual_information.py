@@ -27,7 +27,7 @@ NAME = "mutual-information"
 BALANCE = 1.0  # any other weight is no mutual information
 
 
-def mutual_information(
+def fit_mutual_information(
     run: Run, task: ClusteringTask, *, progress: Progress | None = None
 ) -> Classifier:
     """Clustering loss and consistency on our pretrained network, all weights trained."""

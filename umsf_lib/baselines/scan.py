@@ -34,7 +34,7 @@ THRESHOLD = 0.99
 CUT = 0.3  # side of the cut-out square, in windows
 
 
-def scan(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
+def fit_scan(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
     """SCAN on our pretrained network: linear heads on its tokens, then self-labelling of it all."""
 
     def head() -> nn.Module:

@@ -28,7 +28,9 @@ from .base import Progress, baseline_steps, learned, train_module
 LONGER = 4  # times the windows of the others: a ceiling that is not reached is none
 
 
-def supervised(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
+def fit_supervised(
+    run: Run, task: ClusteringTask, *, progress: Progress | None = None
+) -> Classifier:
     """Cross-entropy from random weights; one output per class, matched as every method's.
 
     Raises:

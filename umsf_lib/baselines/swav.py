@@ -29,7 +29,7 @@ EPSILON, ITERATIONS = 0.05, 3
 FROZEN = 0.05  # share of the steps in which the prototypes stand still
 
 
-def swav(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
+def fit_swav(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
     """SwAV from our pretrained network, its prototypes merged to the clusters."""
     head = partial(prototype_head, task)
     return learned(run, task, "swav", head, learn, pretrained=True, progress=progress)

@@ -3,3 +3,13 @@
 A mixture on ``tokens`` (``mixture``) teaches the network (``self_training``, ``losses``);
 ``inference`` and ``smoothing`` make maps of whole scenes; ``task`` is what every method is given.
 """
+
+from .. import hand_on
+
+__getattr__, __all__ = hand_on(
+    __name__,
+    losses="clustering_loss",
+    mixture="posterior_map",
+    stage="cluster clustered_classifier feature_tokens fit_teacher load_clustered",
+    task="ClusteringTask",
+)

@@ -11,15 +11,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from torch import Tensor, log
 
 from ..config import ConfigError, unknown_name
 from ..run import project_root
+
+if TYPE_CHECKING:  # a layout is read without torch
+    from torch import Tensor
 
 FOLDER = Path(__file__).parent / "layouts"
 # What a band must be stored as, so that a wrong scaling is noticed before it is trained on.
@@ -281,7 +283,7 @@ def _split(tree: Any) -> dict[str, Any]:
     return {**tree, **lists}
 
 
-Values = TypeVar("Values", NDArray[Any], Tensor)
+Values = TypeVar("Values", NDArray[Any], "Tensor")
 
 
 def to_log_intensity(values: Values, scaling: str) -> Values:
@@ -291,11 +293,10 @@ def to_log_intensity(values: Values, scaling: str) -> Values:
         values: as stored. Zeros are lifted (amplitude to .5, intensity to 1e-6) to stay finite.
         scaling: ``amplitude8`` (intensity is its square), ``intensity`` (linear power) or ``db``.
     """
-    logarithm = log if isinstance(values, Tensor) else np.log
-    if scaling == "amplitude8":
-        return 2 * logarithm(values.clip(min=0.5))
-    if scaling == "intensity":
-        return logarithm(values.clip(min=1e-6))
     if scaling == "db":
         return values * (math.log(10) / 10)
+    if scaling in ("amplitude8", "intensity"):
+        lifted = values.clip(min=0.5 if scaling == "amplitude8" else 1e-6)
+        logarithm = np.log(lifted) if isinstance(lifted, np.ndarray) else lifted.log()
+        return 2 * logarithm if scaling == "amplitude8" else logarithm
     raise ValueError(f"scaling '{scaling}' is not one of a SAR sensor")

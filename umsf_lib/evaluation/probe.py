@@ -156,7 +156,7 @@ def judge(patches: Patches, protocol: str, metric: str, seed: int) -> np.ndarray
     )
 
 
-def probe(
+def probe_features(
     run: Run, task: ClusteringTask, methods: Mapping[str, TokenMap], made_of: Mapping[str, Any]
 ) -> bool:
     """Stage ``probe``: judge frozen features on the test scenes, write ``probe.json``.

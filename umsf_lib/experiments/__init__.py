@@ -2,3 +2,11 @@
 
 ``pipeline`` runs all stages of one run, ``sweep`` many runs, ``tables`` reads their records.
 """
+
+from .. import hand_on
+
+__getattr__, __all__ = hand_on(
+    __name__,
+    pipeline="METHODS PRETRAINED methods run_everything",
+    tables="method_costs print_sweep",
+)

@@ -3,3 +3,13 @@
 ``encoders`` and ``fusion`` are put together in ``umsf_net``; ``speckle`` makes speckle, filters
 it by classical filters and measures what is left.
 """
+
+from .. import hand_on
+
+__getattr__, __all__ = hand_on(
+    __name__,
+    encoders="encoder",
+    umsf_net="AttentionFusion central_attention",
+    speckle="speckle",
+    stage="train_despeckler",
+)

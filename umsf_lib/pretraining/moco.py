@@ -50,27 +50,7 @@ def weighted_sum(parts: Mapping[str, Tensor], config: PretrainConfig) -> Tensor:
     return torch.stack(terms).sum()
 
 
-class Learner(nn.Module):
-    """An objective: the network that learns, ``forward`` as below, and what follows a step."""
-
-    query: UmsfNet
-    contrasts: dict[str, tuple[str, str]]
-
-    def tune_for_cuda(self, compiled: bool) -> None:
-        """Choose the GPU's fast paths: TF32, and torch.compile where asked for."""
-        torch.set_float32_matmul_precision("high")
-        for network in self.children() if compiled else ():
-            if isinstance(network, UmsfNet):
-                network.compile_blocks()
-
-    def enqueue(self, batch: Batch, keys: Keys) -> None:
-        """After the optimiser step: keep what later steps compare with; here nothing."""
-
-    def update_keys(self) -> None:
-        """Then: let the key network follow; here there is none."""
-
-
-class MomentumContrast(Learner):
+class MomentumContrast(nn.Module):
     """Query network, EMA key network, and one queue per key projector (He et al. 2020, MoCo)."""
 
     def __init__(self, query: UmsfNet, config: PretrainConfig, generator: torch.Generator) -> None:
@@ -96,9 +76,11 @@ class MomentumContrast(Learner):
         return self
 
     def tune_for_cuda(self, compiled: bool) -> None:
-        """As any objective, and the loss, which reads the queue several times otherwise."""
-        super().tune_for_cuda(compiled)
+        """Choose the GPU's fast paths: TF32, and torch.compile where asked for."""
+        torch.set_float32_matmul_precision("high")
         if compiled:
+            self.query.compile_blocks()
+            self.key.compile_blocks()
             self.info_nce = torch.compile(info_nce, dynamic=True)  # matched tokens vary in number
 
     @property
@@ -180,7 +162,6 @@ def embeddings(
     view: View,
     points: Tensor,
     visible: Tensor,
-    predictors: nn.ModuleDict | None = None,
 ) -> Keys:
     """Projector -> embeddings of matched tokens ``(M, D)`` and pooled ``(B, D)``, float32 at least.
 
@@ -191,7 +172,6 @@ def embeddings(
         view: of B windows.
         points: ``(B, n, 2)`` where to read tokens, in view coordinates.
         visible: ``(B, n)`` which of them to read.
-        predictors: a further head behind each projector, by its name.
     """
     features = network.features(view.images.get("optical"), view.images.get("sar"))
     fused = features["fused"]
@@ -200,10 +180,7 @@ def embeddings(
     count, rows = index.shape[1], {}
     for name, maps in features.items():  # (B, C, H, W)
         rows[name] = torch.cat([read_tokens(maps, index, weight), maps.mean(dim=(2, 3))])
-    projected = network.project(rows)
-    if predictors:
-        projected = {name: predictors[name](z) for name, z in projected.items()}
-    projected = {name: at_least_float32(z) for name, z in projected.items()}
+    projected = {name: at_least_float32(z) for name, z in network.project(rows).items()}
     return {name: (z[:count], z[count:]) for name, z in projected.items()}
 
 

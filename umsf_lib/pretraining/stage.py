@@ -23,9 +23,8 @@ from ..training.distributed import any_process, own_rows, rank, world_size
 from ..training.loop import Row, train, trainable, write_rows
 from .batches import Batch, two_views
 from .losses import collapsed, embedding_statistics
-from .moco import Learner, MomentumContrast
+from .moco import MomentumContrast
 from .neighbours import Corners, Neighbours, ScenePlane
-from .objectives import OBJECTIVES
 
 LOG_EVERY = 10  # steps
 FIRST_LOOKS = 10  # of the collapse monitor, at a network that has hardly learnt
@@ -140,8 +139,7 @@ def _pretrain(
     use_deterministic(config.deterministic)
     generator = seed_everything(config.seed)
     learner, source = build_learner(run, scenes, generator)
-    if isinstance(learner, MomentumContrast):
-        _say_if_capped(config, len(source.tiles))
+    _say_if_capped(config, len(source.tiles))
     optimizer = new_optimizer(learner, settings)
     step_of = shared(learner)
     stash: dict[str, Any] = {}
@@ -181,31 +179,25 @@ def _pretrain(
 
 def build_learner(
     run: Run, scenes: SceneSet, generator: torch.Generator
-) -> tuple[Learner, WindowSource]:
+) -> tuple[MomentumContrast, WindowSource]:
     """Networks with the run's despeckler, queues, and the source of windows, on the device.
 
     Raises:
-        ConfigError: batch norm of a batch of one window, or over several CPU processes; another
-            objective than ``moco`` in several processes.
+        ConfigError: batch norm of a batch of one window, or over several CPU processes.
     """
     config = run.config
     _check_batch_norm(config, run.device)
-    if world_size() > 1 and config.pretrain.objective != "moco":
-        raise ConfigError(
-            f"pretrain.objective is {config.pretrain.objective}, which compares windows within one "
-            f"process, but there are {world_size()}; use one process, or pretrain.objective=moco."
-        )
     store = open_store(scenes, config, run.device)
     source = WindowSource(scenes, store, config)
     settings = replace(config.pretrain, queue_size=queue_size(config, len(source.tiles)))
     network = new_network(run, scenes)
-    learner = OBJECTIVES[settings.objective](network, settings, generator).to(run.device)
+    learner = MomentumContrast(network, settings, generator).to(run.device)
     if run.device.type == "cuda":
         learner.tune_for_cuda(settings.compile)
     return learner, source
 
 
-def new_optimizer(learner: Learner, settings: PretrainConfig) -> torch.optim.Optimizer:
+def new_optimizer(learner: MomentumContrast, settings: PretrainConfig) -> torch.optim.Optimizer:
     """Over what learns: SGD as MoCo's, or AdamW (Loshchilov & Hutter 2019).
 
     The learning rate of SGD grows with the batch (Goyal et al. 2017); AdamW's does not.
@@ -217,7 +209,7 @@ def new_optimizer(learner: Learner, settings: PretrainConfig) -> torch.optim.Opt
     return torch.optim.SGD(parameters, rate, momentum, weight_decay=decay, fused=True)
 
 
-def shared(learner: Learner) -> nn.Module:
+def shared(learner: MomentumContrast) -> nn.Module:
     """The learner itself, or with several processes one whose gradients are averaged over them.
 
     There batch norm takes the statistics of the whole batch (SyncBatchNorm), as one process would.

@@ -4,3 +4,10 @@ In comes a seed, out come arrays in the form of WHU-OPT-SAR. Relief first (``ter
 roads and villages (``settlements``), their land cover (``landscape``) and its images
 (``sensors``).
 """
+
+from .. import hand_on
+
+__getattr__, __all__ = hand_on(
+    __name__,
+    sensors="simulate_scene",
+)

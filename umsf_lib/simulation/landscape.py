@@ -98,7 +98,7 @@ class Landscape:
     vigour: FloatMap
 
 
-def landscape(height: int, width: int, seed: int, *, difficulty: str = "easy") -> Landscape:
+def make_landscape(height: int, width: int, seed: int, *, difficulty: str = "easy") -> Landscape:
     """Make the land of one scene.
 
     Args:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.special import gammaincinv, gammaln, ndtr
 
-from .landscape import ORCHARD, Landscape, landscape, vary
+from .landscape import ORCHARD, Landscape, make_landscape, vary
 from .terrain import FARMLAND, PIXEL_M, WATER, FloatMap, fractal, smooth_noise
 
 # Rows: farmland, city, village, water, forest, road, others, orchard.
@@ -240,7 +240,7 @@ def simulate_scene(
     Raises:
         ConfigError: unknown difficulty, or a side below 96 px.
     """
-    land = landscape(height, width, seed, difficulty=difficulty)
+    land = make_landscape(height, width, seed, difficulty=difficulty)
     return {
         "optical": optical_image(land, seed, difficulty),
         "sar": sar_image(land, seed, difficulty),

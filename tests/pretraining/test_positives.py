@@ -1,8 +1,7 @@
-"""Neighbours as positives, and the objectives beside momentum contrast, against slow loops."""
+"""Positives of pretraining: matched views, neighbours, sensors left out."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import umsf_lib.pretraining.stage
-from umsf_lib.config import Config, ConfigError, ViewConfig, load_config
+from umsf_lib.config import Config, ViewConfig, load_config
 from umsf_lib.data.scene_set import SceneSet, training_statistics
 from umsf_lib.data.stage import load_data
 from umsf_lib.data.windows import PixelStore
 from umsf_lib.models.stage import train_despeckler
 from umsf_lib.pretraining.augmentations import drop_sensor, sample_tokens
-from umsf_lib.pretraining.batches import key_places, places
-from umsf_lib.pretraining.losses import barlow_twins, decur_cross
-from umsf_lib.pretraining.moco import embeddings, unit
-from umsf_lib.pretraining.objectives import OBJECTIVES
 from umsf_lib.pretraining.stage import WindowSource, build_learner
 from umsf_lib.run import Run, digest
 
@@ -122,69 +116,9 @@ def test_no_negative_shows_the_anchors_ground_or_the_neighbours(project: Path) -
     assert [fused.row[newest], fused.col[newest]] == batch.second_centre[-1].tolist()
 
 
-def test_the_loss_of_moco_v3_equals_a_slow_loop(project: Path) -> None:
-    learner, source, config = learner_of("pretrain.objective=mocov3 pretrain.tau=0.3")
-    batch = source.draw(5, torch.Generator().manual_seed(1))
-    loss, extra = learner(batch, 40.0)
-    views = ((batch.first, batch.points_a), (batch.second, batch.points_b))
-    with torch.no_grad():
-        query = [
-            unit(embeddings(learner.query, *v, batch.visible, learner.predictors)) for v in views
-        ]
-        key = [unit(embeddings(learner.key, *v, batch.visible)) for v in views]
-    where, pairs, skipped = (places(batch), key_places(batch)), learner.contrasts, 0
-    weight = {"intra": 0.5, "cross": 0.5, "fused": 1.0}
-    total = 0.0
-    for name, (mine, other) in pairs.items():
-        part = 0.0
-        for side, kind in ((0, 0), (0, 1), (1, 0), (1, 1)):  # view that asks; tokens, windows
-            scene, rows, cols = where[1 - side][kind]
-            q, k = query[side][mine][kind], key[1 - side][other][kind]
-            for i in range(len(q)):
-                below = 0.0
-                for j in range(len(k)):
-                    gap = max(abs(rows[i] - rows[j]), abs(cols[i] - cols[j]))
-                    if i == j or gap >= 40 or scene[i] != scene[j]:
-                        below += math.exp(float(q[i] @ k[j]) / 0.3)
-                    else:
-                        skipped += 1
-                part -= (
-                    0.5 * 2 * 0.3 * math.log(math.exp(float(q[i] @ k[i]) / 0.3) / below) / len(q)
-                )
-        assert extra["parts"][name].item() == pytest.approx(part, rel=1e-4)
-        total += weight[name.split("_")[0]] * part
-    assert loss.item() == pytest.approx(total, rel=1e-4) and skipped
-    assert not [name for name in learner.state_dict() if "queue" in name]
-
-
-def test_the_loss_of_decur_joins_common_and_unique_dimensions(project: Path) -> None:
-    learner, source, _ = learner_of("pretrain.objective=decur pretrain.positives=[2,3,0]")
-    batch = source.draw(6, torch.Generator().manual_seed(1))
-    loss, extra = learner(batch, 16.0)
-    with torch.no_grad():
-        z = [
-            embeddings(learner.query, view, points, batch.visible)
-            for view, points in ((batch.first, batch.points_a), (batch.second, batch.points_b))
-        ]
-    total = 0.0
-    for kind in (0, 1):  # tokens, windows
-        both = {
-            s: [torch.cat([v[f"cross_{s}"][kind], v[s][kind]], 1) for v in z]
-            for s in ("optical", "sar")
-        }
-        assert both["sar"][0].shape[1] == 32
-        intra = (barlow_twins(*both["optical"]) + barlow_twins(*both["sar"])) / 2
-        across = decur_cross(both["optical"][0], both["sar"][0], common=16)
-        fused = barlow_twins(z[0]["fused"][kind], z[1]["fused"][kind])
-        total += 0.5 * float(2 * intra + 3 * across + fused)
-    assert loss.item() == pytest.approx(total, rel=1e-4)
-    assert set(extra["parts"]) == {"intra_optical", "intra_sar", "cross_optical", "fused"}
-
-
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 @pytest.mark.parametrize("sensors", ["both", "sar"])
-def test_every_weight_learns_and_keys_do_not(project: Path, objective: str, sensors: str) -> None:
-    learner, source, _ = learner_of(f"pretrain.objective={objective} model.sensors={sensors}")
+def test_every_weight_learns_and_keys_do_not(project: Path, sensors: str) -> None:
+    learner, source, _ = learner_of(f"model.sensors={sensors}")
     batch = source.draw(4, torch.Generator().manual_seed(0))
     loss, extra = learner.train()(batch, 16.0)
     loss.backward()
@@ -195,27 +129,6 @@ def test_every_weight_learns_and_keys_do_not(project: Path, objective: str, sens
         assert parameter.requires_grad != name.startswith("key.")
     learner.enqueue(batch, extra["enqueue"])
     learner.update_keys()
-
-
-def test_decur_with_one_common_token_uses_the_windows(project: Path) -> None:
-    learner, source, _ = learner_of("pretrain.objective=decur model.sensors=sar")
-    batch = source.draw(4, torch.Generator().manual_seed(0))
-    one = torch.zeros_like(batch.visible)
-    one[0, 0] = True
-    loss, _ = learner(replace(batch, visible=one), 16.0)
-    z = [
-        embeddings(learner.query, view, points, one)["fused"][1]
-        for view, points in ((batch.first, batch.points_a), (batch.second, batch.points_b))
-    ]
-    assert loss.item() == pytest.approx(0.5 * barlow_twins(*z).item(), rel=1e-5)
-
-
-def test_objectives_within_a_batch_run_in_one_process(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(umsf_lib.pretraining.stage, "world_size", lambda: 2)
-    with pytest.raises(ConfigError, match=r"pretrain.objective is decur.*there are 2; use one"):
-        learner_of("pretrain.objective=decur model.norm=group")
 
 
 def test_a_dropped_sensor_is_blank_and_each_is_as_often() -> None:
