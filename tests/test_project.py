@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -90,7 +91,7 @@ def test_imports_go_one_way() -> None:
     for path in sorted(LIBRARY.rglob("*.py")):
         own = path.relative_to(LIBRARY).parts[0].removesuffix(".py")
         inner = {name.split(".")[1] for name, ours in imports(path) if ours and "." in name}
-        for other in inner - {own}:
+        for other in inner - {own, "hand_on"}:
             if own not in ORDER or other not in ORDER:
                 wrong.append(f"{own} imports {other}, and one of them is not in ORDER")
             elif ORDER.index(other) > ORDER.index(own):
@@ -115,6 +116,30 @@ def test_no_room_runs_in_circles() -> None:
             for name in ends:
                 del arrows[name]
         assert not arrows, f"in {room.name}, {sorted(arrows)} import each other in circles"
+
+
+ROOMS = sorted(path.parent for path in LIBRARY.rglob("__init__.py") if path.parent != LIBRARY)
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_a_room_hands_on_names_that_are_there_and_no_files(room: Path) -> None:
+    package = importlib.import_module(".".join(room.relative_to(ROOT).parts))
+    files = {path.stem for path in room.glob("*.py")}
+    assert not files & set(package.__all__)  # once imported, the file would be in the way
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+
+
+def test_data_is_found_and_read_without_torch() -> None:
+    code = "import sys; from umsf_lib.data import load_layout, find_scenes; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "umsf_lib.data.scene" in done.stdout.split() and "torch" not in done.stdout.split()
+
+
+def test_a_name_that_a_room_has_not_is_refused() -> None:
+    data = importlib.import_module("umsf_lib.data")
+    with pytest.raises(AttributeError, match="'umsf_lib.data' has no attribute 'no_such_name'"):
+        _ = data.no_such_name
 
 
 def imported_with(name: str) -> set[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from umsf_lib.clustering.inference import turn_and_flip, undo_turn_and_flip
 from umsf_lib.clustering.smoothing import gaussian_blur
 from umsf_lib.config import ViewConfig
-from umsf_lib.models.speckle import speckle
+from umsf_lib.models.speckle import draw_speckle
 from umsf_lib.pretraining.augmentations import (
     View,
     apply_affine,
@@ -203,7 +203,7 @@ def test_sampling_is_grid_sample_with_its_gradient() -> None:
 @pytest.mark.parametrize("correlated", [True, False])
 @pytest.mark.parametrize("looks", [1, 2, 4])
 def test_speckle_has_the_moments_of_the_gamma_law(looks: int, correlated: bool) -> None:
-    field = speckle((4, 2, 160, 160), looks, seeded(looks), CPU, correlated=correlated)
+    field = draw_speckle((4, 2, 160, 160), looks, seeded(looks), CPU, correlated=correlated)
     values = field.double().numpy()
     assert values.shape == (4, 2, 160, 160) and values.min() > 0
     assert abs(values.mean() - 1) < 0.01
@@ -215,7 +215,7 @@ def test_speckle_has_the_moments_of_the_gamma_law(looks: int, correlated: bool) 
 
 @pytest.mark.parametrize("correlated", [True, False])
 def test_speckle_is_gamma_and_not_only_its_moments(correlated: bool) -> None:
-    field = speckle((2, 1, 200, 200), 3, seeded(), CPU, correlated=correlated)
+    field = draw_speckle((2, 1, 200, 200), 3, seeded(), CPU, correlated=correlated)
     apart = field[:, :, ::4, ::4].flatten().numpy()  # independent also when correlated
     assert stats.kstest(apart, stats.gamma(3, scale=1 / 3).cdf).pvalue > 0.01
 
@@ -223,7 +223,7 @@ def test_speckle_is_gamma_and_not_only_its_moments(correlated: bool) -> None:
 def test_speckle_correlates_as_its_field_squared() -> None:
     """The field's lag-1 correlation is 2/3 by its kernel; intensities have its square."""
     for correlated, expected in ((True, 4 / 9), (False, 0.0)):
-        field = speckle((4, 2, 160, 160), 2, seeded(), CPU, correlated=correlated).numpy() - 1
+        field = draw_speckle((4, 2, 160, 160), 2, seeded(), CPU, correlated=correlated).numpy() - 1
         for a, b in ((field[..., 1:], field[..., :-1]), (field[..., 1:, :], field[..., :-1, :])):
             assert abs((a * b).mean() / field.var() - expected) < 0.02
         images = field.reshape(8, -1)

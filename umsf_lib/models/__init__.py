@@ -10,6 +10,6 @@ __getattr__, __all__ = hand_on(
     __name__,
     encoders="encoder",
     umsf_net="AttentionFusion central_attention",
-    speckle="speckle",
+    speckle="draw_speckle",
     stage="train_despeckler",
 )

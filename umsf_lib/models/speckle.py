@@ -31,7 +31,7 @@ def add_speckle(clean: Tensor, looks: int, generator: torch.Generator, correlate
     """Ln of ``exp(clean)`` times fresh speckle; ``clean (B, 1, h, w)``."""
     shape = (clean.shape[0], clean.shape[1], clean.shape[2], clean.shape[3])
     source = noise_source(generator, clean.device)
-    noise = speckle(shape, looks, source, clean.device, correlated=correlated)
+    noise = draw_speckle(shape, looks, source, clean.device, correlated=correlated)
     return clean + noise.clamp_min(1e-6).log()
 
 
@@ -119,13 +119,13 @@ def noise_source(generator: torch.Generator, device: torch.device) -> torch.Gene
 
 
 @functools.cache
-def _kernel(edge: float, device: torch.device) -> Tensor:
+def kernel_3x3(edge: float, device: torch.device) -> Tensor:
     """``(3, 3)`` outer product of (edge, 1, edge) with itself, sent to the device once."""
     line = torch.tensor([edge, 1.0, edge])
     return (line[:, None] * line).to(device)
 
 
-def speckle(
+def draw_speckle(
     shape: tuple[int, int, int, int],
     looks: int,
     source: Source,
@@ -142,7 +142,7 @@ def speckle(
     batch, channels, height, width = shape
     field = draw((batch * channels, 2 * looks, height + 2, width + 2), source, device)
     edge = 0.5 if correlated else 0.0
-    kernel = _kernel(edge, device) / (1 + 2 * edge**2)  # unit energy
+    kernel = kernel_3x3(edge, device) / (1 + 2 * edge**2)  # unit energy
     kernel = kernel.expand(2 * looks, 1, 3, 3)
     field = F.conv2d(field, kernel, groups=2 * looks)  # (B*C, 2L, h, w), unit variance
     return field.square().mean(dim=1).view(shape)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import ViewConfig
-from ..models.speckle import Source, _kernel, draw, draw_uniform, noise_source, speckle
+from ..models.speckle import Source, draw, draw_speckle, draw_uniform, kernel_3x3, noise_source
 from ..run import to_device
 
 
@@ -59,7 +59,7 @@ def resample(images: Tensor, theta: Tensor) -> Tensor:
 def blur(images: Tensor) -> Tensor:
     """Binomial 3 x 3 blur with mirrored borders."""
     channels = images.shape[1]
-    kernel = (_kernel(0.5, images.device) / 4).expand(channels, 1, 3, 3)
+    kernel = (kernel_3x3(0.5, images.device) / 4).expand(channels, 1, 3, 3)
     return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=channels)
 
 
@@ -86,7 +86,7 @@ def photometric_sar(x: Tensor, log_std: Tensor, config: ViewConfig, source: Sour
     x = x + config.sar_gain * draw((x.shape[0], x.shape[1], 1, 1), source, x.device)
     if config.speckle_looks == 0:
         return x
-    noise = speckle(tuple(x.shape), config.speckle_looks, source, x.device)  # type: ignore[arg-type]
+    noise = draw_speckle(tuple(x.shape), config.speckle_looks, source, x.device)  # type: ignore[arg-type]
     return x + noise.clamp_min(1e-3).log() / log_std.view(-1, x.shape[1], 1, 1)
 
 
