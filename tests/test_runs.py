@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+import umsf_lib
 from umsf_lib import run as runs
 from umsf_lib.config import Config, ConfigError, DataError, MissingStageError, load_config
 from umsf_lib.notebooks import open_notebook
@@ -372,3 +373,17 @@ def test_config_is_plain_data() -> None:
 def test_versions_are_those_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "PACKAGES", ("numpy", "no-such-package"))
     assert versions() == {"python": platform.python_version(), "numpy": np.__version__}
+
+
+@pytest.mark.parametrize("version", [None, "0.1.0"])
+def test_a_run_of_the_version_before_is_refused_in_one_sentence(
+    tmp_path: Path, version: str | None
+) -> None:
+    folder = Run.open(TINY, "mine", tmp_path).folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest.pop("version") == umsf_lib.__version__
+    old = manifest if version is None else manifest | {"version": version}
+    write_json(folder / "manifest.json", old)
+    with pytest.raises(ConfigError, match=r"mine was made by umsf 0\.1.*check out version 0\.1\.0"):
+        Run.open(TINY, "mine", tmp_path)
+    assert json.loads((folder / "manifest.json").read_text()) == old

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from . import __version__
 from .config import HARDWARE, Config, ConfigError, DataError, MissingStageError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and data is read and checked without it
@@ -198,9 +199,10 @@ class Run:
         plain, path = _plain(config), folder / "manifest.json"
         if path.is_file():
             found = json.loads(path.read_text())
+            _refuse_older_version(folder, found.get("version", "0.1"))
             _refuse_other_settings(folder, found["config"], plain)
         else:
-            found = {"run": folder.name, "config": plain, "stages": {}}
+            found = {"run": folder.name, "version": __version__, "config": plain, "stages": {}}
             text = yaml.safe_dump(plain, sort_keys=False)
             write_atomically(folder / "config.yaml", lambda t: t.write_text(text))
         manifest = found | {"versions": versions(), "git": git_id(), "device": str(device)}
@@ -367,6 +369,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     before, now = _flat(old), _flat(new)
     changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
     return ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in changed)
+
+
+def _refuse_older_version(folder: Path, made_by: str) -> None:
+    """Runs of 0.1 have other settings and other stages."""
+    if made_by.startswith("0.1"):
+        raise ConfigError(
+            f"Run folder {folder} was made by umsf {made_by}, which alone can read it; this is "
+            f"{__version__}: choose another run name, or check out version 0.1.0 for that run."
+        )
 
 
 def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
