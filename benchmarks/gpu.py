@@ -43,11 +43,10 @@ from umsf_lib.config import UmsfError, load_config
 from umsf_lib.run import KEYS, git_id, versions, write_json
 
 HERE = Path(__file__).resolve()
-BOUNDS_S = {"right": 65, "fast": 185, "pays": 190, "rest": 65, "paper": 35}  # on an H100
-SMALL_S = 90  # of each part with --small
-TOTAL_S = 540
-SCENES_S = 90  # for the scenes of pays, made beside the parts before it
-NEEDS_GB = {"right": 4, "fast": 24, "pays": 24, "rest": 8, "paper": 40}  # of the GPU's memory
+BOUNDS_S = {"right": 60, "fast": 180, "pays": 180, "rest": 60, "paper": 35}  # on an H100
+TOTAL_S, SMALL_S = 530, 175  # of all parts together, and with --small
+SCENES_S = 90  # for the scenes of pays, which are made while ``right`` runs
+NEEDS_GB = {"right": 4, "fast": 16, "pays": 16, "rest": 8, "paper": 16}  # of the GPU's memory
 DISK_GB = 10
 WITHOUT_RASTERIO = ("fast",)
 STEPS = 20  # of right and of paper
@@ -173,6 +172,8 @@ def interrupted(kit: Kit) -> dict[str, Any]:
         time.sleep(0.005)
     victim.kill()
     found: dict[str, Any] = {"killed_with_step": newest(folder), "killed_by": -victim.wait()}
+    if found["killed_by"] != signal.SIGKILL:
+        raise RuntimeError("the run that was to be killed had ended before")
     running["killed"] = begin("killed", True)
     if failed := [name for name, process in running.items() if process.wait()]:
         raise RuntimeError(f"umsf pretrain failed for {failed}; see right.log")
@@ -229,17 +230,18 @@ def fast(kit: Kit) -> None:
         made.pretrain = replace(form.pretrain, compile=compiled)
         try:
             row = step.measure(made, pixels, batch, peer=peer, workers=workers, **options)
+            kit.keep("fast", **{name: row})
+            if not compiled:
+                found = step.profile(step.Ours(form, pixels, batch).step, kit.device)
+                kit.keep("fast", **{f"profile_{batch}": found})
         except (RuntimeError, UmsfError) as error:  # of one row; the others may do
-            row = {"error": one_line(error)}
+            kit.keep("fast", **{name: {"error": one_line(error)}})
         if cuda:
             torch.cuda.empty_cache()
-        kit.keep("fast", **{name: row})
 
     measure(f"eager_{large}", large, peer=True)
-    kit.keep("fast", profile=step.profile(step.Ours(form, pixels, large).step, kit.device))
     measure(f"eager_{small}", small, peer=True)
     if cuda:
-        kit.keep("fast", profile_32=step.profile(step.Ours(form, pixels, small).step, kit.device))
         begin = time.monotonic()
         measure(f"compiled_{large}", large, compiled=True)
         kit.keep("fast", compiled_row_took_s=round(time.monotonic() - begin, 1))
@@ -258,9 +260,8 @@ def pays(kit: Kit) -> None:
     from umsf_lib.training.loop import print_progress
 
     profile = "tiny" if kit.small else "standard"
-    settings = (
-        f"{SCENES} despeckle.steps={5 if kit.small else 500} pretrain.checkpoint_every=100000"
-    )
+    settings = f"device={kit.device.type} {SCENES} pretrain.checkpoint_every=100000"
+    settings += f" despeckle.steps={5 if kit.small else 500}"
     run = Run.open(load_config(profile, overrides=settings), "pays")
     data = load_data(run)
     begin = time.monotonic()
@@ -313,12 +314,14 @@ def pays(kit: Kit) -> None:
 
 def judged_tokens(token_map: Any, task: Any, small: bool) -> dict[str, Any]:
     """Linear probe with few labels of validation scenes; many-to-one of a mixture without any."""
-    from umsf_lib.clustering.mixture import fit_mixture, posterior_map
+    from sklearn.decomposition import PCA
+
+    from umsf_lib.clustering.mixture import fit_mixture
     from umsf_lib.evaluation.metrics import accuracy, confusion, contingency, many_to_one
     from umsf_lib.evaluation.probe import labelled_tokens, linear_probe
 
     scenes, stride, seed = task.scenes, task.stride, task.config.seed
-    count = 500 if small else 20_000
+    count, components = 500 if small else 20_000, 14
     known, test = (
         labelled_tokens(token_map, scenes, scenes.indices(part), stride, count, seed)
         for part in ("val", "test")
@@ -326,13 +329,11 @@ def judged_tokens(token_map: Any, task: Any, small: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         f"probe_{n}": linear_probe(known, test, n, seed) for n in (10, 50, 500)
     }
-    reduced, components = task.reduced(token_map), 14
-    mixture = fit_mixture(task.sample(reduced, stride), components, 1, seed)
-    shares = [labelled_tokens(lambda scene: posterior_map(mixture, reduced, scene), scenes,
-                              scenes.indices("test"), stride, count, seed)]  # fmt: skip
-    classes = len(scenes.layout.classes)
-    clusters = shares[0].features.argmax(1)
-    table = contingency(clusters, shares[0].label, components, classes)
+    sample = task.sample(token_map, stride)
+    pca = PCA(min(task.config.cluster.max_dims, sample.shape[1]), random_state=seed).fit(sample)
+    mixture = fit_mixture(pca.transform(sample), components, 1, seed)
+    clusters = mixture.posteriors(pca.transform(test.features)).argmax(axis=1)
+    table = contingency(clusters, test.label, components, len(scenes.layout.classes))
     found["many_to_one_14"] = accuracy(confusion(table, many_to_one(table)))
     return found
 
@@ -412,8 +413,8 @@ def paper(kit: Kit) -> None:
     from umsf_lib.pretraining.stage import LOG_EVERY, pretrain
     from umsf_lib.run import Run
 
-    overrides = f"model.weights=none despeckle.steps=10 pretrain.steps_per_epoch={STEPS}"
-    overrides += " pretrain.epochs=1"
+    overrides = f"device={kit.device.type} model.weights=none despeckle.steps=10"
+    overrides += f" pretrain.epochs=1 pretrain.steps_per_epoch={STEPS}"
     if kit.small:
         overrides += " views.window_px=64 views.overlap_px=16 pretrain.batch=2 despeckle.batch=2"
         overrides += " model.backbone=resnet18 model.channels=64 model.projection_hidden=64"
@@ -432,6 +433,7 @@ def paper(kit: Kit) -> None:
         "paper",
         s_per_step=round(each, 4),
         peak_gpu_gb=peak and round(peak, 2),
+        scenes_gb=round(sum(scenes.flat(r).nbytes for r in ("optical", "sar", "valid")) / 1e9, 2),
         checkpoint_gb=round(checkpoint / 1e9, 3),
         projected_hours=None if kit.small else round(hours, 1),
         windows=windows,
@@ -472,6 +474,18 @@ def random_scenes(run: Any, count: int, height: int, width: int) -> Any:
 PARTS: dict[str, Callable[[Kit], None]] = {
     part.__name__: part for part in (right, fast, pays, rest, paper)
 }
+
+
+def scenes(kit: Kit) -> None:
+    """Make the scenes of ``pays``, beside another part."""
+    from umsf_lib.data.stage import load_data
+    from umsf_lib.run import Run
+
+    begin = time.monotonic()
+    profile = "tiny" if kit.small else "standard"
+    load_data(Run.open(load_config(profile, overrides=f"{SCENES} device=cpu"), "scenes"))
+    took = {"scenes_s": round(time.monotonic() - begin, 1)}
+    write_json(Path(os.environ["UMSF_ROOT"]) / "scenes.json", took)
 
 
 def one_line(error: BaseException) -> str:
@@ -525,10 +539,9 @@ def obstacle(part: str, device: torch.device, work: Path) -> str:
     """Why a part cannot run on this machine, in one sentence; '' if it can."""
     if part not in WITHOUT_RASTERIO and importlib.util.find_spec("rasterio") is None:
         return "rasterio is missing; name a folder of wheels with --wheels (see benchmarks/gpu.sh)."
-    if (free := shutil.disk_usage(work).free / 1e9) < DISK_GB:
-        return (
-            f"{work} has {free:.1f} GB of free disk, {DISK_GB} are needed; set TMPDIR to another."
-        )
+    needed = 2 if device.type == "cpu" else DISK_GB
+    if (free := shutil.disk_usage(work).free / 1e9) < needed:
+        return f"{work} has {free:.1f} GB of free disk, {needed} are needed; set TMPDIR to another."
     if device.type == "cuda":
         memory = torch.cuda.mem_get_info(device)[0] / 1e9
         if memory < NEEDS_GB[part]:
@@ -536,12 +549,16 @@ def obstacle(part: str, device: torch.device, work: Path) -> str:
     return ""
 
 
+def command_of(part: str, options: argparse.Namespace, deadline: float) -> list[str]:
+    """What runs one part; ``deadline`` as ``time.monotonic`` counts, which all processes share."""
+    command = [sys.executable, str(HERE), "--part", part, "--out", str(options.out)]
+    return command + ["--deadline", f"{deadline:.1f}"] + ["--small"] * options.small
+
+
 def run_part(part: str, options: argparse.Namespace, bound: float) -> str:
     """Run a part in a process of its own; returns what became of it, in a few words."""
-    command = [sys.executable, str(HERE), "--part", part, "--out", str(options.out)]
-    command += ["--bound", f"{bound:.0f}"] + ["--small"] * options.small
     begin = time.monotonic()
-    process = start(command, options.out / f"{part}.log")
+    process = start(command_of(part, options, begin + bound), options.out / f"{part}.log")
     try:
         status: int | None = process.wait(bound)
     except subprocess.TimeoutExpired:
@@ -572,26 +589,24 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def run_all(options: argparse.Namespace, device: torch.device) -> int:
     """All parts, one after the other; 0 if each was done."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all below is tidied up
-    begin, ends, scenes = time.monotonic(), [], None
-    options.out.mkdir(parents=True, exist_ok=True)
-    path, kit = options.out / "gpu.json", Kit(options.out, options.small, device, 0.0)
+    begin, ends = time.monotonic(), []
+    total = SMALL_S if options.small else TOTAL_S
+    path, kit = options.out / "gpu.json", Kit(options.out, options.small, device, begin + total)
     work = Path(tempfile.mkdtemp(prefix="gpu-kit-"))
     os.environ["UMSF_ROOT"] = str(work)
-    write_json(path, describe(device, options.small) | {"parts": {p: {} for p in options.parts}})
+    helper: subprocess.Popen[bytes] | None = None
     try:
-        if "pays" in options.parts and not obstacle("pays", device, work):
-            profile = "tiny" if options.small else "standard"
-            command = [sys.executable, "-m", "umsf_lib", "synthesize", "--run", "scenes"]
-            command += ["--profile", profile, "--overrides", f"{SCENES} device=cpu"]
-            scenes = start(command, options.out / "scenes.log")
+        write_json(
+            path, describe(device, options.small) | {"parts": {p: {} for p in options.parts}}
+        )
         for part in options.parts:
-            if part == "pays" and scenes:
-                since = time.monotonic()
-                scenes.wait(SCENES_S)
-                kit.keep("pays", scenes_waited_for_s=round(time.monotonic() - since, 1))
-            left = TOTAL_S - (time.monotonic() - begin)
-            bound = min(SMALL_S if options.small else BOUNDS_S[part], left)
-            if reason := obstacle(part, device, work):
+            if "pays" in options.parts and part in ("right", "pays") and helper is None:
+                helper = start(command_of("scenes", options, 0.0), options.out / "scenes.log")
+            reason = obstacle(part, device, work)
+            if part == "pays" and helper and not reason:
+                reason = wait_for_scenes(kit, helper, work)
+            bound = min(BOUNDS_S[part], kit.deadline - time.monotonic())
+            if reason:
                 ends.append(f"not run: {reason}")
             elif bound < 10:
                 ends.append("not run: no time is left.")
@@ -599,93 +614,28 @@ def run_all(options: argparse.Namespace, device: torch.device) -> int:
                 print(f"{part}: at most {bound:.0f} s", flush=True)
                 ends.append(run_part(part, options, bound))
             kit.keep(part, end=ends[-1])
+    except OSError as error:
+        sys.exit(f"gpu.sh: {one_line(error)}")
     finally:
-        if scenes:
-            stop(scenes)
+        if helper:
+            stop(helper)
         shutil.rmtree(work, ignore_errors=True)
     print(f"{path}: {time.monotonic() - begin:.0f} s in all")
     return 0 if all(end.startswith("done") for end in ends) else 1
 
 
-def table(folder: Path) -> str:
-    """Markdown of the newest measurement of each device; ``not measured`` where there is none.
-
-    Args:
-        folder: of ``gpu.json`` files under any names; those of ``--small`` do not count.
-    """
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    devices: dict[str, dict[str, Any]] = {}
-    for record in sorted((r for r in found if not r["small"]), key=lambda r: r["date"]):
-        known = devices.setdefault(record["device"], {})
-        for part, values in record["parts"].items():
-            known.setdefault(part, {}).update(values)
-    lines = [["", *devices], ["---"] * (1 + len(devices))]
-    for name, show in ROWS.items():
-        cells = []
-        for known in devices.values():
-            try:
-                cells.append(show(known))
-            except (KeyError, IndexError):
-                cells.append("not measured")
-        lines.append([name, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def pace(parts: dict[str, Any], row: str) -> str:
-    """A row of ``fast`` in words."""
-    of = parts["fast"][row]
-    found = f"{of['pairs_per_s']:.0f} pairs/s, efficiency {of['efficiency']:.2f}"
-    found += f", feed {of['feed_share']:.0%}, {of['peak_memory_gb']:.0f} GB"
-    return found + (f", {of['peer_ratio']:.1f} x the peer" if of["peer_ratio"] else "")
-
-
-def learned(parts: dict[str, Any], tokens: str) -> str:
-    """Accuracy of the probe with 500 labels a class, by steps."""
-    of = [c for c in parts["pays"]["curve"] if c["tokens"] == tokens]
-    ways = [
-        f"{c.get('optimizer', 'random')} {c['steps']} steps " if "steps" in c else "" for c in of
-    ]
-    scores = [f"{way}{c['probe_500']['acc']:.3f}" for way, c in zip(ways, of, strict=True)]
-    return ", ".join(scores[:1] if tokens == "statistics" else scores)
-
-
-def cost(parts: dict[str, Any], stage: str) -> str:
-    """Seconds and gigabytes of a stage on the GPU and on the CPU beside it."""
-    gpu, cpu = (parts["rest"][device][stage] for device in ("cuda", "cpu"))
-    return f"{gpu['wall_s']:.1f} s, {gpu['peak_gpu_gb']:.1f} GB; its CPU {cpu['wall_s']:.1f} s"
-
-
-# name of a row -> what it shows of a device's parts
-ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "20 steps of `quick`, GPU and CPU: losses differ, float32 (float64)": lambda p: (
-        f"{max(p['right']['devices_float32']):.0e} ({max(p['right']['devices_float64']):.0e})"
-    ),
-    "`deterministic=true`: killed and resumed gives the bits of an unbroken run": lambda p: (
-        "yes" if p["right"]["resumed_equals_unbroken"] else "no"
-    ),
-    "default mode: losses of two runs of 60 steps differ": lambda p: (
-        f"{max(p['right']['default_mode_difference'].values()):.0e}"
-    ),
-    "step of ResNet-50, 256 px, batch 256": lambda p: pace(p, "eager_256"),
-    "the same, compiled": lambda p: pace(p, "compiled_256"),
-    "the same, batch 32": lambda p: pace(p, "eager_32"),
-    "share of a step of batch 256 in which the GPU waits": lambda p: (
-        f"{p['fast']['profile']['idle_s'] / p['fast']['profile']['span_s']:.0%}"
-    ),
-    "probe with 500 labels a class, `realistic` scenes: tokens of `standard`": lambda p: learned(
-        p, "network"
-    ),
-    "the same: local statistics": lambda p: learned(p, "statistics"),
-    "self-training of `quick`, 150 steps": lambda p: cost(p, "cluster"),
-    "scores of two scenes": lambda p: cost(p, "evaluate"),
-    "map of 4096 x 4096 px": lambda p: cost(p, "maps"),
-    "`paper`: a step of batch 32": lambda p: (
-        f"{p['paper']['s_per_step']:.3f} s, {p['paper']['peak_gpu_gb']:.0f} GB"
-    ),
-    "`paper`: 200 epochs of WHU-OPT-SAR, projected": lambda p: (
-        f"{p['paper']['projected_hours']:.1f} h"
-    ),
-}
+def wait_for_scenes(kit: Kit, helper: subprocess.Popen[bytes], work: Path) -> str:
+    """Why there are no scenes for ``pays``; '' if there are."""
+    since = time.monotonic()
+    try:
+        status: int | None = helper.wait(SCENES_S)
+    except subprocess.TimeoutExpired:
+        status = None
+    if status != 0:
+        return f"its scenes were not made within {SCENES_S} s (see scenes.log)."
+    took = json.loads((work / "scenes.json").read_text())
+    kit.keep("pays", **took, scenes_waited_for_s=round(time.monotonic() - since, 1))
+    return ""
 
 
 def main() -> int:
@@ -693,28 +643,40 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="small sizes on a CPU")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=Path("gpu-results"))
-    parser.add_argument("--table", type=Path, help="print a table of a folder of results")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # inside the process of one part
-    parser.add_argument("--bound", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--deadline", type=float, default=0.0, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.table:
-        print(table(options.table), end="")
-        return 0
-    options.out, options.parts = options.out.resolve(), options.parts.split(",")
-    if unknown := [part for part in options.parts if part not in PARTS]:
-        sys.exit(f"gpu.sh: part '{unknown[0]}' is unknown; choose of {', '.join(PARTS)}.")
-    if not options.small and not torch.cuda.is_available():
+    if options.small:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also of a machine that has a GPU
+    elif not torch.cuda.is_available():
         sys.exit(
             f"gpu.sh: torch {torch.__version__} sees no CUDA GPU; --small tries the kit on a CPU."
         )
     device = torch.device("cpu" if options.small else "cuda")
-    if not options.part:
-        return run_all(options, device)
-    kit = Kit(options.out, options.small, device, time.monotonic() + options.bound)
+    if options.part:
+        return run_one(options, device)
+    asked = options.parts.split(",")
+    options.parts = [part for part in asked if part in PARTS]
+    for part in asked:
+        if part not in PARTS:
+            print(f"gpu.sh: part '{part}' is unknown; choose of {', '.join(PARTS)}.")
     try:
-        PARTS[options.part](kit)
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"gpu.sh: {options.out} cannot be made ({error.strerror}); name another --out.")
+    options.out = options.out.resolve()
+    status = run_all(options, device) if options.parts else 1
+    return status or int(options.parts != asked)
+
+
+def run_one(options: argparse.Namespace, device: torch.device) -> int:
+    """Inside the process of one part."""
+    kit = Kit(options.out, options.small, device, options.deadline)
+    try:
+        (PARTS | {"scenes": scenes})[options.part](kit)
     except Exception as error:
-        kit.keep(options.part, error=one_line(error))
+        if options.part in PARTS:
+            kit.keep(options.part, error=one_line(error))
         raise
     return 0
 

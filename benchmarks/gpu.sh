@@ -7,7 +7,8 @@
 # --small   the same code in small sizes on a CPU, in at most three minutes: is the kit itself right?
 # --parts   some of them only, in this order (benchmarks/gpu.py says what each measures)
 # --wheels  packages that the machine lacks; they go into a folder of their own
-# --out     for the results (default gpu-results): gpu.json, a log of each part, the weights
+# --out     for the results (default gpu-results): gpu.json, a log of each part, and the weights where
+#           they have no more than 16 MB
 #
 # Needed: Python 3.11 to 3.13 (another one: PYTHON=python3.12 benchmarks/gpu.sh), torch >= 2.4 with
 # torchvision, numpy, scipy, scikit-learn, pandas, matplotlib, seaborn, pyyaml, filelock, tqdm. The rest
@@ -18,6 +19,7 @@
 #     rasterio==1.4.4 affine attrs certifi click click-plugins cligj
 set -euo pipefail
 
+wheels=(rasterio affine attrs certifi click click-plugins cligj)
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
 site=$(mktemp -d)
@@ -25,16 +27,27 @@ trap 'rm -rf "$site"' EXIT
 
 options=()
 while (($#)); do
-  case $1 in
-    --wheels)
-      "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" \
-        "${2:?names no folder}"/*.whl || echo "gpu.sh: the wheels in $2 cannot be installed." >&2
-      shift
-      ;;
-    *) options+=("$1") ;;
-  esac
+  if [[ $1 == --wheels ]]; then
+    folder=${2:-}
+    if [[ ! -d $folder ]]; then
+      echo "gpu.sh: --wheels '$folder' is no folder; name the one that pip download has filled." >&2
+      exit 2
+    fi
+    "$python" -m pip install --quiet --no-index --find-links "$folder" --no-deps --no-compile \
+      --target "$site" "${wheels[@]}" ||
+      echo "gpu.sh: $folder lacks a wheel for this Python, of ${wheels[*]}." >&2
+    shift
+  else
+    options+=("$1")
+  fi
   shift
 done
 
 export PYTHONPATH="$home:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-"$python" "$home/benchmarks/gpu.py" ${options[@]+"${options[@]}"}
+"$python" "$home/benchmarks/gpu.py" ${options[@]+"${options[@]}"} &
+child=$!
+trap 'kill -TERM "$child" 2>/dev/null || true' INT TERM # it tidies up after itself
+status=0
+wait "$child" || status=$?
+while kill -0 "$child" 2>/dev/null; do wait "$child" || status=$?; done
+exit "$status"

@@ -2,7 +2,8 @@
 
     python benchmarks/pretraining.py [--small | --full] [--data FOLDER] [--rounds 5] [--compile]
 
-Needs this checkout, numpy, torch and torchvision only, so it can be carried to any GPU machine. All
+Needs this checkout, torch, torchvision, numpy, scipy and pyyaml only, so it can be carried to any
+GPU machine. All
 train the same two encoders (same backbone, output stride and despeckling front end) on windows of
 4 + 1 bands, in turns, round after round, and the medians count:
 
@@ -438,7 +439,7 @@ def profile(step: Callable[[], Any], device: torch.device, steps: int = 2) -> di
         total[event["name"][:120]] += event["dur"]
         calls[event["name"][:120]] += 1
     asked = [e["name"] for e in events if str(e.get("cat")).startswith("cuda_")]
-    waits = [n for n in asked if "Synchronize" in n] + [e for e in calls.elements() if "DtoH" in e]
+    waits = sum("Synchronize" in name for name in asked) - 2  # those of ``seconds`` itself
     longest = [
         {"name": name, "s": round(us / steps / 1e6, 5), "calls": round(calls[name] / steps, 1)}
         for name, us in total.most_common(10)
@@ -447,7 +448,7 @@ def profile(step: Callable[[], Any], device: torch.device, steps: int = 2) -> di
         "span_s": round((end - begin) / steps / 1e6, 5),
         "idle_s": round(idle / steps / 1e6, 5),
         "kernels": round(len(found) / steps),
-        "host_waits": round(len(waits) / steps, 1),
+        "host_waits": round(max(0, waits) / steps, 1),
         "longest": longest,
     }
 
@@ -476,7 +477,10 @@ def measure(
         peer: whether (c) takes part.
     """
     device = pixels.device
-    ours, bare = Ours(form, pixels, batch), Bare(form, pixels, batch)
+    ours = Ours(form, pixels, batch)
+    seconds(ours.step, 1, device)
+    memory = peak_memory_gb(ours.step, device)  # before the others have any
+    bare = Bare(form, pixels, batch)
     ways = {"ours": ours.step, "feed": ours.feed, "bare": bare.step}
     others = peers(form, pixels, batch, workers) if peer else {}
     those = {name: other.step for name, other in others.items()}
@@ -489,10 +493,10 @@ def measure(
         raise ConfigError(
             f"a batch of {batch} does not fit into the GPU's memory; take half of it."
         )
-    memory = peak_memory_gb(ours.step, device)
     pairs, images = batch / took["ours"], 2 * batch / took["bare"]
     ratio = {name: round(took[name] / took["ours"], 2) for name in took}
     flops = None if form.pretrain.compile else flops_of(ours.step)
+    limit = None if form.pretrain.compile else flops_of(bare.step)
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
         "backbone": form.model.backbone,
@@ -509,11 +513,12 @@ def measure(
         "lightly_ratio": ratio.get("lightly"),
         "feed_share": round(took["feed"] / took["ours"], 3),
         "peak_memory_gb": round(memory, 2),
+        "tflop": {"ours": flops and flops / 1e12, "bare": limit and limit / 1e12},
         "tflop_per_s": flops and round(flops / took["ours"] / 1e12, 3),
         "epoch_minutes": round(EPOCH / pairs / 60, 1),
         "epochs_200_hours": round(EPOCHS * EPOCH / pairs / 3600, 1),
         "compile": form.pretrain.compile,
-        "peer_workers": workers,
+        "peer_workers": workers if peer else None,
         "threads": torch.get_num_threads(),
         "lightly": importlib.metadata.version("lightly") if "lightly" in took else None,
         "date": datetime.date.today().isoformat(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import signal
@@ -44,6 +45,7 @@ from umsf_lib.pretraining.stage import (
     build_learner,
     load_pretrained,
     new_network,
+    new_optimizer,
     pretrain,
     pretraining_inputs,
     queue_size,
@@ -458,3 +460,38 @@ def test_a_checkpoint_of_another_normalisation_is_refused(project: Path, tmp_pat
     write_fake(data, str(own), sar=sar, optical=bands(layout, "optical", seed=1))
     with pytest.raises(CheckpointError, match=r"normalisation\.optical\.mean \[.*\] -> \["):
         load()
+
+
+def test_adamw_learns_at_its_own_rate_whatever_the_batch(project: Path) -> None:
+    module = torch.nn.Linear(3, 2)
+    settings = load_config("quick", overrides="pretrain.optimizer=adamw pretrain.lr=0.002").pretrain
+    made = new_optimizer(module, settings)
+    usual = torch.optim.AdamW(
+        copy.deepcopy(module).parameters(), lr=0.002, weight_decay=settings.weight_decay
+    )
+    for optimizer in (made, usual):
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    for ours, theirs in zip(
+        made.param_groups[0]["params"], usual.param_groups[0]["params"], strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-7)
+    assert new_optimizer(module, replace(settings, batch=320)).param_groups[0]["lr"] == 0.002
+    sgd = new_optimizer(module, replace(settings, optimizer="sgd", lr=0.03, batch=64))
+    assert sgd.param_groups[0]["lr"] == pytest.approx(0.06)
+
+
+def test_adamw_resumes_to_the_same_end(project: Path) -> None:
+    """Interrupted in the middle, which the optimiser's own state must survive."""
+    found = []
+    for name in ("whole", "broken"):
+        run, scenes = ready(name, "pretrain.optimizer=adamw pretrain.lr=0.002")
+        pretrain(run, scenes)
+        if name == "broken":
+            newest = sorted(run.path("checkpoints").glob("step-*.pt"))[-1]
+            newest.unlink()
+            pretrain(run, scenes)
+        weights = load_pretrained(run, scenes).state_dict()
+        found.append(weights)
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in found), strict=True))

@@ -236,15 +236,16 @@ def _cross_view(
     generator: torch.Generator,
 ) -> Tensor:
     """The EMA network's answer for one view teaches the other one at the same ground."""
-    count = logits[0][0, 0].numel()
+    count, device = logits[0][0, 0].numel(), logits[0].device
     points_a, points_b, _, visible = draw_matches(batch.first, batch.second, count, generator)
     with torch.no_grad():
         answers = [average(*_inputs(view)).softmax(dim=1) for view in (batch.first, batch.second)]
     around = [tokens_around(points, *logits[0].shape[2:]) for points in (points_a, points_b)]
-    places, losses = (
-        [(index[:, visible], weight[:, visible]) for index, weight in around],
-        [],
-    )  # (4, M)
+    places = [
+        (to_device(index[:, visible], device), to_device(weight[:, visible], device))
+        for index, weight in around
+    ]  # (4, M) each
+    losses = []
     for mine, other in ((0, 1), (1, 0)):
         student = read_tokens(logits[mine], *places[mine])  # (M, K)
         teacher = read_tokens(answers[other], *places[other])

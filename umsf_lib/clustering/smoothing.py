@@ -100,7 +100,10 @@ def linear_fits(maps: Tensor, bands: Tensor, sigma: float) -> tuple[Tensor, Tens
     spread = torch.stack([local(bands * band) - centre * middle for band, middle in pairs])
     shared = torch.stack([local(maps * band) - mean * middle for band, middle in pairs])
     ridge = RIDGE * torch.eye(len(bands), device=bands.device)
-    slopes = torch.linalg.solve(spread.permute(2, 3, 0, 1) + ridge, shared.permute(2, 3, 0, 1))
+    # The ridge makes it solvable; without the check of that, a GPU is not waited for.
+    slopes, _ = torch.linalg.solve_ex(
+        spread.permute(2, 3, 0, 1) + ridge, shared.permute(2, 3, 0, 1)
+    )
     slopes = slopes.permute(2, 3, 0, 1)  # (h, w, C, K) -> (C, K, h, w)
     offsets = mean - torch.einsum("ckhw,chw->khw", slopes, centre)
     return torch.stack([local(slope) for slope in slopes]), local(offsets)

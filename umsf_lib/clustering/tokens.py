@@ -70,8 +70,8 @@ def local_statistics(bands: Tensor, sigmas_px: Sequence[float], stride: int) -> 
 
 def token_validity(store: PixelStore, scene: int, stride: int) -> Tensor:
     """``(h, w)`` bool: at least half of the token's pixels are valid."""
-    valid = store.scene(scene)["valid"].float()
-    return F.avg_pool2d(valid, stride, ceil_mode=True)[0, 0] >= 0.5
+    valid = store.valid(scene)[None].float()
+    return F.avg_pool2d(valid, stride, ceil_mode=True)[0] >= 0.5
 
 
 class StatisticTokens:

@@ -157,6 +157,10 @@ class PixelStore:
         zero = torch.zeros(1, dtype=torch.int64)
         return self.windows(zero + index, zero, zero, (height, width))
 
+    def valid(self, index: int) -> Tensor:
+        """Which pixels of a scene count: ``(H, W)`` bool on the device."""
+        return to_device(torch.from_numpy(np.array(self.planes["valid"][index][0])), self.device)
+
     def unscaled(self, x: Tensor, role: str, index: int) -> Tensor:
         """Undo the standardisation of ``(B, C, h, w)``: source values, SAR as ln intensity."""
         return x * self.std[role][index][:, None, None] + self.mean[role][index][:, None, None]

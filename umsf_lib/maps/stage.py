@@ -62,8 +62,8 @@ def predict_scene(
     """Class row per pixel ``(H, W)`` uint8 and its posterior ``(H, W)`` float32."""
     posteriors = classifier.pixels(store, scene, smoothing_px)
     confidence, cluster = posteriors.max(dim=0)
-    table = torch.from_numpy(legend.of_cluster).to(cluster.device)
-    return table[cluster].cpu().numpy().astype(np.uint8), confidence.cpu().numpy()
+    table = torch.from_numpy(legend.of_cluster.astype(np.uint8)).to(cluster.device)
+    return table[cluster].cpu().numpy(), confidence.cpu().numpy()
 
 
 def write_maps(

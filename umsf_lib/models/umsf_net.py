@@ -93,9 +93,9 @@ class UmsfNet(nn.Module):
     def compile_blocks(self) -> None:
         """Compile residual blocks, despeckler and fusion one by one, in place.
 
-        Blocks of one form share their code, also those of other networks, so that it takes a third
-        of the time that whole encoders take. What a compiler gains lies within a block: batch norm,
-        ReLU and the sum in few kernels.
+        Blocks of one form share their code (torch >= 2.5), also those of other networks, so that
+        it takes a third of the time that whole encoders take. What a compiler gains lies within a
+        block: batch norm, ReLU and the sum in few kernels.
         """
         torch._dynamo.config.cache_size_limit = 64  # forms of blocks, training and not
         parts = {"BasicBlock", "Bottleneck", "ResidualBlock", "Despeckle"}

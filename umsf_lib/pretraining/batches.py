@@ -114,5 +114,5 @@ def key_places(batch: Batch) -> tuple[Places, Places]:
 
 def on_device(place: Places, device: torch.device) -> Places:
     """The same places where they are needed, by one copy."""
-    scene, row, col = to_device(torch.stack([x.double() for x in place]), device)
-    return scene.long(), row.float(), col.float()
+    scene, row, col = to_device(torch.stack([x.float() for x in place]), device)  # exact: < 2^24
+    return scene.long(), row, col

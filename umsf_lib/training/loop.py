@@ -239,10 +239,11 @@ class _State:
 
     def log(self, done: int, metrics: Metrics) -> None:
         """Append a row, averaged over the processes; waits for the device."""
-        values = {"loss": self._look(done)[-1]}
-        for name, value in metrics.items():
-            values[name] = float(value.detach() if isinstance(value, Tensor) else value)
-        means = dict(zip(values, mean_over_processes(list(values.values())), strict=True))
+        loss = self._look(done)[-1]
+        device = next(self.module.parameters()).device
+        values = [torch.as_tensor(v, device=device).detach().double() for v in metrics.values()]
+        plain = torch.stack(values).tolist() if values else []  # one wait for the device
+        means = dict(zip(("loss", *metrics), mean_over_processes([loss, *plain]), strict=True))
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.rows.append({"step": float(done), "loss": means.pop("loss"), "lr": lr} | means)
 
