@@ -330,7 +330,8 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
             return replace(sweep, seeds=seeds)
     print(
         f"suite {suite}: no records of runs {sweep.prefix}-<seed>, so this run stands in for them "
-        f"with the smallest part; 'umsf sweep --suite {suite} --seeds 0,1,2,3,4' makes all of it"
+        f"with the smallest part; 'umsf sweep --suite {suite} --seeds 0,1,2,3,4 --records none' "
+        "makes all of it"
     )
     smallest = OneRun(run.config, suite, (run.config.seed,), run.folder.name)
     smallest.run()
