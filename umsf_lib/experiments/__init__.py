@@ -1,4 +1,5 @@
 """Experiments: what is compared with what, and tables made of records.
 
-``pipeline`` runs all stages of one run, ``sweep`` many runs, ``tables`` reads their records.
+``pipeline`` runs all stages of one run, ``sweep`` many runs; ``records`` keeps what they found in
+one file, ``tables`` reads it.
 """

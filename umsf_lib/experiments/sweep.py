@@ -166,7 +166,9 @@ class Sweep:
             wanted = set(self.variants[variant]) - set(CEILING)  # which not all data have
             same = name in kept and not other_settings(kept[name].manifest["config"], config)
             if same and wanted <= kept[name].methods and not is_evaluated(self.folder / name):
-                print(f"run {name} is in {self.records} already", flush=True)
+                print(
+                    f"run {name}: in {self.records} with the same settings, left alone", flush=True
+                )
                 continue
             print(f"run {name}", flush=True)
             run_everything(_variant(self.base(seed), variant), self.variants[variant])

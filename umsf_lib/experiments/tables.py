@@ -259,7 +259,7 @@ def print_report(sweep: Sweep) -> None:
         )
     gains = margins(sweep)
     text = markdown(sweep, scores, gains)
-    if any(is_evaluated(sweep.folder / record.name) for _, _, record, _ in sweep.finished()):
+    if any(is_evaluated(sweep.folder / name) for _, _, name, _ in sweep.planned()):
         start = sweep.folder / f"{sweep.prefix}-{sweep.suite}"
         for ending, table in (("scores", scores), ("margins", gains)):
             path = start.with_name(f"{start.name}-{ending}.csv")
@@ -271,10 +271,11 @@ def print_report(sweep: Sweep) -> None:
 def _in_records(sweep: Sweep) -> str:
     """The file of records, and how its runs of these names differ."""
     kept = read_records(sweep.records)
-    names = [(kept[name], config) for _, _, name, config in sweep.planned() if name in kept]
-    listed = [other_settings(record.manifest["config"], config) for record, config in names]
-    other = f" (which has other settings: {listed[0]})" if listed else ""
-    return f" and in {sweep.records}{other}" if sweep.records else ""
+    pairs = [(kept[name], config) for _, _, name, config in sweep.planned() if name in kept]
+    every = (other_settings(record.manifest["config"], config) for record, config in pairs)
+    listed = next(filter(None, every), "")
+    other = f", which holds them with other settings ({listed})" if listed else ""
+    return f" and {sweep.records}{other}" if sweep.records else ""
 
 
 # What is run of a suite that nobody has run.
