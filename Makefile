@@ -1,4 +1,4 @@
-# make tutorial | test | test-all | lab: each makes .venv first, then does its job.
+# make tutorial | test | test-all | lab | reproduce: each makes .venv first, then does its job.
 # Options of tutorial: PROFILE= DATA= LAYOUT= RUN= SEED=, for example
 #   make tutorial DATA=../my-scenes LAYOUT=pairs RUN=mine
 # Another Python: make env PYTHON=python3.12. A CPU-only torch: UV_TORCH_BACKEND=cpu make env
@@ -11,7 +11,7 @@ option = $(if $($(1)),--$(2) '$($(1))')
 OPTIONS = $(call option,PROFILE,profile) $(call option,DATA,data) $(call option,LAYOUT,layout) \
 	$(call option,RUN,run) $(call option,SEED,seed)
 
-.PHONY: help env tutorial test test-all lab lint gallery
+.PHONY: help env tutorial test test-all lab reproduce lint gallery
 
 help:
 	@sed -n '1,4s/^# //p' Makefile
@@ -39,6 +39,14 @@ test-all: env
 
 lab: env
 	$(BIN)/jupyter lab notebooks/01_data_preparation.ipynb
+
+# Hours: what the records do not hold yet is run, then notebooks and tables are made.
+SEEDS ?= 0,1,2,3,4
+reproduce: env
+	for suite in baselines ablations scale; do $(BIN)/umsf sweep --suite $$suite --seeds $(SEEDS) $(OPTIONS) || exit; done
+	for name in 07_comparison 08_ablations 10_spatial_contrast; do $(BIN)/umsf notebook $$name $(OPTIONS) || exit; done
+	for suite in baselines ablations scale; do $(BIN)/umsf report --keep --suite $$suite --seeds $(SEEDS) $(OPTIONS) || exit; done
+	$(BIN)/python benchmarks/fill_tables.py
 
 lint: env
 	$(BIN)/ruff check

@@ -2,7 +2,7 @@
 
     python benchmarks/fill_tables.py
 
-Each table stands between a mark that names what makes it and ``<!-- end -->``; all other text stays.
+A table stands between a mark that names what makes it and ``<!-- end -->``; other text stays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def made(maker: str, arguments: str) -> str:
     if maker == "gpu_table.py":
         return gpu_table.table(gpu_table.RESULTS)
     out = io.StringIO()
-    with contextlib.redirect_stdout(out):
+    with contextlib.redirect_stdout(out), contextlib.chdir(ROOT):
         if main(shlex.split(arguments)):
             sys.exit(f"'umsf {arguments}' has failed.")
     return out.getvalue().strip() + "\n"

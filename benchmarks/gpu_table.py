@@ -1,4 +1,4 @@
-"""The table of GPU measurements that the README shows.
+"""The table of GPU measurements that RESULTS.md shows.
 
 python benchmarks/gpu_table.py [benchmarks/results/gpu]
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from .data.check import RESAMPLINGS, align, guess_layout, report, survey
 from .data.layout import load_layout
 from .data.stage import load_data
 from .experiments.pipeline import run_everything
+from .experiments.records import RECORDS
 from .experiments.sweep import SUITES, Sweep
 from .experiments.tables import keep_records, print_report
 from .models.stage import train_despeckler
@@ -70,9 +70,10 @@ def _parser() -> argparse.ArgumentParser:
         added = command(name, function, text)
         added.add_argument("--suite", choices=SUITES, default="first", help="default first")
         added.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
+        stand_in = "file of finished runs, for those not in runs/ (default: that of RESULTS.md)"
+        added.add_argument("--records", type=Path, default=RECORDS, help=stand_in)
         if name == "report":
-            added.add_argument("--records", type=Path, help="folder of runs; default: runs/")
-            added.add_argument("--keep", type=Path, help="copy the runs' records to this folder")
+            added.add_argument("--keep", action="store_true", help="write the runs to that file")
     command("gallery", _gallery, "copy a run's executed notebooks to gallery/")
     _add_data_commands(commands.add_parser("data", help="check or align a folder of scenes"))
     return parser
@@ -149,7 +150,7 @@ def _suite(options: argparse.Namespace) -> Sweep:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:
         raise ConfigError(f"--seeds is '{options.seeds}'; give numbers, as in 0,1,2.") from error
-    return Sweep(_config(options), options.suite, seeds, options.run)
+    return Sweep(_config(options), options.suite, seeds, options.run, options.records)
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -159,10 +160,10 @@ def _sweep(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    sweep = replace(_suite(options), records=options.records)
+    sweep = _suite(options)
     print_report(sweep)
     if options.keep:
-        keep_records(sweep, options.keep)
+        keep_records(sweep, options.records)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ MAKERS = {
 }
 
 
-# What the benchmarks of this checkout have recorded; the README and two notebooks read it.
+# What the benchmarks of this checkout have recorded; RESULTS.md and some notebooks read it.
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 
 
@@ -211,26 +211,6 @@ class Run:
             run._save()
         return run
 
-    @classmethod
-    def read(cls, config: Config, folder: Path) -> Run:
-        """The run in ``folder`` as its records are; nothing is written.
-
-        Settings that are younger than the run are not compared. Kept records (see ``nameless``)
-        know their data set by name.
-
-        Raises:
-            ConfigError: it was made with other settings; the differences are listed.
-        """
-        manifest = json.loads((folder / "manifest.json").read_text())
-        made, wanted = manifest["config"], _plain(config)
-        wanted = nameless(wanted) if made == nameless(made) else wanted
-        known = _flat(made)
-        if listed := differences(known, {k: v for k, v in _flat(wanted).items() if k in known}):
-            raise ConfigError(
-                f"The records in {folder} are of other settings ({listed}); ask for theirs."
-            )
-        return cls(folder, config, manifest)
-
     @staticmethod
     def folder_of(config: Config, name: str = "", root: Path | None = None) -> Path:
         """Folder of a run: its name, or one made of profile, data and seed."""
@@ -354,6 +334,16 @@ def _plain(config: Config) -> dict[str, Any]:
 def nameless(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that name data and layout but not where they lie, which says nothing elsewhere."""
     return {**settings, **{key: Path(settings[key]).name for key in ("data", "layout")}}
+
+
+def other_settings(made: Mapping[str, Any], config: Config) -> str:
+    """The ``differences`` of a run's settings and these, but for those younger than the run.
+
+    Settings that know their data set by name only (see ``nameless``) are compared by name.
+    """
+    wanted = nameless(_plain(config)) if made == nameless(made) else _plain(config)
+    known = _flat(made)
+    return differences(known, {key: v for key, v in _flat(wanted).items() if key in known})
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -125,9 +125,9 @@ def test_an_unknown_part_is_named_and_a_folder_that_cannot_be(tmp_path: Path) ->
     assert done.returncode == 2 and "nowhere' is no folder; name the one that" in done.stderr
 
 
-def test_the_table_of_the_readme_is_made_of_the_newest_results() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.search(r"<!-- gpu_table\.py -->\n\n(.*?)<!-- end -->", readme, re.DOTALL)
+def test_the_table_of_the_results_is_made_of_the_newest_measurements() -> None:
+    results = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- gpu_table\.py -->\n\n(.*?)<!-- end -->", results, re.DOTALL)
     assert shown is not None
     assert shown[1] == gpu_table.table(RESULTS)
 

@@ -14,6 +14,7 @@ import pytest
 from umsf_lib.config import DataError, load_config
 from umsf_lib.experiments import tables as comparison
 from umsf_lib.experiments.pipeline import METHODS, stages_of
+from umsf_lib.experiments.records import read_run, write_records
 from umsf_lib.experiments.sweep import SUITES, Sweep
 from umsf_lib.experiments.tables import SMALLEST, OneRun, method_costs, print_sweep
 from umsf_lib.run import STATUS, Run, add_up, measure_cost
@@ -99,15 +100,14 @@ def test_kept_records_stand_in_where_there_are_no_runs(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labelled(monkeypatch, True)
-    kept, here = project / "kept", load_config("tiny", seed=4)
+    kept, here = project / "kept.csv.gz", load_config("tiny", seed=4)
     made = run_with("tiny-easy-3", {}, 3)
-    shutil.copytree(made.folder, kept / "tiny-easy-3")
+    write_records(kept, {"tiny-easy-3": read_run(made.folder)})
     shutil.rmtree(made.folder)
     run = Run.open(here, "own")
     sweep = print_sweep(run, "ablations", kept=kept)
     assert sweep.seeds == [3] and sweep.records == kept
-    assert sweep.base(3).folder == kept / "tiny-easy-3"
-    assert "runs tiny-easy-<seed> in kept, seeds 3\n" in capsys.readouterr().out
+    assert "runs tiny-easy-<seed> in kept.csv.gz, seeds 3\n" in capsys.readouterr().out
     ran: list[Sweep] = []
     monkeypatch.setattr(Sweep, "run", lambda self: ran.append(self))
     other = Run.open(load_config("tiny", seed=4, overrides="cluster.balance=0.3"), "other")

@@ -15,15 +15,14 @@ import pytest
 
 from umsf_lib.__main__ import main
 from umsf_lib.clustering.stage import NETWORK
-from umsf_lib.config import Config, ConfigError, DataError, MissingStageError, load_config
-from umsf_lib.evaluation.metrics import accuracy, confusion, constant_score, nmi, scores
-from umsf_lib.evaluation.stage import dense_tables
+from umsf_lib.config import Config, DataError, MissingStageError, load_config
+from umsf_lib.data.layout import load_layout
+from umsf_lib.evaluation.metrics import accuracy, confusion, constant_score, hungarian, nmi
+from umsf_lib.evaluation.stage import dense_tables, identity, records
 from umsf_lib.experiments import sweep as suites
 from umsf_lib.experiments.pipeline import METHODS
 from umsf_lib.experiments.sweep import GROUPS, SIZES, SUITES, VARIANTS, Sweep, vary_config
 from umsf_lib.experiments.tables import (
-    SHOWN,
-    keep_records,
     margins,
     markdown,
     print_report,
@@ -79,18 +78,12 @@ def test_every_suite_names_known_variants_and_methods_and_begins_with_base() -> 
 def fake_run(config: Config, name: str, tables: dict[str, np.ndarray]) -> Run:
     """A run whose evaluation found these tables ``(S, 2, 2)``, cluster i being class i."""
     run, rows, arrays = Run.open(config, name), [], {}
+    classes = load_layout(config.layout).classes
     for method, table in tables.items():
         arrays[f"{method}/dense/test"] = table
         arrays[f"{method}/dense/mapping"] = np.array([0, 1])
-        found = scores(table.sum(axis=0), np.array([0, 1]))
-        row = {"run": name, "method": method, "variant": "", "protocol": "dense", "class": None}
-        row["seed"] = config.seed
-        for metric in ("acc", "nmi", "ari", "macro_f1", "miou"):
-            value = found[metric]
-            rows.append(row | {"matching": "validation", "metric": metric, "value": value})
-            rows.append(row | {"matching": "test", "metric": metric, "value": value + 0.01})
-        floor = constant_score(table.sum(axis=0))
-        rows.append(row | {"matching": "none", "metric": "constant", "value": floor})
+        mappings = {"validation": np.array([0, 1]), "test": hungarian(table.sum(axis=0))}
+        rows += records(identity(name, config, method, "dense"), classes, table, mappings)
     np.savez(run.path("confusions.npz"), **arrays)
     write_json(run.path("metrics.json"), rows)
     return run
@@ -137,7 +130,9 @@ def test_scores_are_means_over_seeds_of_the_suites_methods(fakes: list[Run]) -> 
     assert row["mean"] == pytest.approx(np.mean(values))
     assert row["std"] == pytest.approx(np.std(values, ddof=1)) and row["seeds"] == 2
     best = table.loc[("sar", "umsf", "acc_on_test")]
-    assert best["mean"] == pytest.approx(row["mean"] + 0.01)
+    pooled = [dense_tables(run, "umsf")[0].sum(axis=0) for run in runs]
+    right = [max(np.trace(p), np.trace(p[::-1])) / p.sum() for p in pooled]  # of both matchings
+    assert best["mean"] == pytest.approx(np.mean(right))
     more = score_rows(Sweep(TINY, "baselines", (0, 1)))
     assert "swav" in set(more.method)
     assert score_rows(Sweep(TINY, "first", (0, 1)), "patch").empty  # these have dense pixels only
@@ -316,62 +311,6 @@ def test_what_changes_the_pretraining_is_pretrained_anew(project: Path, tiny_run
     assert mild.config.synthetic.difficulty == "mild" and not mild.manifest["stages"]
 
 
-def test_kept_records_make_the_same_tables_and_reading_writes_nothing(
-    fakes: list[Run], tmp_path: Path, monkeypatch, capsys
-) -> None:
-    sweep, kept = Sweep(TINY, "first", (0, 1)), tmp_path / "kept"
-    tables = markdown_of(sweep)
-    keep_records(sweep, kept)
-    files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*.*"))
-    assert len(files) == 3 * len(fakes) and "tiny-easy-1-sar/confusions.npz" in files
-    monkeypatch.setenv("UMSF_ROOT", str(tmp_path / "other"))
-    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
-    command = ["report", "--profile", "tiny", "--seeds", "0,1", "--records", str(kept)]
-    assert main(command) == 0
-    assert before == {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
-    assert not list((tmp_path / "other" / "runs").glob("*/"))
-    assert capsys.readouterr().out.strip() == tables.strip()
-    assert main([*command, "--overrides", "cluster.lr=0.5"]) == 2
-    assert "cluster.lr 0.002 -> 0.5" in capsys.readouterr().err
-
-
-def test_kept_records_say_nothing_of_where_the_data_lay(project: Path, tmp_path: Path) -> None:
-    here = dataclasses.replace(TINY, data=str(tmp_path / "mine" / "tiles"))
-    fake_run(here, "tiny-tiles-0", {"umsf": np.stack([np.diag([40, 60])] * 3)})
-    keep_records(Sweep(here, "first", (0,)), tmp_path / "kept")
-    assert str(tmp_path) not in (tmp_path / "kept/tiny-tiles-0/manifest.json").read_text()
-    there = dataclasses.replace(here, data="/elsewhere/tiles")
-    assert len(score_rows(Sweep(there, "first", (0,), records=tmp_path / "kept"))) == len(SHOWN)
-    with pytest.raises(ConfigError, match=r"data '.*mine/tiles' -> '/elsewhere/tiles'"):
-        score_rows(Sweep(there, "first", (0,)))  # these runs are no copies
-
-
-def test_records_older_than_a_setting_are_read(fakes: list[Run], tmp_path: Path) -> None:
-    sweep = Sweep(TINY, "first", (0,))
-    keep_records(sweep, tmp_path)
-    path = tmp_path / "tiny-easy-0" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["config"]["cluster"]["teacher_share"]
-    path.write_text(json.dumps(manifest))
-    again = score_rows(dataclasses.replace(sweep, records=tmp_path))
-    pd.testing.assert_frame_equal(again, score_rows(sweep))
-    path.unlink()
-    variants = score_rows(dataclasses.replace(sweep, records=tmp_path)).variant
-    assert set(variants) == {"optical", "sar"}
-
-
-def test_records_are_never_kept_in_place_of_the_runs(
-    fakes: list[Run], project: Path, tmp_path: Path, capsys
-) -> None:
-    command = ["report", "--profile", "tiny", "--seeds", "0,1", "--keep"]
-    assert main([*command, str(project / "runs")]) == 2
-    assert "give a folder beside that of the runs" in capsys.readouterr().err
-    (tmp_path / "file").touch()
-    assert main([*command, str(tmp_path / "file")]) == 2
-    assert main([*command, str(tmp_path / "kept")]) == 0
-    assert (tmp_path / "kept" / "tiny-easy-0-sar" / "metrics.json").is_file()
-
-
 def test_seeds_of_other_scenes_have_no_common_table(project: Path) -> None:
     tiles = dataclasses.replace(TINY, data="x/tiles")
     for seed, count in ((0, 2), (1, 3)):
@@ -398,13 +337,13 @@ def test_each_scene_of_a_data_set_is_scored_under_the_matching_of_all(project: P
     assert scene_rows(Sweep(TINY, "first", (0, 1))).empty
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
 MARK = "<!-- umsf report"
-KEPT_TABLES = re.findall(r"<!-- umsf (report .*?) -->\n\n(.*?)\n<!-- end -->", README, re.DOTALL)
+KEPT_TABLES = re.findall(r"<!-- umsf (report .*?) -->\n\n(.*?)\n<!-- end -->", RESULTS, re.DOTALL)
 
 
 @pytest.mark.parametrize(("command", "block"), KEPT_TABLES)
-def test_the_readmes_tables_are_made_of_the_kept_records(
+def test_the_tables_of_the_results_are_made_of_the_kept_records(
     command: str, block: str, project: Path, capsys
 ) -> None:
     arguments = [str(ROOT / word) if "/" in word else word for word in shlex.split(command)]
@@ -412,5 +351,33 @@ def test_the_readmes_tables_are_made_of_the_kept_records(
     assert capsys.readouterr().out.strip() == block.strip()
 
 
-def test_the_readme_has_the_tables_of_every_suite_of_the_results() -> None:
-    assert len(KEPT_TABLES) == README.count(MARK) == 5
+def test_every_suite_of_the_results_has_its_tables() -> None:
+    assert len(KEPT_TABLES) == RESULTS.count(MARK) == 5
+
+
+def test_the_six_rows_of_the_readme_are_those_of_the_results() -> None:
+    """Accuracy and macro-F1 of ``easy`` and of TerraMesh, the first and the last table."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.split("| ACC, `easy` |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(shown) == 6
+    tables = [
+        [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+        for _, block in (KEPT_TABLES[0], KEPT_TABLES[-1])
+    ]
+    known = {
+        tuple(
+            row[column].split(" ")[0]
+            for table in tables
+            for row in table
+            if row[:2] == [method, variant] and len(row) > 8
+            for column in (3, 6)
+        )
+        for method, variant in {tuple(row[:2]) for row in tables[0] if len(row) > 8}
+    }
+    for line in shown:
+        cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+        assert tuple(cell for cell in cells if cell != "-") in known, line
+
+
+def test_the_readme_is_one_screen() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 8000

@@ -197,7 +197,10 @@ def judge_records(run: Run, method: str, patches: Patches) -> list[dict[str, Any
         for metric in JUDGES:
             found = judge(patches, protocol, metric, run.config.seed)
             for name, value in ((metric, found.mean()), (f"{metric}_std", found.std())):
-                row = identity(run, method, protocol) | {"matching": "none", "class": None}
+                row = identity(run.folder.name, run.config, method, protocol) | {
+                    "matching": "none",
+                    "class": None,
+                }
                 row |= {"metric": name, "value": float(value)}
                 rows.append({column: row[column] for column in COLUMNS})
     return rows

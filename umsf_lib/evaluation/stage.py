@@ -13,9 +13,9 @@ import torch
 
 from ..clustering.inference import Classifier
 from ..clustering.task import ClusteringTask
-from ..config import IGNORE
+from ..config import IGNORE, Config
 from ..data.layout import LandClass
-from ..data.scene_set import SceneSet, valid_labels
+from ..data.scene_set import valid_labels
 from ..run import Run, write_arrays, write_json
 from .metrics import (
     ari,
@@ -134,7 +134,8 @@ def evaluate(
                 if not test[protocol].any():
                     continue  # no labels there; or scenes smaller than a patch, thinly labelled
                 mappings = matchings(val[protocol], test[protocol])
-                rows += records(run, scenes, method.name, protocol, test[protocol], mappings)
+                base = identity(run.folder.name, run.config, method.name, protocol)
+                rows += records(base, scenes.layout.classes, test[protocol], mappings)
                 arrays[f"{method.name}/{protocol}/test"] = test[protocol]
                 arrays[f"{method.name}/{protocol}/mapping"] = next(iter(mappings.values()))
         write_arrays(run.path("confusions.npz"), **arrays)
@@ -150,11 +151,10 @@ def matchings(val: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     return fitted | {"test": hungarian(test.sum(axis=0))}
 
 
-def identity(run: Run, method: str, protocol: str) -> dict[str, Any]:
+def identity(run: str, config: Config, method: str, protocol: str) -> dict[str, Any]:
     """What a record says of where its value comes from."""
-    config = run.config
     return {
-        "run": run.folder.name,
+        "run": run,
         "method": method,
         "variant": f"{config.model.sensors}-{config.model.fusion}-{config.cluster.initial}",
         "profile": config.profile,
@@ -166,25 +166,30 @@ def identity(run: Run, method: str, protocol: str) -> dict[str, Any]:
 
 
 def records(
-    run: Run,
-    scenes: SceneSet,
-    method: str,
-    protocol: str,
+    base: Mapping[str, Any],
+    classes: Sequence[LandClass],
     tables: np.ndarray,
-    mappings: dict[str, np.ndarray],
+    mappings: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """Tidy records of one method and protocol, one value each."""
-    table, base = tables.sum(axis=0), identity(run, method, protocol)
-    rows = []
+    """Tidy records of one method and protocol, one value each.
+
+    Args:
+        base: whose they are (see ``identity``).
+        classes: of the layout.
+        tables: counts ``(S, K', K)``, one per scene.
+        mappings: see ``matchings``.
+    """
+    table, rows = tables.sum(axis=0), []
 
     def add(matching: str, metric: str, value: float, name: str | None = None) -> None:
-        rows.append(base | {"matching": matching, "metric": metric, "class": name, "value": value})
+        found = {"matching": matching, "metric": metric, "class": name, "value": value}
+        rows.append({**base, **found})
 
     for matching, mapping in mappings.items():
         scored = scores(table, mapping)
         for metric in OVERALL:
             add(matching, metric, float(scored[metric]))
-        for land in scenes.layout.classes:
+        for land in classes:
             if land.id in scored["f1"]:
                 add(matching, "f1", float(scored["f1"][land.id]), land.name)
     add("none", "constant", constant_score(table))

@@ -11,6 +11,7 @@ from ..clustering.inference import Classifier
 from ..clustering.stage import cluster, clustered_classifier, feature_tokens, load_clustered
 from ..clustering.task import ClusteringTask
 from ..clustering.tokens import TokenMap
+from ..data.scene_set import SceneSet
 from ..data.stage import load_data
 from ..evaluation.stage import evaluate, fitted_matching, load_records
 from ..maps.stage import write_maps
@@ -78,6 +79,14 @@ def methods(
     return {name: partial(fit, run, task) for name, fit in METHODS.items() if name in wanted}
 
 
+def pretrain_run(run: Run) -> SceneSet:
+    """The stages of a run up to its pretraining, each skipped when it is up to date."""
+    scenes = load_data(run)
+    train_despeckler(run, scenes, progress=print_progress("despeckle"))
+    pretrain(run, scenes, progress=print_progress("pretrain"))
+    return scenes
+
+
 def run_everything(run: Run, names: Sequence[str] = USUAL, *, maps: bool = False) -> None:
     """All stages of a run, each skipped when it is up to date.
 
@@ -86,9 +95,7 @@ def run_everything(run: Run, names: Sequence[str] = USUAL, *, maps: bool = False
         names: methods to compare.
         maps: also write the maps of all scenes that are to be mapped.
     """
-    scenes = load_data(run)
-    train_despeckler(run, scenes, progress=print_progress("despeckle"))
-    pretrain(run, scenes, progress=print_progress("pretrain"))
+    scenes = pretrain_run(run)
     task = ClusteringTask.of_run(run, scenes)
     if "umsf" in names:
         cluster(run, task, progress=print_progress("cluster"))

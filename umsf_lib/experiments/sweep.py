@@ -12,10 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from ..config import Config
-from ..evaluation.stage import load_records
-from ..run import Run, project_root
-from .pipeline import METHODS, USUAL, run_everything
+from ..baselines import CEILING
+from ..config import Config, ConfigError
+from ..run import Run, other_settings, project_root
+from .pipeline import METHODS, USUAL, pretrain_run, run_everything
+from .records import RunRecord, is_evaluated, read_records, read_run
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,6 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     | {f"{name}-no_pretraining": OURS for name in SIZES}
     | {"scenes_64-epochs_x4": OURS},
 }
-KEPT = ("manifest.json", "metrics.json", "confusions.npz")  # of a run: what tables are made of
 AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that leave it as it is
 
 
@@ -107,7 +107,7 @@ class Sweep:
         suite: a key of ``SUITES``.
         seeds: one run of each variant per seed.
         name: of the runs, before seed and variant.
-        records: folder of the run folders that tables are made of; None: ``runs/``.
+        records: file that stands in for what ``runs/`` does not hold (see ``records``).
     """
 
     config: Config
@@ -125,8 +125,8 @@ class Sweep:
 
     @property
     def folder(self) -> Path:
-        """Of the run folders that tables are made of."""
-        return self.records or project_root() / "runs"
+        """Of the runs."""
+        return project_root() / "runs"
 
     @property
     def variants(self) -> dict[str, Sequence[str]]:
@@ -148,33 +148,50 @@ class Sweep:
         return f"{self.prefix}-{seed}"
 
     def base(self, seed: int) -> Run:
-        """The run of that name; of kept records, what they hold of it."""
-        config, name = replace(self.config, seed=seed), self.base_name(seed)
-        return Run.read(config, self.records / name) if self.records else Run.open(config, name)
+        """The run of that name, opened."""
+        return Run.open(replace(self.config, seed=seed), self.base_name(seed))
+
+    def planned(self) -> Iterator[tuple[str, int, str, Config]]:
+        """Variant, seed, name and settings of each run, base runs first."""
+        for seed in self.seeds:
+            for variant in self.variants:
+                ending = "" if variant == "base" else f"-{variant}"
+                config = vary_config(replace(self.config, seed=seed), variant)
+                yield variant, seed, f"{self.base_name(seed)}{ending}", config
 
     def run(self) -> None:
-        """Run all that is not finished, base runs first; so it resumes."""
-        for seed in self.seeds:
-            base = self.base(seed)
-            for variant, names in self.variants.items():
-                run = _variant(base, variant)
-                print(f"run {run.folder.name}", flush=True)
-                run_everything(run, names)
+        """Run all that is not finished, nor kept with these settings; so it resumes."""
+        kept = read_records(self.records)
+        for variant, seed, name, config in self.planned():
+            wanted = set(self.variants[variant]) - set(CEILING)  # which not all data have
+            same = name in kept and not other_settings(kept[name].manifest["config"], config)
+            if same and wanted <= kept[name].methods and not is_evaluated(self.folder / name):
+                print(
+                    f"run {name}: in {self.records} with the same settings, left alone", flush=True
+                )
+                continue
+            print(f"run {name}", flush=True)
+            run_everything(_variant(self.base(seed), variant), self.variants[variant])
 
-    def finished(self) -> Iterator[tuple[str, int, Run, pd.DataFrame]]:
-        """Variant, seed, run and records of all that have been evaluated.
+    def finished(self) -> Iterator[tuple[str, int, RunRecord, pd.DataFrame]]:
+        """Variant, seed, record and scores of all that have been evaluated.
 
-        The records are those of the suite's methods; ``variant`` is named as the suite does.
+        The scores are those of the suite's methods; ``variant`` is named as the suite does.
+
+        Raises:
+            ConfigError: a run folder was made with other settings; the differences are listed.
         """
-        for seed in self.seeds:
-            for variant, names in self.variants.items():
-                ending = "" if variant == "base" else f"-{variant}"
-                folder = self.folder / f"{self.base_name(seed)}{ending}"
-                if all((folder / file).is_file() for file in KEPT):
-                    config = vary_config(replace(self.config, seed=seed), variant)
-                    found = load_records([folder])
-                    found = found[found.method.isin(names)]
-                    yield variant, seed, Run.read(config, folder), found.assign(variant=variant)
+        kept = read_records(self.records)
+        for variant, seed, name, config in self.planned():
+            own = is_evaluated(folder := self.folder / name)
+            if record := read_run(folder) if own else kept.get(name):
+                listed = other_settings(record.manifest["config"], config)
+                if own and listed:
+                    raise ConfigError(f"{folder} is of other settings ({listed}); ask for its own.")
+                if not listed:
+                    scores = record.scores(config)
+                    scores = scores[scores.method.isin(self.variants[variant])]
+                    yield variant, seed, record, scores.assign(variant=variant)
 
 
 def vary_config(config: Config, variant: str) -> Config:
@@ -225,4 +242,6 @@ def _variant(base: Run, variant: str) -> Run:
     shared = [] if other_scenes(variant) else ["data", "despeckle"]
     if AFTER_PRETRAINING.issuperset(changes):
         shared.append("pretrain")
+    if not all(base.is_done(stage) for stage in shared):  # its record is kept, its weights are not
+        pretrain_run(base)
     return base.variant(variant, shared, **changes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,44 +12,36 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..config import ConfigError, DataError, MissingStageError
+from ..config import DataError, MissingStageError
 from ..data.stage import load_data
 from ..evaluation.metrics import accuracy, confusion, differences, nmi
-from ..evaluation.stage import dense_tables, headline, load_records, paired_gain, tables_to_score
-from ..run import Run, add_up, nameless, project_root, write_atomically, write_json
+from ..evaluation.stage import headline, load_records, paired_gain, tables_to_score
+from ..run import Run, add_up, other_settings, project_root, write_atomically
 from .pipeline import USUAL, stages_of
-from .sweep import KEPT, OURS, SCALED, VARIANTS, Sweep, rival
+from .records import is_evaluated, read_records, write_records
+from .sweep import OURS, SCALED, VARIANTS, Sweep, rival
 
 SHOWN = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "macro_f1": "macro-F1", "miou": "mIoU"} | {
     "acc_on_test": "ACC matched on test",  # what the best matching would give
 }
 ENDINGS = {"no_pretraining": ", no pretraining", "epochs_x4": ", 4 x pretraining"}  # of curves
 COMPARED = {"acc": accuracy, "nmi": nmi}
-# What ``dense_tables`` gives, one per seed: of ours, and of what it is compared with.
+# What ``RunRecord.dense`` gives, one per seed: of ours, and of what it is compared with.
 Pair = tuple[list[tuple[np.ndarray, np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
 
 
-def keep_records(sweep: Sweep, folder: Path) -> None:
-    """Copy what the tables are made of to ``folder``, one run folder each.
+def keep_records(sweep: Sweep, path: Path) -> None:
+    """Write what the tables read of the suite's runs to a file of records.
 
-    The copies know their data set by name only (see ``runs.nameless``).
-
-    Raises:
-        ConfigError: the runs lie in this folder, or it is a file.
+    A run's rows replace those that the file has of it; those of other runs stay.
     """
-    for _, _, run, _ in sweep.finished():
-        kept = folder / run.folder.name
-        if kept.resolve() == run.folder.resolve() or folder.is_file():
-            raise ConfigError(f"--keep is {folder}; give a folder beside that of the runs.")
-        for file in set(KEPT) - {"manifest.json"}:
-            write_atomically(kept / file, partial(shutil.copyfile, run.path(file)))
-        named = nameless(run.manifest["config"])
-        write_json(kept / "manifest.json", run.manifest | {"config": named})
+    found = {record.name: record for _, _, record, _ in sweep.finished()}
+    write_records(path, read_records(path) | found)
 
 
 def suite_records(sweep: Sweep) -> pd.DataFrame:
     """Records of all its runs that have been evaluated, as one table."""
-    parts = [records for *_, records in sweep.finished()]
+    parts = [scores for *_, scores in sweep.finished()]
     return pd.concat(parts, ignore_index=True) if parts else load_records([])
 
 
@@ -154,9 +145,9 @@ def _each(pair: Pair, statistic: Callable[[np.ndarray], float]) -> np.ndarray:
 def _pairs(sweep: Sweep) -> Iterator[tuple[tuple[str, str], list[int], Pair]]:
     """Variant and method, the seeds that it shares with its rival, and both sides' tables."""
     tables: dict[tuple[str, str], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
-    for variant, seed, run, records in sweep.finished():
-        for name in records.method.unique():
-            tables.setdefault((variant, name), {})[seed] = dense_tables(run, name)
+    for variant, seed, record, scores in sweep.finished():
+        for name in scores.method.unique():
+            tables.setdefault((variant, name), {})[seed] = record.dense(name)
     for (variant, name), theirs in tables.items():
         own = tables.get((rival(variant, name) or "", "umsf"), {})
         if seeds := [seed for seed in own if seed in theirs and own is not theirs]:
@@ -176,9 +167,9 @@ def scene_rows(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
         split; empty for synthetic scenes, which differ from seed to seed.
     """
     rows: dict[tuple[str, str], list[list[float]]] = {}
-    for variant, _, run, records in sweep.finished() if sweep.config.data else ():
-        for name in records.method.unique():
-            found, mapping = dense_tables(run, name)  # (S, K', K)
+    for variant, _, record, scores in sweep.finished() if sweep.config.data else ():
+        for name in scores.method.unique():
+            found, mapping = record.dense(name)  # (S, K', K)
             found = found if metric == "nmi" else confusion(found, mapping)
             scored = [COMPARED[metric](table) if table.any() else math.nan for table in found]
             rows.setdefault((name, variant), []).append(scored)
@@ -195,13 +186,13 @@ def scene_rows(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
 
 
 def scores_markdown(scores: pd.DataFrame) -> str:
-    """The table of ``score_rows`` as the README shows it: mean ± std over seeds."""
+    """The table of ``score_rows`` as RESULTS.md shows it: mean ± std over seeds."""
     spread = scores[["mean", "std"]].map(_short)
     return _wide(scores.assign(cell=spread["mean"] + " ± " + spread["std"]), SHOWN)
 
 
 def margins_markdown(gains: pd.DataFrame) -> str:
-    """The table of ``margins`` as the README shows it: margin (low to high), seeds ahead."""
+    """The table of ``margins`` as RESULTS.md shows it: margin (low to high), seeds ahead."""
     ends = gains[["low", "high"]].map(_short)
     middle = gains.margin.map(partial(_short, form="+.3f"))
     seeds = gains.ahead.astype(str) + " of " + gains.seeds.astype(str)
@@ -220,7 +211,7 @@ def scenes_markdown(scenes: pd.DataFrame) -> str:
 
 
 def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
-    """A suite as the README shows it, from its ``score_rows`` and ``margins``."""
+    """A suite as RESULTS.md shows it, from its ``score_rows`` and ``margins``."""
     between = (
         "Ours minus each of them, with 95 % intervals over test scenes, and in how many seeds ours "
         "is ahead:"
@@ -252,7 +243,7 @@ def _wide(table: pd.DataFrame, metrics: Iterable[str]) -> str:
 
 
 def print_report(sweep: Sweep) -> None:
-    """Print the tables in Markdown; those of ``runs/`` are written there, too.
+    """Print the tables in Markdown; those of any run in ``runs/`` are written there, too.
 
     Scores and margins as CSV, everything as Markdown.
 
@@ -264,17 +255,27 @@ def print_report(sweep: Sweep) -> None:
         raise MissingStageError(
             f"No run of suite '{sweep.suite}' named {sweep.prefix}-<seed> has scores for seeds "
             f"{', '.join(map(str, sweep.seeds))}; run 'umsf sweep' with the same options first "
-            f"(data without labels have none). Looked for in {sweep.folder}."
+            f"(data without labels have none). Looked for in {sweep.folder}{_in_records(sweep)}."
         )
     gains = margins(sweep)
     text = markdown(sweep, scores, gains)
-    if sweep.records is None:
+    if any(is_evaluated(sweep.folder / name) for _, _, name, _ in sweep.planned()):
         start = sweep.folder / f"{sweep.prefix}-{sweep.suite}"
         for ending, table in (("scores", scores), ("margins", gains)):
             path = start.with_name(f"{start.name}-{ending}.csv")
             write_atomically(path, partial(table.to_csv, index=False))
         write_atomically(start.with_name(f"{start.name}.md"), lambda path: path.write_text(text))
     print(text)
+
+
+def _in_records(sweep: Sweep) -> str:
+    """The file of records, and how its runs of these names differ."""
+    kept = read_records(sweep.records)
+    pairs = [(kept[name], config) for _, _, name, config in sweep.planned() if name in kept]
+    every = (other_settings(record.manifest["config"], config) for record, config in pairs)
+    listed = next(filter(None, every), "")
+    other = f", which holds them with other settings ({listed})" if listed else ""
+    return f" and {sweep.records}{other}" if sweep.records else ""
 
 
 # What is run of a suite that nobody has run.
@@ -308,7 +309,7 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
         run: the notebook's, with the settings of the suite but for seed and variant.
         suite: a key of ``SMALLEST``.
         name: of the suite's runs, as ``umsf sweep --run`` took it.
-        kept: folder of records that stand in where ``runs/`` has none (``umsf report --keep``); for
+        kept: file of records that stands in where ``runs/`` has none (``umsf report --keep``); for
             a notebook that needs nothing else of a run.
 
     Raises:
@@ -322,14 +323,16 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
     for records in (None, kept) if kept else (None,):
         sweep = Sweep(run.config, suite, (), name, records)
         if seeds := _seeds_with_most(sweep):
+            where = _shown(records or sweep.folder)
             print(
-                f"suite {suite}: records of runs {sweep.prefix}-<seed> in {_shown(sweep.folder)}, "
+                f"suite {suite}: records of runs {sweep.prefix}-<seed> in {where}, "
                 f"seeds {', '.join(map(str, seeds))}"
             )
             return replace(sweep, seeds=seeds)
     print(
         f"suite {suite}: no records of runs {sweep.prefix}-<seed>, so this run stands in for them "
-        f"with the smallest part; 'umsf sweep --suite {suite} --seeds 0,1,2,3,4' makes all of it"
+        f"with the smallest part; 'umsf sweep --suite {suite} --seeds 0,1,2,3,4 --records none' "
+        "makes all of it"
     )
     smallest = OneRun(run.config, suite, (run.config.seed,), run.folder.name)
     smallest.run()
@@ -339,22 +342,18 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
 def _seeds_with_most(sweep: Sweep) -> list[int]:
     """Seeds with most records of a suite; none where kept records are of other settings."""
     start = f"{sweep.prefix}-"
-    names = [path.parent.name for path in sweep.folder.glob(f"{start}*/metrics.json")]
-    endings = [name.removeprefix(start) for name in names]
+    names = {path.parent.name for path in sweep.folder.glob(f"{start}*/metrics.json")}
+    names |= set(read_records(sweep.records))
+    endings = [name.removeprefix(start) for name in names if name.startswith(start)]
     begun = sorted(int(ending) for ending in endings if ending.isdecimal())
-    try:
-        done = Counter(seed for _, seed, _, _ in replace(sweep, seeds=begun).finished())
-    except ConfigError:
-        if sweep.records is None:
-            raise
-        return []
-    return [seed for seed in begun if done[seed] == max(done.values(), default=0)]
+    done = Counter(seed for _, seed, _, _ in replace(sweep, seeds=begun).finished())
+    return [seed for seed in begun if done[seed] == max(done.values(), default=1)]
 
 
-def _shown(folder: Path) -> str:
-    """A folder as seen from the project's, so that no local path stands in a notebook."""
+def _shown(path: Path) -> str:
+    """A path as seen from the project's folder, so that no local one stands in a notebook."""
     root = project_root()
-    return str(folder.relative_to(root)) if folder.is_relative_to(root) else folder.name
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
 
 
 def method_costs(sweep: Sweep, fitted: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
@@ -367,7 +366,8 @@ def method_costs(sweep: Sweep, fitted: Mapping[str, Mapping[str, float]]) -> pd.
     Returns:
         One row per method, the columns of ``costs.add_up``, less those that nothing recorded.
     """
-    done = [run.manifest["stages"] for variant, _, run, _ in sweep.finished() if variant == "base"]
+    every = sweep.finished()
+    done = [record.manifest["stages"] for variant, _, record, _ in every if variant == "base"]
     rows = {}
     for name, own in fitted.items():
         parts = [[*(stages.get(s, {}) for s in stages_of(name)), own] for stages in done]

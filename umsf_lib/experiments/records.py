@@ -1,0 +1,167 @@
+"""What finished runs leave for tables: counts of each test scene, settings, costs; in one file.
+
+The file, ``records.csv.gz``, is one table. ``value`` is JSON, and what it holds is ``kind``:
+
+- ``run``: settings, cost of each stage, versions, git id, device;
+- ``matching``: of a method in a protocol, name -> class of each cluster, the one that counts first;
+- ``scene``: pixels (or patches) of each cluster ``K'`` and class ``K`` in one test scene.
+
+Scores and intervals are computed anew from the counts.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..config import Config, DataError
+from ..data.layout import load_layout
+from ..evaluation.metrics import hungarian
+from ..evaluation.stage import COLUMNS, identity, records
+from ..run import KEYS, RESULTS, nameless, write_atomically
+
+RECORDS = RESULTS / "records.csv.gz"  # those of the tables in RESULTS.md
+FILES = ("manifest.json", "metrics.json", "confusions.npz")  # of a run that is evaluated
+FIELDS = ["run", "kind", "method", "protocol", "scene", "value"]
+Key = tuple[str, str]  # method, protocol
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """An evaluated run.
+
+    Attributes:
+        name: of the run.
+        manifest: at least ``config`` and ``stages``, as in the run folder.
+        tables: counts ``(S, K', K)`` int64 of the test scenes, methods in their order.
+        matchings: name -> cluster -> class ``(K',)``, the one that counts first.
+    """
+
+    name: str
+    manifest: dict[str, Any]
+    tables: dict[Key, np.ndarray]
+    matchings: dict[Key, dict[str, np.ndarray]]
+
+    @property
+    def methods(self) -> set[str]:
+        """All that are scored in it."""
+        return {method for method, _ in self.tables}
+
+    def dense(self, method: str) -> tuple[np.ndarray, np.ndarray]:
+        """Tables ``(S, K', K)`` and the matching that counts ``(K',)``, as ``dense_tables``."""
+        key = (method, "dense")
+        return self.tables[key], next(iter(self.matchings[key].values()))
+
+    def scores(self, config: Config) -> pd.DataFrame:
+        """Tidy records like those of ``metrics.json``, from the counts.
+
+        Args:
+            config: of the run.
+        """
+        classes, rows = load_layout(config.layout).classes, []
+        for key, tables in self.tables.items():
+            base = identity(self.name, config, *key)
+            rows += records(base, classes, tables, self.matchings[key])
+        return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
+
+
+def is_evaluated(folder: Path) -> bool:
+    """Whether a run folder holds all that a record is made of."""
+    return all((folder / file).is_file() for file in FILES)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """The record of a run folder (see ``is_evaluated``)."""
+    rows = json.loads((folder / "metrics.json").read_text())
+    fitted = {(row["method"], row["protocol"]) for row in rows if row["matching"] == "validation"}
+    tables, matchings = {}, {}
+    with np.load(folder / "confusions.npz") as saved:
+        for name in (name for name in saved.files if name.endswith("/test")):
+            method, protocol, _ = name.rsplit("/", 2)
+            found, mapping = saved[name], saved[f"{method}/{protocol}/mapping"]
+            tables[key := (method, protocol)] = found
+            matchings[key] = {"test": mapping}
+            if key in fitted:
+                matchings[key] = {"validation": mapping, "test": hungarian(found.sum(axis=0))}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return RunRecord(folder.name, manifest, tables, matchings)
+
+
+def read_records(path: Path | None) -> dict[str, RunRecord]:
+    """Run name -> record of a file; nothing where there is none.
+
+    Raises:
+        DataError: the file is damaged, or it is another one.
+    """
+    if path is None or not path.exists():
+        return {}
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False, compression="gzip")
+        if list(rows.columns) != FIELDS:
+            raise ValueError(f"its columns are {', '.join(map(str, rows.columns))[:80]}")
+        return _records(rows)
+    except (OSError, EOFError, zlib.error, ValueError, LookupError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{path} holds no records of runs, or is damaged ({reason}); restore it, or name "
+            "another file with --records."
+        ) from error
+
+
+def _records(rows: pd.DataFrame) -> dict[str, RunRecord]:
+    """The records of a file's rows, each run's in the order of ``_rows``."""
+    found: dict[str, RunRecord] = {}
+    counts: dict[tuple[str, Key], list[Any]] = {}
+    for name, kind, method, protocol, scene, text in rows.itertuples(index=False, name=None):
+        value, key = json.loads(text), (method, protocol)
+        if kind == "run":
+            found[name] = RunRecord(name, value, {}, {})
+        elif kind == "matching":
+            found[name].matchings[key] = {of: np.array(mapping) for of, mapping in value.items()}
+            counts[name, key] = []
+        elif kind != "scene" or int(scene) != len(counts[name, key]):
+            raise ValueError(f"{name} has a row '{kind} {scene}' out of place")
+        else:
+            counts[name, key].append(value)
+    for (name, key), tables in counts.items():
+        found[name].tables[key] = np.array(tables, dtype=np.int64)  # (S, K', K)
+    return found
+
+
+def write_records(path: Path, found: Mapping[str, RunRecord]) -> None:
+    """Write records as one file, atomically; equal ones give equal bytes."""
+    rows = pd.DataFrame((row for name in sorted(found) for row in _rows(found[name])), None, FIELDS)
+    text = gzip.compress(rows.to_csv(index=False, lineterminator="\n").encode(), mtime=0)
+    write_atomically(path, lambda temporary: temporary.write_bytes(text))
+
+
+def _rows(record: RunRecord) -> Iterator[tuple[str, ...]]:
+    """One row per run, matching and scene."""
+    yield record.name, "run", "", "", "", _json(_portable(record.manifest))
+    for key, tables in record.tables.items():
+        matchings = {name: mapping.tolist() for name, mapping in record.matchings[key].items()}
+        yield record.name, "matching", *key, "", _json(matchings)
+        for scene, table in enumerate(tables):
+            yield record.name, "scene", *key, str(scene), _json(table.tolist())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _portable(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, costs and what made the run; nothing of its files, nor of where its data lay."""
+    stages = {
+        name: {key: stage[key] for key in (*KEYS, "git") if key in stage}
+        for name, stage in manifest["stages"].items()
+    }
+    made = {key: manifest[key] for key in ("versions", "git", "device") if key in manifest}
+    return {"config": nameless(manifest["config"]), "stages": stages, **made}
