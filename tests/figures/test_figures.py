@@ -173,6 +173,7 @@ CASES: dict[str, Callable[[], Figure]] = {
         chance={"all embeddings equal, ln(1+Q)": 7.62, "random unit embeddings": 9.25},
         monitors=["std", "top1", "mean_cosine"],
         healthy={"std": 0.125},
+        alarm={"std": 0.0375, "mean_cosine": 0.9},
     ),
     "training, loss only": lambda: figures.training_figure(RECORDS[:3], ["fused"]),
     "attention, four heads": lambda: figures.attention_figure(
@@ -180,6 +181,9 @@ CASES: dict[str, Callable[[], Figure]] = {
     ),
     "attention": lambda: figures.attention_figure(
         RGB[:, :40], ATTENTION, (1, 2), grid=(4, 4), gates=np.full((2, 4, 4), 0.5)
+    ),
+    "attention, SAR beside": lambda: figures.attention_figure(
+        RGB[:, :40], ATTENTION, (1, 2), grid=(4, 4), gates=np.full((2, 4, 4), 0.5), sar=RGB[:, :40]
     ),
     "confusion": lambda: figures.confusion_figure(TABLE, LONG[:3], np.array([1, 0, 2, -1])),
     "tsne": lambda: figures.tsne_figure(
@@ -523,6 +527,9 @@ def test_training_draws_chance_levels_and_skips_missing_terms() -> None:
     np.testing.assert_allclose(smooth.get_ydata(), 7 - (smooth.get_xdata() - 1.5) / 50)
     (monitor,) = [ax for ax in figure.axes if ax.get_title().startswith("embedding std")]
     assert {0.125} in [set(line.get_ydata()) for line in monitor.lines]
+    assert {0.0375} in [set(line.get_ydata()) for line in monitor.lines]
+    assert {0.9} in [set(line.get_ydata()) for line in panel(figure, "mean cosine").lines]
+    assert not panel(figure, "top-1 accuracy").lines  # no row has it, and no level is asked for
 
 
 def test_a_log_of_one_row_is_a_dot() -> None:
@@ -546,6 +553,13 @@ def test_attention_of_a_network_is_that_of_its_middle_token() -> None:
         np.testing.assert_allclose(image.get_array(), expected, rtol=1e-6)
     (gate,) = panel(figure, "gate").get_images()
     np.testing.assert_allclose(gate.get_array(), aux["gates"][0, 0], rtol=1e-6)
+
+
+def test_heads_of_attention_share_one_scale_and_sar_stands_beside() -> None:
+    figure = CASES["attention, SAR beside"]()
+    images = [panel(figure, f"head {head + 1}").get_images()[0] for head in range(8)]
+    assert {image.get_clim() for image in images} == {(0, 4 / 16)}
+    assert panel(figure, "SAR").get_images() and panel(figure, "SAR").patches
 
 
 def test_attention_maps_keep_the_token_grid() -> None:
@@ -668,6 +682,9 @@ def test_scores_bars_intervals_and_constant_line() -> None:
     (line,) = acc.lines
     assert set(line.get_xdata()) == {0.407} and not nmi.lines
     assert [t.get_text() for t in nmi.texts] == ["0.200"]  # the other method has no NMI
+    drawn(acc.figure)
+    right = acc.transData.transform((0.407, 0))[0]
+    assert all(text.get_window_extent().x0 > right for text in acc.texts)  # no line strikes them
 
 
 def test_intervals_stand_in_the_rows_that_carry_their_names() -> None:

@@ -159,6 +159,7 @@ def training_figure(
     chance: Mapping[str, float] | None = None,
     monitors: Sequence[str] = (),
     healthy: Mapping[str, float] | None = None,
+    alarm: Mapping[str, float] | None = None,
 ) -> Figure:
     """Draw loss terms with the levels that chance would reach, and the collapse monitors beside.
 
@@ -168,6 +169,7 @@ def training_figure(
         chance: description -> loss that needs no learning, e.g. ln(1 + Q): dashed lines.
         monitors: keys drawn in a panel of their own each, e.g. "std", "top1".
         healthy: monitor key -> the value that random unit embeddings have: dashed line.
+        alarm: monitor key -> the value beyond which embeddings have collapsed: dotted red line.
     """
     figure, loss_axes, monitor_axes = _training_panels(len(monitors))
     for color, name in zip(COLORS, losses, strict=False):
@@ -181,6 +183,8 @@ def training_figure(
         if healthy and name in healthy:
             ax.axhline(healthy[name], color="0.2", ls="--", lw=1.2)
             title += f"\n(dashed: random, {healthy[name]:.3f})"
+        if alarm and name in alarm:
+            ax.axhline(alarm[name], color="#D55E00", ls=":", lw=1.6)
         ax.set(xlabel="step", title=title)
     entries = loss_axes.get_legend_handles_labels()
     figure.legend(*entries, loc="outside lower center", ncols=2)
@@ -223,9 +227,12 @@ def attention_figure(
     *,
     grid: tuple[int, int],
     gates: Array | None = None,
+    sar: Array | None = None,
     title: str = "attention of the marked token",
 ) -> Figure:
     """Show where one token looks, one panel per head, and which sensor each token trusts.
+
+    All heads share one scale, from 0 to four times the even weight 1/N; its label names 1/N.
 
     Args:
         optical_rgb: (h, w, 3) in [0, 1], the window.
@@ -234,25 +241,29 @@ def attention_figure(
         token: (row, column) of the chosen token on the token grid.
         grid: (H, W) tokens, H W = N.
         gates: (2, H, W) weight of optical and SAR per token; the optical one is drawn.
+        sar: (h, w, 3) in [0, 1], the same window as SAR sees it; None leaves the panel out.
         title: above all panels.
     """
     if attention is None:
         return note_figure("The network of this run has no attention to show.")
     heads = attention.reshape(-1, *grid)  # (heads, H, W)
-    count = len(heads) + 1 + (gates is not None)
+    pictures = {"optical": optical_rgb} | ({} if sar is None else {"SAR": sar})
+    count = len(heads) + len(pictures) + (gates is not None)
     rows = math.ceil(count / 5)
     columns = math.ceil(count / rows)  # as even as can be: no orphan in the last row
     size = {"width": 2.0 * columns, "extra": 0.4 + 0.4 * rows}
     figure, axes = image_panels(rows, columns, optical_rgb.shape, **size)
     panels = iter(axes.ravel())
-    first = next(panels)
-    show_picture(first, optical_rgb, "optical")
     step = optical_rgb.shape[0] / grid[0], optical_rgb.shape[1] / grid[1]
-    _mark(first, (token[0] * step[0], token[1] * step[1]), step)
+    for name, picture in pictures.items():
+        ax = next(panels)
+        show_picture(ax, picture, name)
+        _mark(ax, (token[0] * step[0], token[1] * step[1]), step)
+    even = 1 / (grid[0] * grid[1])
     for number, head in enumerate(heads):
         ax = next(panels)
-        limits = (0.0, float(head.max()))
-        show_scalar(ax, head, f"head {number + 1}", "", limits=limits, cmap="viridis")
+        name, label = f"head {number + 1}", f"even: {even:.4f}"
+        show_scalar(ax, head, name, label, limits=(0.0, 4 * even), cmap="viridis")
         _mark(ax, token, (1, 1))
     if gates is not None:
         ax = next(panels)

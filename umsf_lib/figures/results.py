@@ -222,11 +222,10 @@ def scores_figure(scores: pd.DataFrame, *, constant: Mapping[str, float]) -> Fig
         ax.barh(list(scores.index), values, color=color, alpha=0.75)
         for position in np.flatnonzero(np.isfinite(values)):
             value = values[position]
-            place = max(value, 0) + 0.015, position
-            text = ax.text(*place, f"{value:.3f}", va="center", fontsize=8)
-            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # over the line
+            # in a column of their own, where no line strikes them out
+            ax.text(1.15, position, f"{value:.3f}", va="center", ha="right", fontsize=8)
         title, start = name.upper(), min(0, np.nanmin(values))
-        ax.set(xlabel=f"{title} (0 to 1)", title=title, xlim=(start, 1.12))
+        ax.set(xlabel=f"{title} (0 to 1)", title=title, xlim=(start, 1.15))
         if name in constant:
             line = ax.axvline(constant[name], color="black", ls="--", lw=1.2)
             figure.legend([line], ["constant predictor"], loc="outside lower center")

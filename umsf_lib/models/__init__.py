@@ -8,8 +8,8 @@ from .. import hand_on
 
 __getattr__, __all__ = hand_on(
     __name__,
-    encoders="encoder",
+    encoders="Despeckle encoder",
     umsf_net="AttentionFusion central_attention",
-    speckle="draw_speckle",
-    stage="train_despeckler",
+    speckle="add_speckle boxcar draw_speckle enl patchwork ratio_statistics",
+    stage="despeckle_band filter_band load_despeckler train_despeckler",
 )

@@ -8,7 +8,7 @@ from .. import hand_on
 
 __getattr__, __all__ = hand_on(
     __name__,
-    losses="chance_level collapsed embedding_statistics info_nce",
+    losses="COLLAPSE_COSINE COLLAPSE_STD chance_level collapsed embedding_statistics info_nce",
     batches="as_arrays",
     moco="embeddings unit",
     momentum="Queue key_network momentum_update",
