@@ -50,6 +50,7 @@ MAKERS = {
 
 # What the benchmarks of this checkout have recorded; RESULTS.md and some notebooks read it.
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+SAMPLES = Path(__file__).resolve().parents[1] / "data" / "samples"  # two real pairs
 
 
 def project_root() -> Path:
