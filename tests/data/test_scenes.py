@@ -491,7 +491,7 @@ needs_real = pytest.mark.skipif(
 
 @needs_real
 @pytest.mark.parametrize(
-    ("name", "folder", "count"), [("terramesh", "terramesh", 5), ("pairs", "sentinel_pairs", 8)]
+    ("name", "folder", "count"), [("terramesh", "terramesh", 5), ("pairs", "sentinel_pairs", 31)]
 )
 def test_real_scenes_pass(name: str, folder: str, count: int) -> None:
     scenes = find_scenes(REAL / folder, load_layout(name))
