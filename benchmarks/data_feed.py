@@ -54,7 +54,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from umsf_lib.data.layout import load_layout, to_log_intensity
 from umsf_lib.data.rasters import write_raster
-from umsf_lib.data.scene_set import SceneSet, training_statistics
+from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import prepare
 from umsf_lib.data.synthetic import scene_names, sheet_transform
 from umsf_lib.data.windows import PixelStore
@@ -246,7 +246,7 @@ def measure(folder: Path, scenes: int, seconds: float) -> dict[str, Any]:
     found, cost = prepared(folder / "raw", folder / "prepared")
     costs.append(cost)
     print("prepare", *costs, file=sys.stderr)
-    store = PixelStore(found, training_statistics(found), torch.device("cpu"))
+    store = PixelStore(found, found.statistics, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     high = torch.tensor([scenes, HEIGHT - SIZE, WIDTH - SIZE])
     places = (torch.rand(1_000_000, 3, generator=generator) * high).long()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from umsf_lib.config import load_config
-from umsf_lib.data.scene_set import SceneSet, training_statistics
+from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import prepare
 from umsf_lib.data.windows import PixelStore
 from umsf_lib.experiments.pipeline import run_everything
@@ -53,12 +53,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> SceneSet:
 
 @pytest.fixture(scope="session")
 def whu_store(whu: SceneSet) -> PixelStore:
-    return PixelStore(whu, training_statistics(whu), CPU)
+    return PixelStore(whu, whu.statistics, CPU)
 
 
 @pytest.fixture(scope="session")
 def terramesh_store(terramesh: SceneSet) -> PixelStore:
-    return PixelStore(terramesh, training_statistics(terramesh), CPU)
+    return PixelStore(terramesh, terramesh.statistics, CPU)
 
 
 @pytest.fixture(scope="session")

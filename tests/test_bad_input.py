@@ -22,7 +22,7 @@ from umsf_lib.data.check import report, survey
 from umsf_lib.data.layout import load_layout
 from umsf_lib.data.rasters import opened
 from umsf_lib.data.scene import find_scenes
-from umsf_lib.data.scene_set import SceneSet, training_statistics
+from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import prepare
 from umsf_lib.data.windows import PixelStore
 from umsf_lib.run import sha256_of
@@ -145,7 +145,7 @@ def test_silent_flips_of_pictures_and_arrays_change_the_sha256(
 
 
 def finite_windows(scenes: SceneSet) -> None:
-    statistics = training_statistics(scenes)
+    statistics = scenes.statistics
     for table in statistics.values():
         assert np.isfinite([*table["mean"], *table["std"]]).all() and min(table["std"]) > 0
     store = PixelStore(scenes, statistics, torch.device("cpu"))
@@ -171,7 +171,7 @@ def test_masked_values_change_no_statistics(tmp_path: Path, value: float) -> Non
     valid = ~hole
     valid[:2] = False
     np.testing.assert_array_equal(scenes.plane("valid", 0), valid)
-    found = training_statistics(scenes)
+    found = scenes.statistics
     np.testing.assert_allclose(found["optical"]["mean"], optical[:, valid].mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(
         found["sar"]["mean"], sar[:, valid].mean(axis=1) * np.log(10) / 10, rtol=1e-6

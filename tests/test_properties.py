@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from umsf_lib.config import DataError
 from umsf_lib.data.layout import DTYPES, load_layout
 from umsf_lib.data.scene import find_scenes
-from umsf_lib.data.scene_set import SceneSet, training_statistics
+from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import prepare
 from umsf_lib.data.windows import PixelStore, tile_scene, tile_starts
 
@@ -109,7 +109,7 @@ def test_what_leaves_the_data_room_is_finite(scene: dict[str, Raster]) -> None:
             return
         scenes = prepared(scene, Path(folder), 0)
         (source,) = find_scenes(Path(folder, "0"), scenes.layout)
-        parts, statistics = source.read(), training_statistics(scenes)
+        parts, statistics = source.read(), scenes.statistics
         store = PixelStore(scenes, statistics, CPU)
         windows = store.scene(0)
         np.testing.assert_array_equal(parts["valid"], valid)
@@ -131,9 +131,9 @@ def test_masked_pixels_change_no_statistics(scene: dict[str, Raster]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         one, other = (prepared(scene, Path(folder), seed) for seed in (1, 2))
         assert one.records == other.records and one.folder != other.folder
-        assert training_statistics(one) == training_statistics(other)
+        assert one.statistics == other.statistics
         for role in scene:
-            first, second = (PixelStore(s, training_statistics(s), CPU) for s in (one, other))
+            first, second = (PixelStore(s, s.statistics, CPU) for s in (one, other))
             assert (first.scene(0)[role] == second.scene(0)[role]).all()
 
 

@@ -21,7 +21,7 @@ from umsf_lib.clustering.tokens import (
     token_validity,
 )
 from umsf_lib.data.layout import load_layout
-from umsf_lib.data.scene_set import SceneSet, training_statistics
+from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import prepare
 from umsf_lib.data.windows import PixelStore
 
@@ -45,7 +45,7 @@ def pooled(plane: np.ndarray, stride: int) -> np.ndarray:
 
 
 def only(store: PixelStore, scenes: SceneSet, role: str) -> PixelStore:
-    return PixelStore(scenes, {role: training_statistics(scenes)[role]}, store.device)
+    return PixelStore(scenes, {role: scenes.statistics[role]}, store.device)
 
 
 # Bands and indices
@@ -78,7 +78,7 @@ def test_bands_come_in_order_with_their_names(whu, whu_store, terramesh_store, p
     assert torch.equal(values[:, :4], batch["optical"]) and torch.equal(values[:, 6:], batch["sar"])
     values, names = pixel_bands(terramesh_store, 0)
     assert len(names) == values.shape[1] == 16 and names[12:] == ["ndvi", "ndwi", "vv", "vh"]
-    values, names = pixel_bands(PixelStore(pairs, training_statistics(pairs), CPU), 0)
+    values, names = pixel_bands(PixelStore(pairs, pairs.statistics, CPU), 0)
     assert names == ["red", "green", "blue", "vh"]  # no near infrared, no index
     assert pixel_bands(only(whu_store, whu, "sar"), 0)[1] == ["sar"]
     assert pixel_bands(only(whu_store, whu, "optical"), 0)[1][-1] == "ndwi"
@@ -92,7 +92,7 @@ def test_negative_reflectance_does_not_blow_up_an_index(tmp_path) -> None:
     optical[layout.optical.bands.index("red"), 30] = -optical[layout.optical.bands.index("nir"), 30]
     write_fake(tmp_path / "data", "terramesh", optical=optical)
     scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
-    store = PixelStore(scenes, training_statistics(scenes), CPU)
+    store = PixelStore(scenes, scenes.statistics, CPU)
     values, names = pixel_bands(store, 0)
     for index in ("ndvi", "ndwi"):
         assert values[0, names.index(index)].abs().max() <= 1

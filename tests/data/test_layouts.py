@@ -17,7 +17,6 @@ from umsf_lib.data.check import align, guess_layout, report, survey
 from umsf_lib.data.layout import Layout, layout_names, load_layout
 from umsf_lib.data.rasters import read_window
 from umsf_lib.data.scene import find_scenes, split_scenes
-from umsf_lib.data.scene_set import training_statistics
 from umsf_lib.data.stage import prepare
 from umsf_lib.data.windows import PixelStore
 from umsf_lib.maps.stage import legend_of
@@ -349,7 +348,7 @@ def test_elevation_is_one_more_optical_band(tmp_path: Path) -> None:
         plane = scenes.plane("optical", index)
         np.testing.assert_array_equal(plane[:13], bands(load_layout("hunan"), "optical", number))
         np.testing.assert_array_equal(plane[13], bands(layout, "dem", number)[0])
-    statistics = training_statistics(scenes)
+    statistics = scenes.statistics
     assert len(statistics["optical"]["mean"]) == 14
     names = pixel_bands(PixelStore(scenes, statistics, CPU), 0)[1]
     assert names == [*layout.optical.bands, "ndvi", "ndwi", "vv", "vh"]

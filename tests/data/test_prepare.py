@@ -23,7 +23,6 @@ from umsf_lib.data.scene_set import (
     SceneSet,
     normalisation,
     standardisation,
-    training_statistics,
     valid_labels,
 )
 from umsf_lib.data.stage import load_data, prepare
@@ -111,7 +110,7 @@ def test_streaming_in_strips_equals_reading_whole(whu: SceneSet, tmp_path, monke
 
 
 def test_statistics_are_those_of_all_training_pixels(scenes: SceneSet) -> None:
-    statistics = training_statistics(scenes)
+    statistics = scenes.statistics
     for role in ("optical", "sar"):
         parts = [physical(scenes, index, role) for index in scenes.indices("train")]
         together = np.concatenate(parts, axis=1)  # (C, n)
@@ -132,7 +131,7 @@ def test_each_record_has_its_own_moments(scenes: SceneSet) -> None:
 
 
 def test_8_bit_scenes_are_standardised_one_by_one_and_calibrated_ones_together(scenes) -> None:
-    statistics = training_statistics(scenes)
+    statistics = scenes.statistics
     per_scene = scenes.layout.name != "terramesh"
     for role, (mean, std) in standardisation(scenes, statistics).items():
         assert (scenes.layout.sensor(role).standardise == "scene") == per_scene
@@ -270,7 +269,7 @@ def test_8_bit_tiles_of_one_stretch_are_standardised_together(tmp_path: Path, na
         pixels = {role: bands(layout, role, number) // 4 * bright for role in ("optical", "sar")}
         write_fake(tmp_path / "data", name, str(number), **pixels)
     scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
-    for mean, std in standardisation(scenes, training_statistics(scenes)).values():
+    for mean, std in standardisation(scenes, scenes.statistics).values():
         assert (mean[0] == mean[1]).all() and (std[0] == std[1]).all()
 
 
@@ -280,7 +279,7 @@ def test_a_constant_band_can_be_standardised(tmp_path: Path) -> None:
     optical[1] = 77
     write_fake(tmp_path / "data", "whu-opt-sar", optical=optical)
     scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
-    mean, std = standardisation(scenes, training_statistics(scenes))["optical"]
+    mean, std = standardisation(scenes, scenes.statistics)["optical"]
     assert mean[0, 1] == 77 and 0 < std[0, 1] < 1e-3
 
 
@@ -306,7 +305,7 @@ def test_load_data_is_a_stage_with_statistics(project: Path, tmp_path: Path) -> 
     saved = json.loads(run.path("statistics.json").read_text())
     assert saved == normalisation(scenes) and list(run.outputs_of("data")) == ["statistics.json"]
     assert list(saved["sar"]) == ["bands", "scaling", "standardise", "mean", "std"]
-    for role, table in training_statistics(scenes).items():
+    for role, table in scenes.statistics.items():
         assert saved[role].items() >= table.items()
     before = tree(run.folder)
     load_data(run)

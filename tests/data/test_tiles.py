@@ -17,7 +17,6 @@ from umsf_lib.data.check import guess_layout, report, survey
 from umsf_lib.data.layout import load_layout
 from umsf_lib.data.rasters import NumpyRaster, opened
 from umsf_lib.data.scene import find_scenes, split_scenes
-from umsf_lib.data.scene_set import training_statistics
 from umsf_lib.data.split import split_names
 from umsf_lib.data.stage import load_data, prepare
 from umsf_lib.data.windows import PixelStore
@@ -59,7 +58,7 @@ def test_tiles_go_through_the_same_door(tmp_path: Path, name: str) -> None:
     scenes = find_scenes(tmp_path / "data", layout)
     assert all(scene.sar is None for scene in scenes)
     store_of = prepare(tmp_path / "data", layout, tmp_path / "prepared")
-    statistics = training_statistics(store_of)
+    statistics = store_of.statistics
     assert list(statistics) == ["optical"] and len(store_of.records) == len(written)
     store = PixelStore(store_of, statistics, torch.device("cpu"))
     mean, std = (np.array(statistics["optical"][k])[:, None, None] for k in ("mean", "std"))
@@ -259,7 +258,7 @@ def test_asking_for_sar_that_is_not_there_is_refused(
 def test_more_tiles_than_tokens_give_as_many_tokens(tmp_path: Path) -> None:
     write_tiles(tmp_path / "data", "naip", count=12)
     scenes = prepare(tmp_path / "data", load_layout("naip"), tmp_path / "prepared")
-    store = PixelStore(scenes, training_statistics(scenes), torch.device("cpu"))
+    store = PixelStore(scenes, scenes.statistics, torch.device("cpu"))
     tokens = StatisticTokens(store, range(12), (1.0,), 4)
     assert draw_tokens(tokens, store, range(12), 4, 5, seed=0).shape == (5, 2 * 6)
 

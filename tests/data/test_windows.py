@@ -12,7 +12,7 @@ import torch
 from umsf_lib.config import ConfigError, DataError, load_config
 from umsf_lib.data import windows as module
 from umsf_lib.data.layout import load_layout
-from umsf_lib.data.scene_set import SceneSet, training_statistics
+from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import prepare
 from umsf_lib.data.windows import (
     PixelStore,
@@ -29,7 +29,7 @@ from ..fakes import SIZE, bands, truth, write_fake
 
 def whole(scenes: SceneSet, index: int) -> dict[str, np.ndarray]:
     """A scene standardised in float64 from the files alone; invalid pixels 0."""
-    found, table = truth(scenes, index), training_statistics(scenes)
+    found, table = truth(scenes, index), scenes.statistics
     valid, parts = found["valid"], {"valid": found["valid"][None]}
     for role, values in (("optical", found["optical"].astype(float)), ("sar", found["ln_sar"])):
         inside = values[:, valid]
@@ -101,7 +101,7 @@ def some_places(scenes: SceneSet, count: int) -> tuple[torch.Tensor, ...]:
 def test_windows_of_a_gpu_are_those_of_the_memory_maps(name, size, request, monkeypatch) -> None:
     scenes, mapped = (request.getfixturevalue(n) for n in (name, f"{name}_store"))
     monkeypatch.setattr(module, "_fits", lambda flats, device: True)
-    resident = PixelStore(scenes, training_statistics(scenes), CPU)
+    resident = PixelStore(scenes, scenes.statistics, CPU)
     assert resident.resident and not mapped.resident
     where = some_places(scenes, 30)
     one, other = resident.windows(*where, size), mapped.windows(*where, size)
@@ -161,7 +161,7 @@ def test_16_bit_values_above_32767_keep_their_value(tmp_path: Path, monkeypatch)
     scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
     for resident in (False, True):
         monkeypatch.setattr(module, "_fits", lambda flats, device, answer=resident: answer)
-        store = PixelStore(scenes, training_statistics(scenes), CPU)
+        store = PixelStore(scenes, scenes.statistics, CPU)
         back = store.unscaled(store.scene(0)["optical"], "optical", 0)[0]
         np.testing.assert_allclose(back.numpy(), optical, rtol=1e-4, atol=0.1)
 
@@ -275,7 +275,7 @@ def test_draws_follow_the_generator_alone(whu: SceneSet, whu_store: PixelStore) 
 
 
 def test_a_store_reads_only_what_it_is_given(whu: SceneSet) -> None:
-    statistics = training_statistics(whu)
+    statistics = whu.statistics
     store = PixelStore(dataclasses.replace(whu), {"sar": statistics["sar"]}, CPU)
     assert set(store.planes) == {"sar", "valid"} and set(store.mean) == {"sar"}
 

@@ -19,7 +19,7 @@ from sklearn import metrics as oracle
 from umsf_lib.clustering.inference import Classifier
 from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.config import IGNORE, Config, MissingStageError, load_config
-from umsf_lib.data.scene_set import SceneSet, training_statistics, valid_labels
+from umsf_lib.data.scene_set import SceneSet, valid_labels
 from umsf_lib.data.stage import prepare
 from umsf_lib.data.windows import PixelStore
 from umsf_lib.evaluation.metrics import accuracy, confusion, scores
@@ -82,7 +82,7 @@ def given(*methods: Classifier) -> dict[str, Callable[[], Classifier]]:
 
 
 def bench_of(scenes: SceneSet, config: Config = TINY) -> ClusteringTask:
-    return ClusteringTask(scenes, PixelStore(scenes, training_statistics(scenes), CPU), config)
+    return ClusteringTask(scenes, PixelStore(scenes, scenes.statistics, CPU), config)
 
 
 def slow_patches(posteriors: np.ndarray, labels: np.ndarray, size: int, classes: int) -> Any:

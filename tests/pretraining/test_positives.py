@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from umsf_lib.config import Config, ViewConfig, load_config
-from umsf_lib.data.scene_set import SceneSet, training_statistics
+from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import load_data
 from umsf_lib.data.windows import PixelStore
 from umsf_lib.models.stage import train_despeckler
@@ -63,7 +63,7 @@ def source_of(scenes: SceneSet, **pretraining: Any) -> WindowSource:
     config = load_config("tiny", overrides="model.sensors=optical")
     pretraining = {"positives": (0.0, 0.0, 1.0), "neighbour_m": 200.0} | pretraining
     config = replace(config, views=PLAIN, pretrain=replace(config.pretrain, **pretraining))
-    store = PixelStore(scenes, training_statistics(scenes), torch.device("cpu"))
+    store = PixelStore(scenes, scenes.statistics, torch.device("cpu"))
     store.roles = ("optical",)
     store.__class__ = EastNorth
     return WindowSource(scenes, store, config)

@@ -14,7 +14,7 @@ __getattr__, __all__ = hand_on(
     pairing="pair_files",
     rasters="Grid grid_of opened pixel_size_m",
     scene="find_scenes",
-    scene_set="class_shares labels_at training_statistics valid_labels",
+    scene_set="class_shares labels_at valid_labels",
     stage="load_data prepare",
     windows="draw_windows open_store training_tiles",
 )

@@ -60,28 +60,28 @@ class SceneSet:
             return None
         return physical(np.asarray(self.plane("sar", scene))[0], "sar", self.layout)
 
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Mean and std per sensor and band over the valid pixels of the training scenes.
+
+        Pooled from the scenes' own moments, so the pixels are read once only.
+        """
+        train = [self.records[i] for i in self.indices("train")]
+        weight = np.array([r.valid_px for r in train], dtype=np.float64)
+        weight /= weight.sum()
+        pooled: Statistics = {}
+        for role in train[0].mean:
+            means = np.array([r.mean[role] for r in train])
+            seconds = np.array([r.std[role] for r in train]) ** 2 + means**2
+            mean = weight @ means
+            std = np.sqrt(np.maximum(weight @ seconds - mean**2, 1e-12))
+            pooled[role] = {"mean": mean.tolist(), "std": std.tolist()}
+        return pooled
+
     @property
     def labelled(self) -> bool:
         """Whether the layout has classes to score against."""
         return bool(self.layout.classes)
-
-
-def training_statistics(scenes: SceneSet) -> Statistics:
-    """Mean and std per sensor and band over the valid pixels of the training scenes.
-
-    Pooled from the scenes' own moments, so the pixels are read once only.
-    """
-    train = [scenes.records[i] for i in scenes.indices("train")]
-    weight = np.array([r.valid_px for r in train], dtype=np.float64)
-    weight /= weight.sum()
-    pooled: Statistics = {}
-    for role in train[0].mean:
-        means = np.array([r.mean[role] for r in train])
-        seconds = np.array([r.std[role] for r in train]) ** 2 + means**2
-        mean = weight @ means
-        std = np.sqrt(np.maximum(weight @ seconds - mean**2, 1e-12))
-        pooled[role] = {"mean": mean.tolist(), "std": std.tolist()}
-    return pooled
 
 
 def normalisation(scenes: SceneSet) -> dict[str, dict[str, Any]]:
@@ -90,7 +90,7 @@ def normalisation(scenes: SceneSet) -> dict[str, dict[str, Any]]:
     Sensor -> ``bands``, ``scaling``, ``standardise`` of the layout, ``mean`` and ``std`` per band.
     """
     found: dict[str, dict[str, Any]] = {}
-    for role, table in training_statistics(scenes).items():
+    for role, table in scenes.statistics.items():
         sensor = scenes.layout.sensor(role)
         named = {"scaling": sensor.scaling, "standardise": sensor.standardise}
         found[role] = {"bands": list(sensor.bands), **named, **table}

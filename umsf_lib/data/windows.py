@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import Config, ConfigError, DataError
 from ..run import to_device
 from .layout import to_log_intensity
-from .scene_set import SceneRecord, SceneSet, standardisation, training_statistics
+from .scene_set import SceneRecord, SceneSet, standardisation
 
 # Standardised at a time: little enough for a processor's caches, enough that threads seldom meet.
 PIECE_PX = 4 * 256 * 256
@@ -183,7 +183,7 @@ def _log_table(scaling: str) -> np.ndarray:
 
 def open_store(scenes: SceneSet, config: Config, device: torch.device) -> PixelStore:
     """The pixel store of a run, with the sensors that its network sees."""
-    statistics = training_statistics(scenes)
+    statistics = scenes.statistics
     if config.model.sensors != "both":
         statistics = {config.model.sensors: statistics[config.model.sensors]}
     return PixelStore(scenes, statistics, device)

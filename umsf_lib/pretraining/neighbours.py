@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import PretrainConfig
 from ..data.map_sheets import SHEET_DEGREES, sheet_of
 from ..data.rasters import DEGREE_M, Grid, pixel_size_m
-from ..data.scene_set import SceneSet, physical, standardisation, training_statistics
+from ..data.scene_set import SceneSet, physical, standardisation
 
 CANDIDATES = 32  # places drawn per neighbour; the first that serves is taken
 SAMPLES = 8  # pixels looked at along each side of a window to tell whether two are alike
@@ -209,7 +209,7 @@ class WindowDescriptors:
         self.first, self.shape = torch.zeros(count, dtype=torch.int64), torch.ones(count, 2)
         self.shape = self.shape.long()
         parts, total = [], 0
-        scales = standardisation(scenes, training_statistics(scenes))
+        scales = standardisation(scenes, scenes.statistics)
         for scene in scenes.indices("train"):
             look = self._look(scenes, scene, {role: scales[role] for role in roles})
             self.first[scene], self.shape[scene] = total, torch.tensor(look.shape[1:])

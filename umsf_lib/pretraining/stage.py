@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import Config, ConfigError, PretrainConfig
-from ..data.scene_set import SceneSet, normalisation_of, training_statistics
+from ..data.scene_set import SceneSet, normalisation_of
 from ..data.windows import PixelStore, draw_windows, open_store, training_tiles
 from ..models.stage import load_despeckler
 from ..models.umsf_net import UmsfNet
@@ -258,7 +258,7 @@ def _say_if_collapsed(rows: list[Row], dim: int) -> None:
 
 def build_network(config: Config, scenes: SceneSet) -> UmsfNet:
     """The network of a run's settings for the bands of its scenes; weights from torch's seed."""
-    statistics = training_statistics(scenes)
+    statistics = scenes.statistics
     log_std = torch.tensor(statistics.get("sar", {"std": [1.0]})["std"], dtype=torch.float32)
     return UmsfNet(config.model, scenes.layout, log_std, config.despeckle.channels)
 
