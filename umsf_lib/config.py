@@ -290,18 +290,18 @@ def _build(cls: Any, values: Mapping[str, Any], source: str, prefix: str) -> Any
         if dataclasses.is_dataclass(kind):
             built[name] = _build(kind, value or {}, source, full + ".")
         else:
-            built[name] = _checked(value, kind, full, source)
+            built[name] = _check(value, kind, full, source)
     return cls(**built)
 
 
-def _checked(value: Any, kind: Any, name: str, source: str) -> Any:
+def _check(value: Any, kind: Any, name: str, source: str) -> Any:
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         kinds = typing.get_args(kind)
         if kinds[-1] is not ... and len(value) != len(kinds):
             raise ConfigError(
                 f"{name} in {source} must be {len(kinds)} numbers, but it is {list(value)}."
             )
-        return tuple(_checked(v, kinds[0], name, source) for v in value)
+        return tuple(_check(v, kinds[0], name, source) for v in value)
     if kind is float:
         value = _as_float(value)
     if type(value) is not kind:

@@ -252,18 +252,18 @@ def shrunk(notebook: NotebookNode) -> NotebookNode:
 
 
 def _jpeg(png: str) -> str:
-    return _encoded(_opened(png), "JPEG", quality=80)
+    return _encode(_open_picture(png), "JPEG", quality=80)
 
 
 def _of_few_colours(png: str) -> str:
-    return _encoded(_opened(png).quantize(256), "PNG")
+    return _encode(_open_picture(png).quantize(256), "PNG")
 
 
-def _opened(png: str) -> Image.Image:
+def _open_picture(png: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
 
 
-def _encoded(picture: Image.Image, kind: str, **options: Any) -> str:
+def _encode(picture: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, kind, optimize=True, **options)
     return base64.b64encode(buffer.getvalue()).decode()

@@ -12,13 +12,13 @@ from ..pretraining.losses import at_least_float32
 def clustering_loss(probs: Tensor, balance: float, prior: Tensor | None = None) -> Tensor:
     """Ask for confident assignments and for cluster sizes near a prior.
 
-    `mean_i H(p_i) + balance * KL(mean_i p_i || prior)`. With balance 1 and the uniform prior this
-    is `ln K - I(sample; cluster)`: maximal mutual information.
+    ``mean_i H(p_i) + balance * KL(mean_i p_i || prior)``. With balance 1 and the uniform prior this
+    is ``ln K - I(sample; cluster)``: maximal mutual information.
 
     Args:
-        probs: `(M, K)` or `(B, K, H, W)`, sums to 1 over K.
+        probs: ``(M, K)`` or ``(B, K, H, W)``, sums to 1 over K.
         balance: Weight of the size term; weak (0.25) where classes are far from equally common.
-        prior: Expected cluster shares `(K,)`, positive, sum 1; uniform if None.
+        prior: Expected cluster shares ``(K,)``, positive, sum 1; uniform if None.
 
     Returns:
         Scalar >= 0, in nats. One-hot and balanced -> 0; uniform -> ln K; one cluster for all ->
@@ -47,9 +47,9 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = N
     """Cross entropy against class probabilities, as a (weighted) mean over samples.
 
     Args:
-        logits: `(M, K)` or `(B, K, H, W)`.
+        logits: ``(M, K)`` or ``(B, K, H, W)``.
         target: Probabilities of the same shape.
-        weight: Per sample, >= 0: `(M,)` or `(B, H, W)`; None weighs all alike.
+        weight: Per sample, >= 0: ``(M,)`` or ``(B, H, W)``; None weighs all alike.
 
     Returns:
         Scalar, in nats; 0 where all weights are 0.
@@ -66,7 +66,7 @@ def consistency_loss(p_student_logits: Tensor, p_teacher: Tensor, temperature: f
     """Cross entropy of the student against the sharpened teacher, which gets no gradient.
 
     Args:
-        p_student_logits: `(M, K)` or `(B, K, H, W)` logits of one view.
+        p_student_logits: ``(M, K)`` or ``(B, K, H, W)`` logits of one view.
         p_teacher: Probabilities of the EMA network for the other view, same shape.
         temperature: < 1 sharpens the teacher (0.5 squares it), 1 leaves it as it is.
 
@@ -82,7 +82,7 @@ def symmetric_kl(logits_a: Tensor, logits_b: Tensor) -> Tensor:
     """Half of KL(a||b) + KL(b||a), averaged over samples; 0 exactly where both agree.
 
     Args:
-        logits_a: `(M, K)` or `(B, K, H, W)`.
+        logits_a: ``(M, K)`` or ``(B, K, H, W)``.
         logits_b: Same shape. Detach it where it plays the teacher.
     """
     log_a, log_b = (at_least_float32(x).log_softmax(1) for x in (logits_a, logits_b))

@@ -69,16 +69,16 @@ def smooth_pixels(posteriors: Tensor, guide: Tensor, stride: int, sigma_px: floa
     """
     height, width = guide.shape[1:]
     if sigma_px == 0:
-        return _enlarged(posteriors, stride, height, width)
+        return _enlarge(posteriors, stride, height, width)
     pooled = max(1, STEP_PX // stride)
     step = pooled * stride
     coarse = F.avg_pool2d(posteriors, pooled, ceil_mode=True)
     bands = F.avg_pool2d(guide, step, ceil_mode=True)
     slopes, offsets = linear_fits(coarse, bands, sigma_px / step)
-    result = _enlarged(offsets, step, height, width)
+    result = _enlarge(offsets, step, height, width)
     for slope, band in zip(slopes, guide, strict=True):  # C K maps at once would fill the memory
         fine = gaussian_blur(band[None, None], GRAIN_PX)[0]
-        result.addcmul_(_enlarged(slope, step, height, width), fine)
+        result.addcmul_(_enlarge(slope, step, height, width), fine)
     return _posteriors(result)
 
 
@@ -109,7 +109,7 @@ def linear_fits(maps: Tensor, bands: Tensor, sigma: float) -> tuple[Tensor, Tens
     return torch.stack([local(slope) for slope in slopes]), local(offsets)
 
 
-def _enlarged(maps: Tensor, step: int, height: int, width: int) -> Tensor:
+def _enlarge(maps: Tensor, step: int, height: int, width: int) -> Tensor:
     """Bilinear, centre of token on centre of token, cropped to the scene."""
     if step > 1:
         maps = F.interpolate(maps[None], scale_factor=step, mode="bilinear", align_corners=False)[0]

@@ -1,7 +1,7 @@
 """Which files of a data folder belong to one scene.
 
 Partners are found by each role's own pattern, never by replacing text in a path: what the
-wildcards stand for is the scene, so `a_s2_7.tif` under ``*_s2_*.tif`` meets `a_s1_7.tif` under
+wildcards stand for is the scene, so ``a_s2_7.tif`` under ``*_s2_*.tif`` meets ``a_s1_7.tif`` under
 ``*_s1_*.tif`` whatever else the folder is called.
 """
 
@@ -88,7 +88,7 @@ def _files(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[Ke
         for path, match in found:
             key = (*where, *match.groups())
             if key in files:
-                defects.append(_two_of(_joined(match), files[key], path))
+                defects.append(_two_of(_join(match), files[key], path))
             files.setdefault(key, path)
     if not files and role != "label":
         raise DataError(
@@ -124,10 +124,10 @@ def _regex(pattern: str) -> re.Pattern[str]:
 def _scene_name(path: Path, pattern: str) -> str:
     match = _regex(pattern).fullmatch(path.name)
     assert match is not None  # it was found by this pattern
-    return _joined(match) or path.stem
+    return _join(match) or path.stem
 
 
-def _joined(match: re.Match[str]) -> str:
+def _join(match: re.Match[str]) -> str:
     return "_".join(part for text in match.groups() if (part := text.strip("_-. ")))
 
 

@@ -119,7 +119,7 @@ def opened(path: Path) -> Iterator[Any]:
         DataError: it cannot be opened, or a read inside the ``with`` block fails.
     """
     if path.suffix.lower() == ".npy":
-        yield _opened_npy(path)
+        yield _open_npy(path)
         return
     try:
         with warnings.catch_warnings():
@@ -131,7 +131,7 @@ def opened(path: Path) -> Iterator[Any]:
         raise _unreadable(path, error.__cause__ or error) from error
 
 
-def _opened_npy(path: Path) -> NumpyRaster:
+def _open_npy(path: Path) -> NumpyRaster:
     try:
         return NumpyRaster(path)
     except (OSError, EOFError, ValueError, SyntaxError, TypeError) as error:

@@ -47,7 +47,7 @@ def split_names(
     if kind == "folders":
         parts = _by_folders(files or {}, names)
     else:
-        listed = _listed(root, rule, names, files or {})
+        listed = _list(root, rule, names, files or {})
         if listed is None:
             return _split_each_folder(files or {}, names)
         there = set(names)  # there may be 100 000
@@ -64,7 +64,7 @@ def split_names(
     return parts
 
 
-def _listed(
+def _list(
     root: Path, rule: Mapping[str, Any], names: Sequence[str], files: Mapping[str, Sequence[Path]]
 ) -> dict[str, list[str]] | None:
     """Members of the parts as the lists have them; None where there is no list."""

@@ -49,7 +49,7 @@ def write_scenes(
 ) -> None:
     """Write scenes as GeoTIFF in the folders of the layout whu-opt-sar.
 
-    A scene depends on its name and `seed` only, not on which others are written.
+    A scene depends on its name and ``seed`` only, not on which others are written.
     """
     layout = load_layout("whu-opt-sar")
     colors = {c.code: c.rgb for c in layout.classes}

@@ -1,9 +1,10 @@
 """Scores of a clustering against labels, all from one contingency table.
 
-A table `(K', K)` int64 counts the pixels of cluster i (row) that carry class j (column). Tables of
-scenes add up: match and score the pooled one. A mapping `(K',)` names the class of each cluster, -1
-for none; fit it on validation scenes, apply it to test scenes. A confusion table `(K+1, K)` has its
-rows mapped to classes; the last row holds unmatched clusters, whose pixels are all errors.
+A table ``(K', K)`` int64 counts the pixels of cluster i (row) that carry class j (column). Tables
+of scenes add up: match and score the pooled one. A mapping ``(K',)`` names the class of each
+cluster, -1 for none; fit it on validation scenes, apply it to test scenes. A confusion table
+``(K+1, K)`` has its rows mapped to classes; the last row holds unmatched clusters, whose pixels are
+all errors.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Table = NDArray[np.int64]
 def contingency(
     pred: Raster, label: Raster, num_clusters: int, num_classes: int, ignore: int = IGNORE
 ) -> Table:
-    """Count the pixels of each cluster and class; pixels whose label is `ignore` do not count.
+    """Count the pixels of each cluster and class; pixels whose label is ``ignore`` do not count.
 
     Args:
         pred: Cluster index per pixel, any shape.
@@ -80,7 +81,7 @@ def hungarian(table: Table) -> Table:
     not depend on the order of the clusters.
 
     Returns:
-        `(K',)` int64, class of each cluster, -1 where K' > K leaves it without one.
+        ``(K',)`` int64, class of each cluster, -1 where K' > K leaves it without one.
     """
     _pixels(table)
     sizes = table.sum(1, keepdims=True) + table.sum(0, keepdims=True)
@@ -96,7 +97,7 @@ def many_to_one(table: Table) -> Table:
     """Map each cluster to its majority class.
 
     Returns:
-        `(K',)` int64, -1 for a cluster without pixels. Accuracy under it (purity) grows with K'.
+        ``(K',)`` int64, -1 for a cluster without pixels. Accuracy under it (purity) grows with K'.
     """
     _pixels(table)
     return np.where(table.any(1), table.argmax(1), -1)
@@ -105,8 +106,8 @@ def many_to_one(table: Table) -> Table:
 def apply_mapping(pred: Raster, mapping: Table) -> NDArray[np.uint8]:
     """Turn a map of clusters into a uint8 map of classes of the same shape.
 
-    255 marks pixels without a class: those that are 255 (no data) in `pred`, and those of clusters
-    that the mapping `(K',)` leaves without one (-1).
+    255 marks pixels without a class: those that are 255 (no data) in ``pred``, and those of
+    clusters that the mapping ``(K',)`` leaves without one (-1).
     """
     seen = pred != IGNORE
     classes = np.full(pred.shape, IGNORE, dtype=np.uint8)
@@ -116,7 +117,7 @@ def apply_mapping(pred: Raster, mapping: Table) -> NDArray[np.uint8]:
 
 
 def confusion(table: Table, mapping: Table) -> Table:
-    """Sum the rows that are mapped to the same class: `(..., K', K)` -> `(..., K+1, K)`."""
+    """Sum the rows that are mapped to the same class: ``(..., K', K)`` -> ``(..., K+1, K)``."""
     if table.shape[-2] != len(mapping):
         raise DataError(
             f"The mapping names {len(mapping)} clusters but the table has {table.shape[-2]};"
@@ -130,7 +131,7 @@ def confusion(table: Table, mapping: Table) -> Table:
 
 
 def accuracy(confused: Table) -> float:
-    """Share of pixels whose mapped cluster is their class, from a confusion table `(K+1, K)`."""
+    """Share of pixels whose mapped cluster is their class, from a confusion table ``(K+1, K)``."""
     return int(np.trace(confused)) / _pixels(confused)
 
 
@@ -196,9 +197,10 @@ def scores(table: Table, mapping: Table) -> dict[str, Any]:
     """Score a pooled table under a mapping fitted on it or on another one.
 
     Returns:
-        Floats `acc, nmi, ari, macro_f1, miou, kappa, many_to_one` and `f1`, a dict by class id.
-        A class absent from truth and prediction is left out of `f1` and of the means. Where the
-        labels hold one class, `nmi`, `ari`, `kappa` and `many_to_one` are 0: any clusters would do.
+        Floats ``acc, nmi, ari, macro_f1, miou, kappa, many_to_one`` and ``f1``, a dict by class id.
+        A class absent from truth and prediction is left out of ``f1`` and of the means. Where the
+        labels hold one class, ``nmi``, ``ari``, ``kappa`` and ``many_to_one`` are 0: any clusters
+        would do.
 
     Raises:
         DataError: The table is empty or has another number of clusters than the mapping.
@@ -231,9 +233,9 @@ def equal_size_ceiling(table: Table) -> float:
 def differences(
     runs_a: Sequence[Table], runs_b: Sequence[Table], statistic: Callable[[Table], float]
 ) -> NDArray[np.float64]:
-    """Score of each run's pooled scenes minus that of the other method's, `(R,)`.
+    """Score of each run's pooled scenes minus that of the other method's, ``(R,)``.
 
-    The arguments are those of `paired_bootstrap`.
+    The arguments are those of ``paired_bootstrap``.
     """
     pairs = zip(runs_a, runs_b, strict=True)
     return np.array([statistic(a.sum(0)) - statistic(b.sum(0)) for a, b in pairs])
@@ -251,11 +253,11 @@ def paired_bootstrap(
     """Resample the scenes of each run and compare: neighbouring pixels are no samples.
 
     Args:
-        runs_a: Per run (seed) the tables of a method, one per scene: `(S, K', K)` for `nmi` or
-            `ari`; for the other scores mapped ones `(S, K+1, K)`, from
-            `confusion(tables, mapping)` with the method's fixed mapping.
+        runs_a: Per run (seed) the tables of a method, one per scene: ``(S, K', K)`` for ``nmi`` or
+            ``ari``; for the other scores mapped ones ``(S, K+1, K)``, from
+            ``confusion(tables, mapping)`` with the method's fixed mapping.
         runs_b: The other method on the same scenes.
-        statistic: A score of one pooled table, such as `accuracy`, `macro_f1`, `nmi`.
+        statistic: A score of one pooled table, such as ``accuracy``, ``macro_f1``, ``nmi``.
         n: Number of resamples.
         seed: Of the resampling.
         same_scenes: All runs were scored on the same scenes, so a resample is one draw for all of
@@ -285,7 +287,7 @@ def _gains(
     n: int,
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """The difference in each of `n` resamples of the scenes of one run."""
+    """The difference in each of ``n`` resamples of the scenes of one run."""
     scenes = len(tables_a)
     if scenes != len(tables_b) or scenes == 0:
         raise DataError(

@@ -323,7 +323,7 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
     for records in (None, kept) if kept else (None,):
         sweep = Sweep(run.config, suite, (), name, records)
         if seeds := _seeds_with_most(sweep):
-            where = _shown(records or sweep.folder)
+            where = _show(records or sweep.folder)
             print(
                 f"suite {suite}: records of runs {sweep.prefix}-<seed> in {where}, "
                 f"seeds {', '.join(map(str, seeds))}"
@@ -350,7 +350,7 @@ def _seeds_with_most(sweep: Sweep) -> list[int]:
     return [seed for seed in begun if done[seed] == max(done.values(), default=1)]
 
 
-def _shown(path: Path) -> str:
+def _show(path: Path) -> str:
     """A path as seen from the project's folder, so that no local one stands in a notebook."""
     root = project_root()
     return str(path.relative_to(root)) if path.is_relative_to(root) else path.name

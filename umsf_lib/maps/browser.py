@@ -60,7 +60,7 @@ class BrowserState:
         """Check what was asked for and fill in the rest."""
         self.root = Path(self.root)
         for name in ("run", "scene", "left", "right", "zoom"):  # each needs those before it
-            setattr(self, name, self._allowed(name, getattr(self, name) or self._first(name)))
+            setattr(self, name, self._allow(name, getattr(self, name) or self._first(name)))
 
     def choices(self, name: str) -> list[Any]:
         """List what "run", "scene", "left", "right" or "zoom" can be, given the other choices."""
@@ -86,7 +86,7 @@ class BrowserState:
         if name in ("across", "down"):
             setattr(self, name, min(max(float(value), 0.0), 1.0))
             return
-        setattr(self, name, self._allowed(name, value))
+        setattr(self, name, self._allow(name, value))
         for other in ("scene", "left", "right"):
             if getattr(self, other) not in self.choices(other):
                 setattr(self, other, self._first(other))
@@ -120,7 +120,7 @@ class BrowserState:
         choices = self.choices(name)
         return _PREFERRED[name] if _PREFERRED.get(name) in choices else choices[0]
 
-    def _allowed(self, name: str, value: Any) -> Any:
+    def _allow(self, name: str, value: Any) -> Any:
         if value not in self.choices(name):
             listed = ", ".join(str(choice) for choice in self.choices(name))
             if name == "run":

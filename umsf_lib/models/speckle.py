@@ -87,15 +87,15 @@ Source = torch.Generator | Share
 
 def draw(shape: tuple[int, ...], source: Source, device: torch.device) -> Tensor:
     """Standard normal numbers from a generator that may live on another device."""
-    return _drawn(torch.randn, shape, source, device)
+    return _draw(torch.randn, shape, source, device)
 
 
 def draw_uniform(shape: tuple[int, ...], source: Source, device: torch.device) -> Tensor:
     """Uniform numbers in [0, 1) from a generator that may live on another device."""
-    return _drawn(torch.rand, shape, source, device)
+    return _draw(torch.rand, shape, source, device)
 
 
-def _drawn(
+def _draw(
     make: Callable[..., Tensor], shape: tuple[int, ...], source: Source, device: torch.device
 ) -> Tensor:
     share = source if isinstance(source, Share) else Share(source)

@@ -1,6 +1,6 @@
 """Losses of pretraining and self-training: pure functions of tensors.
 
-Rows are samples `(M, D)`; functions of class scores also take maps, classes in dimension 1.
+Rows are samples ``(M, D)``; functions of class scores also take maps, classes in dimension 1.
 Every loss is computed in float32 at least, whatever autocast is doing around it.
 """
 
@@ -28,20 +28,20 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, tau: float, mask: Tensor | Non
 
     Leading dimensions hold several contrasts, each with its own queries, keys and queue.
 
-    `-ln[ e^(q.k/tau) / (e^(q.k/tau) + sum_j w_j e^(q.u_j/tau)) ]`, averaged over the queries.
-    No gradient flows into `k` or `queue`. Call `Queue.enqueue` after `backward()`: backward needs
-    the queue as it was here, and autograd raises if it was changed in place in between.
+    ``-ln[ e^(q.k/tau) / (e^(q.k/tau) + sum_j w_j e^(q.u_j/tau)) ]``, averaged over the queries.
+    No gradient flows into ``k`` or ``queue``. Call ``Queue.enqueue`` after ``backward()``: backward
+    needs the queue as it was here, and autograd raises if it was changed in place in between.
 
     Args:
-        q: Queries `(..., M, D)`, unit rows.
-        k: Keys `(..., M, D)`, unit rows; row i is the positive of query i.
-        queue: Negatives `(..., Q, D)`, unit rows.
+        q: Queries ``(..., M, D)``, unit rows.
+        k: Keys ``(..., M, D)``, unit rows; row i is the positive of query i.
+        queue: Negatives ``(..., Q, D)``, unit rows.
         tau: Temperature, > 0.
-        mask: `(M, Q)` bool, True = use this negative (w = 1), or None for all.
+        mask: ``(M, Q)`` bool, True = use this negative (w = 1), or None for all.
 
     Returns:
-        `(...)`, one value per contrast; 0 where there is no query at all (two views without common
-        ground).
+        ``(...)``, one value per contrast; 0 where there is no query at all (two views without
+        common ground).
 
     Source: van den Oord et al. 2018 (CPC), He et al. 2020 (MoCo).
     """
@@ -61,7 +61,7 @@ def chance_level(queue_size: int, dim: int, tau: float) -> tuple[float, float]:
     """Give the two InfoNCE values of a network that has learned nothing.
 
     Returns:
-        `ln(1+Q)`: all embeddings equal (collapsed); and `ln(1+Q) + 1/(2 D tau^2)`: random unit
+        ``ln(1+Q)``: all embeddings equal (collapsed); and ``ln(1+Q) + 1/(2 D tau^2)``: random unit
         embeddings, whose cosines are close to N(0, 1/D).
     """
     collapsed_level = math.log1p(queue_size)
@@ -75,14 +75,14 @@ def embedding_statistics(
     """Measure whether the embeddings still differ from each other.
 
     Args:
-        z: Queries `(M, D)`, M >= 2; normalised here.
-        k: Keys `(M, D)`, unit rows.
-        queue: Negatives `(Q, D)`, unit rows.
-        mask: `(M, Q)` bool, True = use this negative, as in `info_nce`.
+        z: Queries ``(M, D)``, M >= 2; normalised here.
+        k: Keys ``(M, D)``, unit rows.
+        queue: Negatives ``(Q, D)``, unit rows.
+        mask: ``(M, Q)`` bool, True = use this negative, as in ``info_nce``.
 
     Returns:
-        `std`: over the batch, mean of the dimensions (1/sqrt(D) is healthy, 0 = collapse);
-        `mean_cosine` of different rows (0 is healthy, 1 = collapse); `top1`: share of queries
+        ``std``: over the batch, mean of the dimensions (1/sqrt(D) is healthy, 0 = collapse);
+        ``mean_cosine`` of different rows (0 is healthy, 1 = collapse); ``top1``: share of queries
         closer to their own key than to every negative (chance 1/(1+Q)).
     """
     with torch.autocast(z.device.type, enabled=False):
@@ -105,7 +105,7 @@ def collapsed(stats: dict[str, float], dim: int) -> str | None:
     An untrained network often starts inside these limits; judge after the warm-up.
 
     Args:
-        stats: From `embedding_statistics`.
+        stats: From ``embedding_statistics``.
         dim: D, the embedding width.
     """
     healthy = dim**-0.5

@@ -112,7 +112,9 @@ class MomentumContrast(nn.Module):
         mine, others = zip(*self.contrasts.values(), strict=True)
         queue = torch.stack([self.queues[name].entries for name in others])  # (N, Q, D)
         dense, pooled = (
-            self.info_nce(stacked(query, mine, i), stacked(key, others, i), queue, tau, mask)
+            self.info_nce(
+                stack_projectors(query, mine, i), stack_projectors(key, others, i), queue, tau, mask
+            )
             for i, mask in enumerate(masks)
         )  # (N,) each: all contrasts at once, in a fifth of the kernels
         losses = shares[0] * dense + shares[1] * pooled
@@ -184,7 +186,7 @@ def embeddings(
     return {name: (z[:count], z[count:]) for name, z in projected.items()}
 
 
-def stacked(keys: Keys, names: Sequence[str], which: int) -> Tensor:
+def stack_projectors(keys: Keys, names: Sequence[str], which: int) -> Tensor:
     """``(N, M, D)``: tokens (0) or windows (1) of some projectors."""
     return torch.stack([keys[name][which] for name in names])
 

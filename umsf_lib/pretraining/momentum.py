@@ -1,8 +1,8 @@
 """Momentum contrast: slowly moving key networks and queues of their past keys.
 
-Order within a step: queries -> keys without gradient -> loss -> `backward()` -> optimiser ->
-`enqueue` -> `momentum_update`. The queue changes after `backward()`, which reads it. MoCo (He et
-al. 2020) updates the key network just before the next keys, which gives the same ones; here all
+Order within a step: queries -> keys without gradient -> loss -> ``backward()`` -> optimiser ->
+``enqueue`` -> ``momentum_update``. The queue changes after ``backward()``, which reads it. MoCo (He
+et al. 2020) updates the key network just before the next keys, which gives the same ones; here all
 that a step changes comes last, so that a step that fails has changed nothing.
 """
 
@@ -31,11 +31,11 @@ def key_network(query: Network) -> Network:
 def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """Move the key network towards the query network, in place.
 
-    `theta_key <- momentum * theta_key + (1 - momentum) * theta_query` for parameters. Buffers, that
-    is the running statistics of BatchNorm, are copied: they are averages already.
+    ``theta_key <- momentum * theta_key + (1 - momentum) * theta_query`` for parameters. Buffers,
+    that is the running statistics of BatchNorm, are copied: they are averages already.
 
     Args:
-        key: From `key_network(query)`.
+        key: From ``key_network(query)``.
         query: The trained network.
         momentum: In [0, 1]; 0 copies, 1 freezes.
 
@@ -58,9 +58,9 @@ def same_location(a: Places, b: Places, radius_px: float) -> Tensor:
 
 
 class Queue(nn.Module):
-    """First-in-first-out memory of the last `size` keys and of the ground each one came from.
+    """First-in-first-out memory of the last ``size`` keys and of the ground each one came from.
 
-    All state is in buffers, so `state_dict` restores a run exactly and `.to(device)` moves it.
+    All state is in buffers, so ``state_dict`` restores a run exactly and ``.to(device)`` moves it.
     """
 
     entries: Tensor
@@ -87,15 +87,15 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, scene: Tensor, row: Tensor, col: Tensor) -> None:
-        """Replace the oldest keys by these; call after `backward()`.
+        """Replace the oldest keys by these; call after ``backward()``.
 
         Any batch size is right: it wraps around, and of more than Q keys the last Q stay.
 
         Args:
-            keys: `(M, D)` unit rows.
-            scene: `(M,)` int64 scene index of each key, >= 0.
-            row: `(M,)` footprint centre, in scene pixels.
-            col: `(M,)` footprint centre, in scene pixels.
+            keys: ``(M, D)`` unit rows.
+            scene: ``(M,)`` int64 scene index of each key, >= 0.
+            row: ``(M,)`` footprint centre, in scene pixels.
+            col: ``(M,)`` footprint centre, in scene pixels.
         """
         size, count = len(self.entries), len(keys)
         kept = min(size, count)  # a slot written twice in one call would hold either key
@@ -116,16 +116,16 @@ class Queue(nn.Module):
         """Mark the negatives that do not show the query's own ground.
 
         Footprints are squares, so two of side s share ground when their centres are less than s
-        apart in both directions: `radius_px` = s masks exactly those.
+        apart in both directions: ``radius_px`` = s masks exactly those.
 
         Args:
-            scene: `(M,)` int64 scene index of each query, >= 0.
-            row: `(M,)` footprint centre, in scene pixels.
-            col: `(M,)` footprint centre, in scene pixels.
+            scene: ``(M,)`` int64 scene index of each query, >= 0.
+            row: ``(M,)`` footprint centre, in scene pixels.
+            col: ``(M,)`` footprint centre, in scene pixels.
             radius_px: Distance below which, in both directions, a key of the scene is dropped.
 
         Returns:
-            `(M, Q)` bool, True = keep as negative: the `mask` of `info_nce`.
+            ``(M, Q)`` bool, True = keep as negative: the ``mask`` of ``info_nce``.
         """
         entries = self.scene, self.row, self.col
         return same_location((scene, row, col), entries, radius_px).logical_not_()

@@ -68,7 +68,7 @@ def lay_out(scenes: SceneSet, pixel_m: float) -> ScenePlane:
     planes: list[tuple[str, np.ndarray, int]] = []  # CRS, step of a row and a column, number
     for scene in scenes.indices("train"):
         record = scenes.records[scene]
-        placed = _placed(scenes.sources[record.name].profile(), record.name)
+        placed = _place(scenes.sources[record.name].profile(), record.name)
         if placed is None:
             continue
         crs, corner, step, size_m = placed
@@ -87,9 +87,7 @@ def lay_out(scenes: SceneSet, pixel_m: float) -> ScenePlane:
     return found
 
 
-def _placed(
-    grid: Grid, name: str
-) -> tuple[str, np.ndarray, np.ndarray, tuple[float, float]] | None:
+def _place(grid: Grid, name: str) -> tuple[str, np.ndarray, np.ndarray, tuple[float, float]] | None:
     """CRS, upper left corner (y, x) and step of a row and a column in its units, pixel in metres.
 
     A scene without CRS that is named after a sheet covers this sheet, as those of WHU-OPT-SAR do.

@@ -141,7 +141,7 @@ def _pretrain(
     learner, source = build_learner(run, scenes, generator)
     _say_if_capped(config, len(source.tiles))
     optimizer = new_optimizer(learner, settings)
-    step_of = shared(learner)
+    step_of = average_gradients(learner)
     stash: dict[str, Any] = {}
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -209,7 +209,7 @@ def new_optimizer(learner: MomentumContrast, settings: PretrainConfig) -> torch.
     return torch.optim.SGD(parameters, rate, momentum, weight_decay=decay, fused=True)
 
 
-def shared(learner: MomentumContrast) -> nn.Module:
+def average_gradients(learner: MomentumContrast) -> nn.Module:
     """The learner itself, or with several processes one whose gradients are averaged over them.
 
     There batch norm takes the statistics of the whole batch (SyncBatchNorm), as one process would.

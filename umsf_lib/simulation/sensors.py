@@ -115,7 +115,7 @@ INCIDENCE = np.float32(np.deg2rad(35))
 def gamma_speckle(
     shape: tuple[int, ...], looks: float, rng: np.random.Generator, correlation_px: float = 0.0
 ) -> FloatMap:
-    """Unit-mean multiplicative speckle on intensity, Gamma of shape `looks`, any shape, float32.
+    """Unit-mean multiplicative speckle on intensity, Gamma of shape ``looks``, any shape, float32.
 
     Correlated speckle is a Gaussian copula: correlated normal noise, pushed through the normal
     distribution function and the inverse Gamma one, so that the marginal law stays exact.

@@ -95,7 +95,7 @@ def _roads(
 ) -> tuple[Mask, Mask]:
     """Join settlements and scene borders by a spanning tree: roads where busy, else tracks.
 
-    Roads are built until `share` of the scene is road outside the settlements, which hide theirs.
+    Roads are built until ``share`` of the scene is road outside the settlements, which hide theirs.
     """
     exits = rng.uniform(0, 1, (4, 2))
     exits[[0, 1, 2, 3], [0, 0, 1, 1]] = [0, 1, 0, 1]

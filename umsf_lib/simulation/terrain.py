@@ -22,7 +22,7 @@ CELL_PX = 8  # drainage is solved on cells of this size
 
 
 def smooth_noise(shape: Shape, scale_px: float, rng: np.random.Generator) -> FloatMap:
-    """Unit-variance Gaussian noise (H, W) float32 with features of about `scale_px`.
+    """Unit-variance Gaussian noise (H, W) float32 with features of about ``scale_px``.
 
     Random values on a coarse grid, interpolated with cubic B-splines: its cost does not grow
     with the scale, as that of a Gaussian filter would.
@@ -47,7 +47,7 @@ def _spline(length: int, scale_px: float) -> csr_array:
 def fractal(
     shape: Shape, scale_px: float, rng: np.random.Generator, *, octaves: int, decay: float = 0.5
 ) -> FloatMap:
-    """Unit-variance sum (H, W) of noises, each of half the scale and `decay` times the size."""
+    """Unit-variance sum (H, W) of noises, each of half the scale and ``decay`` times the size."""
     total = np.zeros(shape, np.float32)
     for k in range(octaves):
         total += np.float32(decay**k) * smooth_noise(shape, scale_px / 2**k, rng)
@@ -55,7 +55,7 @@ def fractal(
 
 
 def stamp(mask: Mask, points: NDArray[np.float64], radius_px: NDArray[np.float64]) -> None:
-    """Set the discs around `points` (n, 2) row, column in `mask`; radii are rounded to 1/2 px."""
+    """Set the discs around ``points (n, 2)`` row, column in ``mask``; radii rounded to 1/2 px."""
     halves = np.maximum(np.round(2 * radius_px), 1)
     for half in np.unique(halves):
         reach = int(half // 2)
@@ -106,7 +106,7 @@ def drainage(elevation: FloatMap) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def _rivers(elevation: FloatMap, share: float, rng: np.random.Generator) -> Mask:
-    """Draw the largest streams until they fill `share` of the scene."""
+    """Draw the largest streams until they fill ``share`` of the scene."""
     coarse = elevation[CELL_PX // 2 :: CELL_PX, CELL_PX // 2 :: CELL_PX]
     receiver, area = drainage(coarse)
     place = np.stack(np.unravel_index(np.arange(coarse.size), coarse.shape), 1) * CELL_PX + 4.0

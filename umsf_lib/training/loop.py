@@ -136,7 +136,7 @@ def train(
                 said = explain(error, batch)
                 if said is None:
                     raise
-                kept = state.newest() if changed else state.taken_back(step, before, said)
+                kept = state.newest() if changed else state.take_back(step, before, said)
                 raise type(said)(f"{said} (in step {step + 1}); {kept}.") from error
             done = step + 1
             state.losses.append(loss.detach())
@@ -210,13 +210,13 @@ class _State:
         weights = self.module.state_dict()
         finite = torch.stack([w.isfinite().all() for w in weights.values()])
         if not bool(finite.all()):  # one wait for the device
-            raise self._diverged(f"a weight is not finite after step {done}")
+            raise self._divergence(f"a weight is not finite after step {done}")
         if self.checkpoints is None or rank() > 0:
             return None
         state = {"module": weights, "optimizer": self.optimizer.state_dict(), "rows": self.rows}
         return self.checkpoints.save(done, state | {"random": random_state(self.generator)})
 
-    def taken_back(self, step: int, before: StepStart, error: UmsfError) -> str:
+    def take_back(self, step: int, before: StepStart, error: UmsfError) -> str:
         """Undo the failed step and checkpoint what was before it."""
         lost = isinstance(error, ProcessLostError)
         if self._saves(lost):
@@ -253,10 +253,10 @@ class _State:
         self.losses.clear()
         for step, loss in enumerate(losses, done - len(losses) + 1):
             if not math.isfinite(loss):
-                raise self._diverged(f"the loss is {loss} at step {step}")
+                raise self._divergence(f"the loss is {loss} at step {step}")
         return losses
 
-    def _diverged(self, what: str) -> ConfigError:
+    def _divergence(self, what: str) -> ConfigError:
         peak = self.optimizer.param_groups[0]["lr"]
         return ConfigError(
             f"{what}; {self.newest()}; likely causes: the learning rate is too high (now "

@@ -76,7 +76,7 @@ class AttentionFusion(nn.Module):
         """
         height, width = optical.shape[2:]
         if height * width > MAX_TOKENS and not need_weights:
-            return self._windowed(optical, sar)
+            return self._attend_in_windows(optical, sar)
         bias = self.distance_bias(height, width)
         o, s = (maps.flatten(2).transpose(1, 2) for maps in (optical, sar))  # (B, N, C)
         # Autocast norms in float32, and would shorten that again for each use.
@@ -96,7 +96,7 @@ class AttentionFusion(nn.Module):
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 2).float()
         return -self.slopes[:, None, None] * torch.cdist(places, places)
 
-    def _windowed(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def _attend_in_windows(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
         batch, _, height, width = optical.shape
         over = [-side % WINDOW for side in (height, width)]
         parts = [
