@@ -87,13 +87,32 @@ class Kit:
 
 def right(kit: Kit) -> None:
     """Same losses as on a CPU; same bits after kill -9; how far two default runs differ."""
+    from umsf_lib.data.stage import load_data
+    from umsf_lib.run import Run
+
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    kit.keep("right", **same_losses(kit))
-    kit.keep("right", **interrupted(kit))
+    run = Run.open(load_config(kit.profile, overrides=f"device=cpu {FEW}"), "losses")
+    data = load_data(run)  # which all runs share
+    names = {"whole": True}
+    if kit.device.type == "cuda":  # a CPU gives the same bits every time
+        names |= {"one": False, "two": False}
+    running = {name: begin_run(kit, name, exact) for name, exact in names.items()}
+    kit.keep("right", **same_losses(kit, run, data))
+    kit.keep("right", **interrupted(kit, running))
 
 
-def same_losses(kit: Kit) -> dict[str, Any]:
+def begin_run(kit: Kit, name: str, deterministic: bool) -> subprocess.Popen[bytes]:
+    """Start a short pretraining in a process of its own."""
+    steps, often = (5, 4) if kit.small else (30, 10)
+    numbers = f"pretrain.epochs=2 pretrain.steps_per_epoch={steps}"
+    numbers += f" pretrain.checkpoint_every={often}"
+    overrides = f"{FEW} {numbers} device={kit.device.type} deterministic={deterministic}"
+    options = ["--profile", kit.profile, "--run", name, "--overrides", overrides]
+    return subprocess.Popen([sys.executable, "-m", "umsf_lib", "pretrain", *options])
+
+
+def same_losses(kit: Kit, run: Any, data: Any) -> dict[str, Any]:
     """Twenty steps from the same batches on the CPU and on the GPU, in float32 and in float64.
 
     Training enlarges rounding, so that float32 leaves float64 on one device, too (``rounding``);
@@ -102,15 +121,12 @@ def same_losses(kit: Kit) -> dict[str, Any]:
     Returns:
         ``losses`` of each way, and by step the relative differences of some pairs.
     """
-    from umsf_lib.data.stage import load_data
     from umsf_lib.models.stage import train_despeckler
     from umsf_lib.pretraining.stage import build_learner, new_optimizer
-    from umsf_lib.run import Run, seed_everything
+    from umsf_lib.run import seed_everything
     from umsf_lib.training.loop import cosine_with_warmup
 
-    config = load_config(kit.profile, overrides=f"device=cpu {FEW}")
-    run = Run.open(config, "losses")
-    data = load_data(run)
+    config = run.config
     train_despeckler(run, data)
     generator = seed_everything(config.seed)
     learner, source = build_learner(run, data, generator)
@@ -151,30 +167,16 @@ def moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return replace(batch, first=views[0], second=views[1], **places)
 
 
-def interrupted(kit: Kit) -> dict[str, Any]:
-    """Deterministic runs, one of them killed and resumed; on a GPU two default runs as well."""
-    steps, often = (5, 4) if kit.small else (30, 10)
-    numbers = (
-        f"pretrain.epochs=2 pretrain.steps_per_epoch={steps} pretrain.checkpoint_every={often}"
-    )
-
-    def begin(name: str, deterministic: bool) -> subprocess.Popen[bytes]:
-        overrides = f"{FEW} {numbers} device={kit.device.type} deterministic={deterministic}"
-        options = ["--profile", kit.profile, "--run", name, "--overrides", overrides]
-        return subprocess.Popen([sys.executable, "-m", "umsf_lib", "pretrain", *options])
-
-    names = {"whole": True, "killed": True}
-    if kit.device.type == "cuda":  # a CPU gives the same bits every time
-        names |= {"one": False, "two": False}
-    running = {name: begin(name, deterministic) for name, deterministic in names.items()}
-    victim, folder = running.pop("killed"), run_folder("killed") / "checkpoints"
+def interrupted(kit: Kit, running: dict[str, subprocess.Popen[bytes]]) -> dict[str, Any]:
+    """A run killed and resumed beside a whole one; on a GPU two default runs as well."""
+    victim, folder = begin_run(kit, "killed", True), run_folder("killed") / "checkpoints"
     while victim.poll() is None and not list(folder.glob("step-*.pt")):
         time.sleep(0.005)
     victim.kill()
     found: dict[str, Any] = {"killed_with_step": newest(folder), "killed_by": -victim.wait()}
     if found["killed_by"] != signal.SIGKILL:
         raise RuntimeError("the run that was to be killed had ended before")
-    running["killed"] = begin("killed", True)
+    running = running | {"killed": begin_run(kit, "killed", True)}
     if failed := [name for name, process in running.items() if process.wait()]:
         raise RuntimeError(f"umsf pretrain failed for {failed}; see right.log")
     whole, killed = (
@@ -183,7 +185,7 @@ def interrupted(kit: Kit) -> dict[str, Any]:
     )
     found["resumed_equals_unbroken"] = same_bits(whole, killed)
     kit.keep("right", **found)
-    if "one" not in names:
+    if "one" not in running:
         return found
     one, two = (pd.read_csv(run_folder(name) / "pretrain.csv") for name in ("one", "two"))
     differ = (one.loss / two.loss - 1).abs()
@@ -605,7 +607,8 @@ def run_all(options: argparse.Namespace, device: torch.device) -> int:
             reason = obstacle(part, device, work)
             if part == "pays" and helper and not reason:
                 reason = wait_for_scenes(kit, helper, work)
-            bound = min(BOUNDS_S[part], kit.deadline - time.monotonic())
+            bound = kit.deadline - time.monotonic()
+            bound = bound if options.small else min(BOUNDS_S[part], bound)
             if reason:
                 ends.append(f"not run: {reason}")
             elif bound < 10:
