@@ -150,7 +150,7 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """Learned baselines; they see as many windows as ours (see ``baselines.learning``)."""
+    """Learned baselines; they see as many windows as ours (see ``baselines.base``)."""
 
     heads: int = 3  # of DeepCluster, SCAN, mutual information; one is chosen without labels
     prototypes: int = 10  # per cluster, DeepCluster and SwAV: merged afterwards

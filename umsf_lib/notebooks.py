@@ -17,7 +17,7 @@ from PIL import Image
 from .config import ConfigError, UmsfError, load_config, unknown_name
 from .run import Run, project_root, seed_everything, versions, write_atomically
 
-# What notebooks accept; each may add its own (see ``runs.open_notebook``).
+# What notebooks accept; each may add its own (see ``open_notebook``).
 PARAMETERS: dict[str, type] = {
     "profile": str,
     "run": str,

@@ -1,6 +1,6 @@
 """What the learned baselines share: budget of windows, stage, training loop.
 
-Each is our own network with another head, trained on the same windows by ``training.train`` and
+Each is our own network with another head, trained on the same windows by ``loop.train`` and
 mapped like ours, so that only the method differs.
 """
 
@@ -73,7 +73,7 @@ def learned(
         head: makes the module that maps fused tokens to logits of the clusters.
         learn: trains the network.
         pretrained: start from our pretrained network, not from random weights.
-        progress: see ``training.train``.
+        progress: see ``loop.train``.
         views: other ones than our self-training has; development scenes say which (``tried.md``).
     """
     inputs = pretraining_inputs(run) | run.config.section("cluster", "baseline", "map")
@@ -110,7 +110,7 @@ def train_module(
     average: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """``training.train`` with AdamW, a short warm-up and a cosine.
+    """``loop.train`` with AdamW, a short warm-up and a cosine.
 
     ``average`` becomes the exponential average of the module, as that of our self-training.
     """

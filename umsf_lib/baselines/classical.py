@@ -30,12 +30,12 @@ def mixture_pixels(run: Run, task: ClusteringTask) -> Classifier:
 
 
 def mixture_statistics(run: Run, task: ClusteringTask) -> Classifier:
-    """One component per cluster (``cluster.fit_mixture``) on local statistics."""
+    """One component per cluster (``mixture.fit_mixture``) on local statistics."""
     return task.cluster("mixture-statistics", "mixture", task.statistics, task.stride)
 
 
 def merged_statistics(run: Run, task: ClusteringTask) -> Classifier:
-    """The mixture that teaches the network, merged without one (``cluster.fit_merged``)."""
+    """The mixture that teaches the network, merged without one (``mixture.fit_merged``)."""
     return task.cluster("merged-statistics", "merged", task.statistics, task.stride)
 
 

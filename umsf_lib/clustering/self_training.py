@@ -102,7 +102,7 @@ def self_train(
         tiles: ``(T, 3)`` training tiles.
         teacher: training scene -> posteriors ``(K, h, w)`` at the network's stride.
         config: ``cluster`` holds the rounds, steps and weights.
-        progress: see ``training.train``; called with steps over all rounds.
+        progress: see ``loop.train``; called with steps over all rounds.
 
     Returns:
         The EMA of the network, which is better and steadier than its last step; the log's rows.

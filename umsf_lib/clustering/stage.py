@@ -134,7 +134,7 @@ def component_posteriors(
 
 
 def merge_components(network: UmsfNet, teacher: Clusterer, task: ClusteringTask) -> Tensor:
-    """Cluster ``(P,)`` int64 of each component, by ``cluster.merge`` over the training scenes.
+    """Cluster ``(P,)`` int64 of each component, by ``mixture.merge`` over the training scenes.
 
     Joined are those whose statistics, weighted by the final posteriors, are most alike.
     """

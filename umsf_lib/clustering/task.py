@@ -84,7 +84,7 @@ class ClusteringTask:
         return draw_tokens(token_map, self.store, train, stride, settings.tokens, self.config.seed)
 
     def cluster(self, name: str, kind: str, token_map: TokenMap, stride: int) -> Classifier:
-        """Fit ``kind`` (see ``cluster.fit``) on tokens of the training scenes."""
+        """Fit ``kind`` (see ``mixture.fit``) on tokens of the training scenes."""
         tokens, config = self.sample(token_map, stride), self.config
         clusterer = fit(kind, tokens, self.num_clusters, config.cluster, config.seed)
         return Classifier(

@@ -156,7 +156,7 @@ def scenes_of(pairing: Pairing, layout: Layout) -> list[Scene]:
 
 
 def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[str, list[str]]:
-    """Names of the scenes in the parts ``train``, ``val`` and ``test``; see ``layouts.splits``.
+    """Names of the scenes in the parts ``train``, ``val`` and ``test``; see ``data.split``.
 
     Raises:
         DataError: the split list is malformed or leaves nothing to train on.

@@ -22,7 +22,7 @@ from ..training.loop import print_progress
 
 
 def clusters_of_pretrained(kind: str, run: Run, task: ClusteringTask) -> Classifier:
-    """``kind`` (see ``cluster.fit``) on the fused tokens of the pretrained network."""
+    """``kind`` (see ``mixture.fit``) on the fused tokens of the pretrained network."""
 
     def make() -> TokenMap:
         network = load_pretrained(run, task.scenes).to(run.device).eval()

@@ -95,7 +95,7 @@ def scale_rows(sweep: Sweep) -> pd.DataFrame:
 
 
 def margins(sweep: Sweep) -> pd.DataFrame:
-    """Ours minus each other method and variant, with 95 % intervals (see ``suites.rival``).
+    """Ours minus each other method and variant, with 95 % intervals (see ``sweep.rival``).
 
     The bootstrap resamples the test scenes of each seed, paired, and averages over the seeds that
     both have finished. Synthetic scenes differ from seed to seed; those of a data set do not, and

@@ -48,7 +48,7 @@ def fit_despeckler(
         clean: ``(N, 1, h, w)`` ln reflectivity, on the module's device.
         settings: steps, batch, crop side (px, or that of the images if smaller), learning rate.
         generator: of all draws.
-        progress: see ``training.train``.
+        progress: see ``loop.train``.
     """
     size = min(settings.crop_px, *clean.shape[2:])
     optimizer = torch.optim.Adam(module.parameters(), lr=settings.lr)

@@ -1,9 +1,9 @@
 """Synthetic land, made the way land comes about rather than by thresholding noise.
 
-Relief, water and forest come first (``simulate_relief``), settlements and roads stand on what is
-open (``simulate_settlements``); here the rest is parcelled into fields, bare ground is strewn in,
+Relief, water and forest come first (``terrain``), settlements and roads stand on what is
+open (``settlements``); here the rest is parcelled into fields, bare ground is strewn in,
 and the true cover departs from what an annotator draws. The radar and the camera then look at
-this one land (``simulate_sensors``), which is why both images of a scene are registered.
+this one land (``sensors``), which is why both images of a scene are registered.
 """
 
 from __future__ import annotations
