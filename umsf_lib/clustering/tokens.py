@@ -77,7 +77,7 @@ def token_validity(store: PixelStore, scene: int, stride: int) -> Tensor:
 class StatisticTokens:
     """Local statistics, standardised without labels.
 
-    Standardised scene by scene where every sensor is (see ``data.layout``); over all training scenes
+    Standardised scene by scene where every sensor is (``data.layout``); over all training scenes
     where values are calibrated (one that holds a single class would otherwise be pulled apart).
     """
 

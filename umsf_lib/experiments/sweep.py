@@ -78,7 +78,7 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     # phase after the other, where the paper switches the clustering on at a quarter of the epochs.
     "as published": {"as_published": {"pretrain": {"pooled": 1.0}, "cluster": {"num_clusters": 7}}},
 }
-# How many scenes the network learns from; the others stay the same (see ``data.synthetic.synthesize``).
+# How many scenes the network learns from; the others stay the same (``synthesize``).
 SIZES = {f"scenes_{count}": {"synthetic": {"train": count}} for count in (4, 16, 32, 64)}
 ABLATED = {name: changes for group in GROUPS.values() for name, changes in group.items()}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"base": {}} | ABLATED | SIZES
