@@ -342,6 +342,7 @@ MARK = "<!-- umsf report"
 KEPT_TABLES = re.findall(r"<!-- umsf (report .*?) -->\n\n(.*?)\n<!-- end -->", RESULTS, re.DOTALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "block"), KEPT_TABLES)
 def test_the_tables_of_the_results_are_made_of_the_kept_records(
     command: str, block: str, project: Path, capsys
