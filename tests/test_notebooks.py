@@ -89,6 +89,7 @@ def test_every_notebook_has_its_solutions_and_no_more() -> None:
     assert there == {f"{name}.ipynb" for name in EVERY + SOLUTIONS}
 
 
+@pytest.mark.slow
 def test_every_notebook_runs_in_order_then_the_solutions(inside: Path) -> None:
     for name in EVERY + SOLUTIONS:
         executed = nbformat.read(run_notebook(name, TINY, timeout_s=300), as_version=4)
@@ -108,6 +109,7 @@ def sources_of(notebook: nbformat.NotebookNode) -> list[str]:
     return [c.source.replace("](../notebooks/", "](") for c in own]
 
 
+@pytest.mark.slow
 def test_gallery_copies_are_small_and_link_back(inside: Path) -> None:
     written = write_gallery(inside / "runs" / "tiny-synthetic-0")
     assert sorted(p.name for p in written) == sorted([f"{n}.ipynb" for n in EVERY] + ["map.jpg"])
