@@ -417,9 +417,9 @@ def profile(step: Callable[[], Any], device: torch.device, steps: int = 2) -> di
 
     Returns:
         per step: ``span_s`` from the first kernel to the end of the last, ``idle_s`` of it without
-        any, ``kernels`` (number), ``host_waits`` (calls in which the host waits for the GPU, and
-        copies back); and ``longest``: the ten names that take most, with seconds and calls. On a
-        CPU operators take the place of kernels, those that call others included.
+        any, ``kernels`` (number), ``host_waits`` (calls in which the host waits for the
+        GPU); and ``longest``: the ten names that take most, with seconds and calls. On a CPU
+        operators take the place of kernels, those that call others included.
     """
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
