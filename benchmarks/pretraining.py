@@ -130,7 +130,9 @@ class Pixels:
 
     def windows(self, where: tuple[Tensor, ...], size: int) -> dict[str, Tensor]:
         """Standardised windows, SAR as ln intensity."""
-        return {role: standardised(x.float(), role) for role, x in self.raw(where, size).items()}
+        found = {role: standardised(x.float(), role) for role, x in self.raw(where, size).items()}
+        log_std = torch.full((len(where[0]), BANDS["sar"], 1, 1), LOG_STD)
+        return found | {"sar_log_std": to_device(log_std, self.device)}
 
 
 def standardised(x: Tensor, role: str) -> Tensor:
@@ -141,7 +143,24 @@ def standardised(x: Tensor, role: str) -> Tensor:
 def new_network(form: SimpleNamespace) -> UmsfNet:
     torch.manual_seed(0)
     optical = SimpleNamespace(bands=range(BANDS["optical"]), rgb=(2, 1, 0))
-    return UmsfNet(form.model, SimpleNamespace(optical=optical), torch.tensor([LOG_STD]))
+    sar = SimpleNamespace(bands=range(BANDS["sar"]))
+    return UmsfNet(form.model, SimpleNamespace(optical=optical, sar=sar))
+
+
+class OfFixedUnits(nn.Module):
+    """A SAR encoder that is told the units of its input once."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("log_std", torch.full((1, BANDS["sar"], 1, 1), LOG_STD))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.encoder(image, self.log_std)
+
+
+def encoders_of(network: UmsfNet) -> dict[str, nn.Module]:
+    return {"optical": network.optical, "sar": OfFixedUnits(network.sar)}
 
 
 def sgd(module: nn.Module, fused: bool | None = True) -> torch.optim.Optimizer:
@@ -163,12 +182,11 @@ class Ours:
         if device.type == "cuda":
             self.learner.tune_for_cuda(form.pretrain.compile)
         self.optimizer = sgd(self.learner.query)
-        self.log_std = torch.full((batch, BANDS["sar"]), LOG_STD, device=device)
 
     def feed(self) -> Batch:
         views, size = self.form.views, self.form.views.window_px
         where = self.pixels.draw(self.batch, size, self.generator)
-        windows = 2 * [(self.pixels.windows(where, size), self.log_std)]
+        windows = 2 * [self.pixels.windows(where, size)]
         corners, tokens = 2 * (torch.stack(where[1:], 1).float(),), self.form.pretrain.tokens
         return two_views(windows, where[0], corners, views, tokens=tokens, generator=self.generator)
 
@@ -176,7 +194,7 @@ class Ours:
         batch = self.feed()
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.pixels.device):
-            loss, extra = self.learner(batch, self.form.views.window_px / 2)
+            loss, extra = self.learner(batch)
         loss.backward()
         self.optimizer.step()
         self.learner.enqueue(batch, extra["enqueue"])
@@ -188,7 +206,7 @@ class Bare:
 
     def __init__(self, form: SimpleNamespace, pixels: Pixels, batch: int) -> None:
         network, self.device = new_network(form), pixels.device
-        self.encoders = nn.ModuleDict({"optical": network.optical, "sar": network.sar})
+        self.encoders = nn.ModuleDict(encoders_of(network))
         self.encoders.to(self.device)
         if self.device.type == "cuda" and form.pretrain.compile:
             network.compile_blocks()  # those of the encoders
@@ -228,7 +246,7 @@ class TwoCrops(Dataset[dict[str, tuple[Tensor, Tensor]]]):
     def __getitem__(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(index)
         windows = self.pixels.windows(self.pixels.draw(1, self.size, generator), self.size)
-        return {role: (self.view(x[0]), self.view(x[0])) for role, x in windows.items()}
+        return {role: (self.view(windows[role][0]), self.view(windows[role][0])) for role in BANDS}
 
     def view(self, image: Tensor) -> Tensor:
         bands = (len(image), 1, 1)
@@ -324,7 +342,7 @@ class Peer:
         make: Callable[[nn.Module, SimpleNamespace], nn.Module] = Moco,
     ) -> None:
         network, self.device = new_network(form), pixels.device
-        encoders = {"optical": network.optical, "sar": network.sar}
+        encoders = encoders_of(network)
         self.mocos = nn.ModuleDict({role: make(e, form) for role, e in encoders.items()})
         self.mocos.to(self.device, memory_format=torch.contiguous_format)  # as the reference
         self.optimizer = sgd(self.mocos, fused=None)

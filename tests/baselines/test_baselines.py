@@ -388,7 +388,7 @@ def test_the_memory_holds_the_embedding_of_its_ground(unlabelled) -> None:
     scene, row, col = memory.tiles[which].T
     windows = task.store.windows(scene, row, col, config.views.window_px)
     with torch.no_grad():
-        same = View({r: windows[r] for r in ("optical", "sar")}, torch.eye(2, 3).expand(2, -1, -1))
+        same = View(windows, torch.eye(2, 3).expand(2, -1, -1))
         z, seen = memory.embed(network, same)
     assert seen.all()
     # A flipped or turned network sees another picture, so only most of the direction is kept.
@@ -406,7 +406,8 @@ def test_clusterings_of_the_memory_name_the_nearest_centroid(unlabelled) -> None
     assert centroids.shape == (3, 4, 5) and assigned.shape == (3, *shape[1:3])
     for head, bank in ((0, 0), (1, 1), (2, 0)):
         expected = (memory.entries[bank] @ centroids[head].T).argmax(-1)
-        assert torch.equal(assigned[head], expected)
+        assert memory.valid.any() and not memory.valid.all()  # a scene has nodata
+        assert torch.equal(assigned[head][memory.valid], expected[memory.valid])
     assert not torch.equal(centroids[0], centroids[2])  # same bank, other first members
 
 
@@ -424,10 +425,11 @@ class Flat(PixelStore):
     """The places of a real store, every pixel the same."""
 
     def __init__(self, store: PixelStore) -> None:
-        self.__dict__ |= store.__dict__
+        self.__dict__ |= store.__dict__ | {"whole": [True] * len(store.records)}
 
     def windows(self, *where: Any) -> dict[str, Tensor]:
-        return {k: v if k == "valid" else v * 0 for k, v in super().windows(*where).items()}
+        kept = ("valid", "sar_log_std")
+        return {k: v if k in kept else v * 0 for k, v in super().windows(*where).items()}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -23,7 +23,8 @@ from umsf_lib.clustering.self_training import (
     self_training_loss,
     smooth,
 )
-from umsf_lib.clustering.smoothing import guide_of, smooth_tokens
+from umsf_lib.clustering.smoothing import guide_of, smooth_tokens, valid_weight
+from umsf_lib.clustering.tokens import token_validity
 from umsf_lib.config import ViewConfig, load_config
 from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.windows import PixelStore, training_tiles
@@ -42,6 +43,10 @@ class Painted(PixelStore):
 
     def __init__(self, store: PixelStore, paint: Any) -> None:
         self.__dict__ |= store.__dict__ | {"roles": ("optical",), "paint": paint}
+        self.__dict__ |= {"whole": [True] * len(store.records)}
+
+    def valid(self, index: int) -> Tensor:
+        return torch.ones(self.places[index, 1:].tolist(), dtype=torch.bool)
 
     def windows(self, scene: Tensor, row: Tensor, col: Tensor, size: Any) -> dict[str, Tensor]:
         rows, cols = (torch.arange(n) for n in (size if isinstance(size, tuple) else (size, size)))
@@ -62,8 +67,11 @@ def test_lessons_show_what_the_teacher_says_of_that_ground(
     config = replace(TINY, views=NO_JITTER, cluster=replace(TINY.cluster, batch=16))
     store, tiles = Painted(whu_store, coordinates), training_tiles(whu, 32, 0)
     # The "posteriors" are the mean coordinates of each token's 4 x 4 pixels.
-    full = coordinates(0, torch.arange(64)[:, None], torch.arange(64)[None, :])
-    teacher = {s: F.avg_pool2d(full[None], 4)[0] for s in whu.indices("train")}
+    teacher = {}
+    for s in whu.indices("train"):
+        rows, cols = (torch.arange(n) for n in store.places[s, 1:].tolist())
+        full = coordinates(s, rows[:, None], cols[None, :])
+        teacher[s] = F.avg_pool2d(full[None], 4, ceil_mode=True)[0]
     batch = PseudoLabelSampler(store, tiles, teacher, config).draw(torch.Generator().manual_seed(0))
     for view, taught in zip((batch.first, batch.second), batch.taught, strict=True):
         seen = F.avg_pool2d(view.images["optical"], 4)[:, :2]
@@ -75,7 +83,9 @@ def test_lessons_keep_every_value_of_the_window() -> None:
     """Flips and turns move pixels; a crop or a blur would mix them and change local spreads."""
     kept = keep_texture(replace(ViewConfig(), gain=0, offset=0, sar_gain=0))
     windows = {"optical": torch.rand(6, 2, 16, 16), "sar": torch.randn(6, 1, 16, 16)}
-    view = make_view(windows, torch.ones(6, 1), kept, torch.Generator().manual_seed(0))
+    view = make_view(
+        windows | {"sar_log_std": torch.ones(6, 1, 1, 1)}, kept, torch.Generator().manual_seed(0)
+    )
     for role, images in windows.items():
         before, after = (x.flatten(2).sort(dim=2).values for x in (images, view.images[role]))
         assert torch.allclose(before, after, atol=1e-4)
@@ -83,12 +93,17 @@ def test_lessons_keep_every_value_of_the_window() -> None:
 
 
 def test_shares_are_those_of_the_teacher(whu: SceneSet, whu_store: PixelStore) -> None:
-    one_hot = F.one_hot(torch.tensor([[0, 0, 1, 1]]), 3).permute(2, 0, 1).float()
-    teacher = {0: one_hot, 1: one_hot.roll(1, 0)}  # clusters 0 and 1, then 1 and 2; nowhere more
-    sampler = PseudoLabelSampler(whu_store, training_tiles(whu, 32, 0), teacher, TINY)
-    assert torch.allclose(sampler.shares, torch.tensor([0.25, 0.5, 0.25]))
-    sampler = PseudoLabelSampler(whu_store, training_tiles(whu, 32, 0), {0: one_hot}, TINY)
-    assert 0 < sampler.shares[2] < 2e-3 and sampler.shares.sum().item() == pytest.approx(1)
+    """Of the valid ground of all scenes, counted token by token."""
+    tiles, counted, teacher = training_tiles(whu, 32, 0), np.zeros(4), {}
+    for scene in whu.indices("train"):
+        valid = token_validity(whu_store, scene, TINY.model.stride)
+        taught = torch.arange(valid.numel()).view(valid.shape) % 3  # of cluster 3 only nodata
+        teacher[scene] = F.one_hot(taught.where(valid, 3), 4).permute(2, 0, 1).float()
+        counted += np.bincount(taught[valid].numpy(), minlength=4)
+    sampler = PseudoLabelSampler(whu_store, tiles, teacher, TINY)
+    expected = np.maximum(counted / counted.sum(), 1e-3)
+    np.testing.assert_allclose(sampler.shares.numpy(), expected / expected.sum(), rtol=1e-5)
+    assert counted[3] == 0 and sum(int(maps[3].sum()) for maps in teacher.values()) > 0
 
 
 def network_of(whu: SceneSet) -> UmsfNet:
@@ -103,7 +118,10 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(whu: SceneSet, whu_store: Pix
     config = replace(TINY, views=replace(NO_JITTER, scale_min=1.0), cluster=settings)
     network = network_of(whu)
     average = key_network(network)
-    teacher = {s: torch.full((3, 16, 16), 1 / 3) for s in whu.indices("train")}
+    teacher = {
+        s: torch.full((3, *token_validity(whu_store, s, 4).shape), 1 / 3)
+        for s in whu.indices("train")
+    }
     shares = torch.tensor([0.7, 0.2, 0.1])
     sampler = PseudoLabelSampler(
         Painted(whu_store, coordinates), training_tiles(whu, 32, 0), teacher, config
@@ -114,7 +132,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(whu: SceneSet, whu_store: Pix
     assert set(parts) == {"teacher", "clustering", "consistency"}
     total = parts["teacher"] + 0.3 * parts["clustering"] + 0.7 * parts["consistency"]
     assert loss.item() == pytest.approx(total.item(), rel=1e-5)
-    both = [network(v.images["optical"], None) for v in (batch.first, batch.second)]
+    both = [network(v.images) for v in (batch.first, batch.second)]
     uniform = torch.stack([-x.log_softmax(1).mean(1).mean() for x in both]).mean()
     assert parts["teacher"].item() == pytest.approx(uniform.item(), rel=1e-5)
     wanted = clustering_loss(torch.cat(both).softmax(1), 0.2, shares)
@@ -144,7 +162,8 @@ def test_a_teacher_is_smoothed_along_its_scene(whu: SceneSet, whu_store: PixelSt
     shape = [4, *(math.ceil(side / stride) for side in (record.height, record.width))]
     maps = {3: torch.rand(shape, generator=torch.Generator().manual_seed(0)).softmax(0)}
     config = replace(TINY, cluster=replace(TINY.cluster, smoothing_px=8.0))
-    expected = smooth_tokens(maps[3], guide_of(whu_store, 3), stride, 8.0)
+    weight = valid_weight(whu_store, 3)
+    expected = smooth_tokens(maps[3], guide_of(whu_store, 3), stride, 8.0, weight)
     torch.testing.assert_close(smooth(maps, whu_store, config)[3], expected)
     assert expected.std() < maps[3].std()
 
@@ -167,7 +186,7 @@ def test_self_training_unlearns_the_noise_of_its_teacher(
     store, rng = Painted(whu_store, paint), np.random.default_rng(0)
     teacher, truth = {}, {}
     for scene in whu.indices("train"):
-        height, width = (side // 4 for side in store.places[scene, 1:].tolist())
+        height, width = (math.ceil(side / 4) for side in store.places[scene, 1:].tolist())
         rows, cols = torch.arange(height) * 4 + 2, torch.arange(width) * 4 + 2
         truth[scene] = stripe(rows[:, None], cols[None, :])
         wrong = torch.from_numpy(rng.random((height, width)) < 0.4)

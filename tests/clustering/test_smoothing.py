@@ -12,6 +12,7 @@ from torch import Tensor
 
 from umsf_lib.clustering.smoothing import (
     GRAIN_PX,
+    NODATA_WEIGHT,
     RIDGE,
     gaussian_blur,
     gaussian_line,
@@ -116,3 +117,20 @@ def test_the_guide_is_every_band_of_every_sensor(whu_store: PixelStore) -> None:
     windows = whu_store.scene(3)
     planes = [plane.clone() for role in whu_store.roles for plane in windows[role][0]]
     torch.testing.assert_close(guide_of(whu_store, 3), torch.stack(planes))
+
+
+def test_nodata_takes_no_part_in_smoothing() -> None:
+    """Other posteriors and other bands on nodata change nothing on valid ground."""
+    valid = torch.ones(1, 48, 48)
+    valid[:, :20] = NODATA_WEIGHT
+    guide, posteriors = drawn(2, 48, 48), drawn(3, 12, 12).softmax(0)
+    found = [], []
+    for level in (0.0, 1.0):
+        posteriors[:, :5] = torch.tensor([level, 1 - level, 0.0])[:, None, None]
+        guide[:, :20] = 3 * level
+        found[0].append(smooth_tokens(posteriors, guide, 4, 8.0, valid)[:, 5:])
+        found[1].append(smooth_pixels(posteriors, guide, 4, 8.0, valid)[:, 24:])
+    for before, after in found:
+        assert torch.allclose(before, after, atol=0.02)
+    mixed = smooth_tokens(posteriors, guide, 4, 8.0)[:, 5:]
+    assert not torch.allclose(mixed, found[0][1], atol=0.05)

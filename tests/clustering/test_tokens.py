@@ -11,6 +11,7 @@ from scipy import ndimage
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from umsf_lib.clustering.smoothing import NODATA_WEIGHT, valid_weight
 from umsf_lib.clustering.tokens import (
     PrincipalTokens,
     StatisticTokens,
@@ -121,6 +122,26 @@ def test_local_statistics_equal_slow_ones(height: int, width: int, stride: int) 
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_nodata_takes_no_part_in_local_statistics() -> None:
+    """Against the Gaussian mean of the valid pixels alone, one pixel at a time."""
+    rng, side, sigma = np.random.default_rng(0), 20, 1.5
+    plane, valid = rng.normal(3, 2, (side, side)), np.ones((side, side), bool)
+    valid[:9, 3:] = False
+    weight = torch.from_numpy(np.where(valid, 1, NODATA_WEIGHT)).float()[None, None]
+    filled = np.where(valid, plane, 0)
+    image = torch.from_numpy(filled).float()[None, None]
+    found = local_statistics(image, [sigma], 1, weight).numpy()
+    reach = math.ceil(3 * sigma)
+    for i, j in [(9, 5), (10, 12), (12, 7), (3, 1), (15, 15)]:  # beside the border and far from it
+        rows, cols = (np.arange(n - reach, n + reach + 1).clip(0, side - 1) for n in (i, j))
+        away = (np.arange(-reach, reach + 1) ** 2)[:, None] + np.arange(-reach, reach + 1) ** 2
+        share = np.exp(-away / (2 * sigma**2)) * valid[np.ix_(rows, cols)]
+        share, values = share / share.sum(), plane[np.ix_(rows, cols)]
+        mean = (share * values).sum()
+        std = math.sqrt((share * values**2).sum() - mean**2)
+        np.testing.assert_allclose(found[:, i, j], [mean, math.log(std)], atol=0.01)
+
+
 def test_local_statistics_of_flat_ground_are_finite() -> None:
     found = local_statistics(torch.full((1, 1, 12, 12), 3.0), SIGMAS, 4)
     assert torch.allclose(found[0::2], torch.full((2, 3, 3), 3.0), atol=1e-5)
@@ -140,7 +161,9 @@ def test_a_token_is_valid_when_half_of_its_pixels_are(whu: SceneSet, whu_store) 
 
 
 def raw(store: PixelStore, scene: int, stride: int) -> np.ndarray:
-    return local_statistics(pixel_bands(store, scene)[0], SIGMAS, stride).numpy()
+    weight = valid_weight(store, scene)
+    weight = None if weight is None else weight[None]
+    return local_statistics(pixel_bands(store, scene)[0], SIGMAS, stride, weight).numpy()
 
 
 def test_8_bit_statistics_are_standardised_scene_by_scene(whu_store: PixelStore) -> None:

@@ -51,6 +51,8 @@ def test_windows_equal_slices_of_the_files(name: str, request: pytest.FixtureReq
     row = np.array([rng.integers(0, by_hand[s]["valid"].shape[1] - height + 1) for s in scene])
     col = np.array([rng.integers(0, by_hand[s]["valid"].shape[2] - width + 1) for s in scene])
     batch = store.windows(*map(torch.from_numpy, (scene, row, col)), (height, width))
+    log_std = batch.pop("sar_log_std")
+    assert torch.equal(log_std[:, :, 0, 0], store.std["sar"][torch.from_numpy(scene)])
     assert set(batch) == {"optical", "sar", "valid"} and batch["valid"].dtype == torch.bool
     assert not batch["valid"].all()
     for i, (s, r, c) in enumerate(zip(scene, row, col, strict=True)):
@@ -150,7 +152,8 @@ def test_a_store_holds_the_sensors_that_the_network_sees(whu: SceneSet, sensors:
     config = load_config("tiny", overrides=f"model.sensors={sensors}")
     store = open_store(whu, config, CPU)
     roles = {"optical", "sar"} if sensors == "both" else {sensors}
-    assert set(store.roles) == roles and set(store.scene(0)) == roles | {"valid"}
+    units = {"sar_log_std"} if "sar" in roles else set()
+    assert set(store.roles) == roles and set(store.scene(0)) == roles | units | {"valid"}
 
 
 def test_16_bit_values_above_32767_keep_their_value(tmp_path: Path, monkeypatch) -> None:
@@ -233,7 +236,7 @@ def test_a_set_without_a_half_valid_window_is_refused(tmp_path: Path) -> None:
     optical[:, ::2] = optical[:, :, ::4] = 0
     write_fake(tmp_path / "data", "whu-opt-sar", optical=optical)
     scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
-    with pytest.raises(DataError, match="no training window of 16 px.*half valid"):
+    with pytest.raises(DataError, match="no training window of 16 px.*50% valid ground"):
         training_tiles(scenes, 16, 0)
 
 

@@ -70,7 +70,7 @@ def test_features_are_those_of_the_network_at_their_place(
     # The centre of a scene lies in one tile or in blended ones that see nearly the same.
     whole = task.store.scene(scenes[0])
     with torch.no_grad():
-        maps = network.features(whole["optical"], whole["sar"])["optical"][0]
+        maps = network.features(whole)["optical"][0]
     here = features["scene"] == scenes[0]
     row, col = features["row"][here] // stride, features["col"][here] // stride
     direct = torch.nn.functional.normalize(maps[:, row, col], dim=0).T.numpy()

@@ -540,12 +540,12 @@ def test_a_log_of_one_row_is_a_dot() -> None:
 
 def test_attention_of_a_network_is_that_of_its_middle_token() -> None:
     model = load_config("tiny").model
-    layout, log_std = load_layout("whu-opt-sar"), torch.ones(1)
-    network = UmsfNet(model, layout, log_std, 4).eval()
+    network = UmsfNet(model, load_layout("whu-opt-sar"), 4).eval()
     window = {"optical": torch.randn(1, 4, 16, 16), "sar": torch.randn(1, 1, 16, 16)}
+    window["sar_log_std"] = torch.ones(1, 1, 1, 1)
     figure = figures.attention_figure(RGB, **central_attention(network, window))
     with torch.no_grad():
-        maps = network.features(window["optical"], window["sar"])
+        maps = network.features(window)
         _, aux = network.fusion(maps["optical"], maps["sar"], need_weights=True)
     for head in range(model.heads):
         (image,) = panel(figure, f"head {head + 1}").get_images()
@@ -708,9 +708,8 @@ def test_intervals_stand_in_the_rows_that_carry_their_names() -> None:
 
 def test_without_labels_a_sentence_stands_for_the_figure() -> None:
     nothing = np.full_like(LABEL, IGNORE)
-    network = UmsfNet(
-        load_config("tiny", overrides="model.fusion=add").model, load_layout("pairs"), torch.ones(1)
-    )
+    model = load_config("tiny", overrides="model.fusion=add").model
+    network = UmsfNet(model, load_layout("pairs"))
     made = [
         figures.class_shares_figure({}, ()),
         figures.spectra_figure({"optical": {"red": RGB[:, :, 0]}}, nothing, ()),

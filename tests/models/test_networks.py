@@ -203,19 +203,25 @@ def test_large_maps_attend_within_windows() -> None:
     assert torch.allclose(aux["gates"][block], gates["gates"], atol=1e-5)
 
 
+def windows_of(count: int) -> dict[str, torch.Tensor]:
+    """Random windows as a pixel store gives them."""
+    images = {"optical": torch.randn(count, 4, 32, 32), "sar": torch.randn(count, 1, 32, 32)}
+    return images | {"sar_log_std": torch.ones(count, 1, 1, 1)}
+
+
 @pytest.mark.parametrize("sensors", ["both", "optical", "sar"])
 def test_every_parameter_of_the_network_learns(sensors: str) -> None:
     torch.manual_seed(0)
     model = load_config("tiny", overrides=f"model.sensors={sensors}").model
-    net = UmsfNet(model, load_layout("whu-opt-sar"), torch.ones(1), 4)
+    net = UmsfNet(model, load_layout("whu-opt-sar"), 4)
     net.set_num_clusters(7)
     if net.despeckler is not None:  # at its zero start only the last layer has a gradient
         nn.init.normal_(net.despeckler.layers[-1].weight, std=0.1)  # type: ignore[arg-type]
-    x_opt, x_sar = torch.randn(2, 4, 32, 32), torch.randn(2, 1, 32, 32)
-    features = net.features(x_opt, x_sar)
+    images = windows_of(2)
+    features = net.features(images)
     projected = net.project({name: maps.mean((2, 3)) for name, maps in features.items()})
     assert tuple(projected) == PROJECTORS[sensors]
-    logits = net(x_opt, x_sar)
+    logits = net(images)
     assert logits.shape == (2, 7, 8, 8)
     total = logits.square().sum() + sum(p.square().sum() for p in projected.values())
     total.backward()
@@ -232,7 +238,7 @@ def test_blocks_compile_whole_and_change_nothing(backbone: str, monkeypatch) -> 
     """Without a graph break: ``fullgraph`` raises at one."""
     torch.manual_seed(0)
     model = load_config("tiny", overrides=f"model.backbone={backbone}").model
-    network = UmsfNet(model, load_layout("whu-opt-sar"), torch.ones(1))
+    network = UmsfNet(model, load_layout("whu-opt-sar"))
     usual, compiled = nn.Module.compile, []
 
     def tables_to_score(module: nn.Module, **options: object) -> None:
@@ -245,8 +251,8 @@ def test_blocks_compile_whole_and_change_nothing(backbone: str, monkeypatch) -> 
     blocks = {"small": "ResidualBlock", "resnet18": "BasicBlock"}[backbone]
     assert set(compiled) == {blocks, "Despeckle", "AttentionFusion"}
     assert compiled.count(blocks) == {"small": 6, "resnet18": 16}[backbone]
-    optical, sar = torch.randn(2, 4, 32, 32), torch.randn(2, 1, 32, 32)
-    maps, same = network.features(optical, sar), other.features(optical, sar)
+    images = windows_of(2)
+    maps, same = network.features(images), other.features(images)
     for name, values in maps.items():
         assert torch.allclose(values, same[name], atol=1e-5)
 

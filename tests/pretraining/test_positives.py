@@ -78,14 +78,14 @@ def test_views_of_neighbours_share_the_ground_they_really_share(pair_of_scenes: 
     assert (batch.scene == 0).all()  # one plane
     crossing = (batch.centre[:, 1] < 80) & (batch.second_centre[:, 1] > 80)
     assert crossing.any() and not batch.visible[crossing].any() and int(batch.visible.sum()) > 20
-    for view, points in ((batch.first, batch.points_a), (batch.second, batch.points_b)):
-        inside = (
-            batch.visible
-            & (batch.points_a.abs() < 0.9).all(2)
-            & (batch.points_b.abs() < 0.9).all(2)
-        )
-        looked = sample_tokens(view.images["optical"], points)[inside]
-        assert torch.allclose(looked, batch.ground[inside], atol=1e-2)
+    inside = (
+        batch.visible & (batch.points_a.abs() < 0.9).all(2) & (batch.points_b.abs() < 0.9).all(2)
+    )
+    places = [
+        sample_tokens(view.images["optical"], points)[inside]  # (M, 2) row, col
+        for view, points in ((batch.first, batch.points_a), (batch.second, batch.points_b))
+    ]
+    assert torch.allclose(*places, atol=1e-2) and places[0].std(0).min() > 5
 
 
 def test_how_often_the_second_view_shows_a_neighbour(pair_of_scenes: SceneSet) -> None:
@@ -106,11 +106,11 @@ def test_no_negative_shows_the_anchors_ground_or_the_neighbours(project: Path) -
     anchor, other = batch.centre[0], batch.second_centre[0]
     assert (anchor - other).abs().max() > 16
     fused = moco.queues["fused"]
-    for slot, (row, col) in enumerate((anchor + 15, other - 15, (anchor + other) / 2 + 300)):
+    for slot, (row, col) in enumerate((anchor + 31, other - 31, (anchor + other) / 2 + 300)):
         fused.scene[slot], fused.row[slot], fused.col[slot] = batch.scene[0], row, col
-    mask = moco._masks(batch, 16.0)[1]  # of windows
+    mask = moco._masks(batch)[1]  # of windows
     assert mask[0, :3].tolist() == [False, False, True]
-    _, extra = moco(batch, 16.0)
+    _, extra = moco(batch)
     moco.enqueue(batch, extra["enqueue"])
     newest = fused.pointer.item() - 1
     assert [fused.row[newest], fused.col[newest]] == batch.second_centre[-1].tolist()
@@ -120,7 +120,7 @@ def test_no_negative_shows_the_anchors_ground_or_the_neighbours(project: Path) -
 def test_every_weight_learns_and_keys_do_not(project: Path, sensors: str) -> None:
     learner, source, _ = learner_of(f"model.sensors={sensors}")
     batch = source.draw(4, torch.Generator().manual_seed(0))
-    loss, extra = learner.train()(batch, 16.0)
+    loss, extra = learner.train()(batch)
     loss.backward()
     learning = [p for p in learner.parameters() if p.requires_grad]
     assert all(p.grad is not None for p in learning)

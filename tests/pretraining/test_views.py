@@ -105,7 +105,8 @@ def test_both_sensors_see_the_same_ground() -> None:
     """Coordinates painted into both sensors come out alike, and where theta says."""
     size = 32
     ground = coordinates(16, size)
-    view = make_view({"optical": ground, "sar": ground.clone()}, torch.ones(2), STILL, seeded())
+    windows = {"optical": ground, "sar": ground.clone(), "sar_log_std": torch.ones(1, 2, 1, 1)}
+    view = make_view(windows, STILL, seeded())
     assert torch.equal(view.images["optical"], view.images["sar"])
     centres = ground.flatten(2).transpose(1, 2)  # (B, n, 2) view coordinates of the pixels
     expected = through(view.theta, centres)
@@ -117,10 +118,11 @@ def test_both_sensors_see_the_same_ground() -> None:
 
 def test_two_views_differ_and_follow_the_generator_alone() -> None:
     windows = {"optical": torch.randn(4, 3, 16, 16), "sar": torch.randn(4, 1, 16, 16)}
+    windows["sar_log_std"] = torch.ones(4, 1, 1, 1)
 
     def views(seed: int) -> list[View]:
         generator = seeded(seed)
-        return [make_view(windows, torch.ones(1), ViewConfig(), generator) for _ in range(2)]
+        return [make_view(windows, ViewConfig(), generator) for _ in range(2)]
 
     torch.manual_seed(1)
     first = views(5)
@@ -135,8 +137,9 @@ def test_two_views_differ_and_follow_the_generator_alone() -> None:
 @pytest.mark.parametrize("role", ["optical", "sar"])
 def test_a_single_sensor_has_views_too(role: str) -> None:
     windows = {role: torch.randn(2, 2, 16, 16), "valid": torch.ones(2, 1, 16, 16, dtype=torch.bool)}
-    view = make_view(windows, torch.ones(2), ViewConfig(), seeded())
-    assert set(view.images) == {role} and view.images[role].isfinite().all()
+    units = {"sar_log_std": torch.ones(2, 2, 1, 1)} if role == "sar" else {}
+    view = make_view(windows | units, ViewConfig(), seeded())
+    assert set(view.images) == {role, *units} and view.images[role].isfinite().all()
 
 
 # Matches
@@ -146,12 +149,11 @@ def test_matched_positions_show_the_same_ground() -> None:
     size, count = 32, 200
     ground = coordinates(24, size)
     generator = seeded(3)
-    first, second = (make_view({"sar": ground}, torch.ones(2), STILL, generator) for _ in range(2))
-    points_a, points_b, place, visible = draw_matches(first, second, count, generator)
-    assert points_a.shape == points_b.shape == place.shape == (24, count, 2) and visible.shape == (
-        24,
-        count,
-    )
+    windows = {"sar": ground, "sar_log_std": torch.ones(1, 2, 1, 1)}
+    first, second = (make_view(windows, STILL, generator) for _ in range(2))
+    points_a, points_b, visible = draw_matches(first, second, count, generator)
+    assert points_a.shape == points_b.shape == (24, count, 2) and visible.shape == (24, count)
+    place = torch.from_numpy(through(first.theta, points_a)).float()
     assert points_a.abs().max() <= 1 and place.abs().max() <= 1 + 1e-6
     left = sample_tokens(first.images["sar"], points_a)
     right = sample_tokens(second.images["sar"], points_b)
@@ -166,14 +168,14 @@ def test_matched_positions_show_the_same_ground() -> None:
 def test_seen_means_inside_the_second_view() -> None:
     generator = seeded(4)
     first, second = (View({}, draw_geometry(50, 0.3, generator)) for _ in range(2))
-    points_a, points_b, place, visible = draw_matches(first, second, 40, generator)
-    np.testing.assert_allclose(place.numpy(), through(first.theta, points_a), atol=1e-6)
+    points_a, points_b, visible = draw_matches(first, second, 40, generator)
+    place = through(first.theta, points_a)
     for b in range(50):
         corners = through(second.theta[[b]], torch.tensor([[[-1.0, -1], [1, 1]]]))[0]
         low, high = corners.min(axis=0), corners.max(axis=0)
-        expected = ((place[b].numpy() > low) & (place[b].numpy() < high)).all(axis=1)
+        expected = ((place[b] > low) & (place[b] < high)).all(axis=1)
         np.testing.assert_array_equal(visible[b].numpy(), expected)
-    np.testing.assert_allclose(through(second.theta, points_b), place.numpy(), atol=1e-5)
+    np.testing.assert_allclose(through(second.theta, points_b), place, atol=1e-5)
     assert 0.05 < visible.float().mean() < 0.95
 
 
@@ -259,20 +261,22 @@ def test_blur_is_binomial_and_comes_as_often_as_asked() -> None:
 
 def test_sar_photometry_adds_log_speckle_in_units_of_each_scene() -> None:
     x = torch.randn(6, 2, 64, 64, generator=seeded())
-    log_std = torch.linspace(0.5, 3, 12).view(6, 2)
+    log_std = torch.linspace(0.5, 3, 12).view(6, 2, 1, 1)
     config = ViewConfig(speckle_looks=4, sar_gain=0)
-    added = (photometric_sar(x, log_std, config, seeded(1)) - x) * log_std[:, :, None, None]
+    added = (photometric_sar(x, log_std, config, seeded(1)) - x) * log_std
     apart = added[:, :, ::4, ::4].exp().flatten().numpy()
     assert stats.kstest(apart, stats.gamma(4, scale=1 / 4).cdf).pvalue > 0.01
     variance = added.flatten(2).var(2).numpy()
     np.testing.assert_allclose(variance, special.polygamma(1, 4), rtol=0.15)
-    same = photometric_sar(x, torch.ones(2), config, seeded(1))  # one std per band for all scenes
+    same = photometric_sar(x, torch.ones(1, 2, 1, 1), config, seeded(1))  # one std for all scenes
     assert torch.allclose(same - x, added, atol=1e-3)
 
 
 def test_sar_gain_is_one_number_per_band_and_window() -> None:
     x = torch.zeros(500, 2, 4, 4)
-    y = photometric_sar(x, torch.ones(2), ViewConfig(speckle_looks=0, sar_gain=0.3), seeded())
+    y = photometric_sar(
+        x, torch.ones(1, 2, 1, 1), ViewConfig(speckle_looks=0, sar_gain=0.3), seeded()
+    )
     assert torch.equal(y, y[:, :, :1, :1].expand_as(y))
     assert abs(y.std() - 0.3) < 0.03 and abs(np.corrcoef(y[:, :, 0, 0].T)[0, 1]) < 0.1
 
@@ -316,11 +320,12 @@ def test_views_are_made_in_float32_whatever_autocast_does() -> None:
     windows = {
         "optical": torch.rand(3, 4, 32, 32, generator=seeded()),
         "sar": torch.rand(3, 1, 32, 32, generator=seeded(1)),
+        "sar_log_std": torch.ones(3, 1, 1, 1),
     }
     plain, inside = [], []
     for views, enabled in ((plain, False), (inside, True)):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            view = make_view(windows, torch.ones(1), ViewConfig(blur=1.0), seeded(2))
+            view = make_view(windows, ViewConfig(blur=1.0), seeded(2))
         views += [view.images["optical"], view.images["sar"]]
     for usual, same in zip(plain, inside, strict=True):
         assert same.dtype == torch.float32 and torch.equal(usual, same)

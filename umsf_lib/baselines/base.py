@@ -138,7 +138,7 @@ def train_module(
 
 def fused_map(network: UmsfNet, windows: dict[str, Tensor]) -> Tensor:
     """Fused tokens ``(B, C, h, w)`` of a batch of windows or of a view's images."""
-    return network.features(windows.get("optical"), windows.get("sar"))["fused"]
+    return network.features(windows)["fused"]
 
 
 def training_tokens(

@@ -75,6 +75,7 @@ class Memory:
         tiles: ``(T, 3)`` scene, row, col of the windows.
         grid: ``(n, 2)`` (x, y) of the tokens in a window, in [-1, 1].
         entries: ``(2, T, n, D)`` unit vectors.
+        valid: ``(T, n)`` bool, the token lies on valid ground.
     """
 
     def __init__(self, task: ClusteringTask, dim: int) -> None:
@@ -85,14 +86,17 @@ class Memory:
         steps = (torch.arange(line, device=device) + 0.5) / line * 2 - 1
         self.grid = torch.cartesian_prod(steps, steps).flip(1)
         self.entries = torch.zeros(2, len(self.tiles), len(self.grid), dim, device=device)
+        scene, row, col = self.tiles.T[:, :, None]  # (T, 1) each
+        inside = ((self.grid.cpu() + 1) / 2 * self.size).long()  # (n, 2) x, y in px
+        places = (row + inside[:, 1], col + inside[:, 0])  # (T, n) each
+        self.valid = task.store.valid_at(scene.expand_as(places[0]), *places).to(device)
 
     def views(self, which: Tensor, generator: torch.Generator) -> list[View]:
         """Two views of the windows ``which (B,)``."""
         store, (scene, row, col) = self.task.store, self.tiles[which].T
         windows = store.windows(scene, row, col, self.size)
-        log_std = store.std["sar"][scene.to(store.device)] if "sar" in store.roles else None
         views = self.task.config.views
-        return [make_view(windows, log_std, views, generator) for _ in range(2)]
+        return [make_view(windows, views, generator) for _ in range(2)]
 
     def embed(self, network: UmsfNet, view: View) -> tuple[Tensor, Tensor]:
         """Embeddings ``(B, n, D)`` of the grid in a view, and ``(B, n)`` bool: the view has it."""
@@ -110,11 +114,12 @@ class Memory:
     def cluster(self, clusters: int, heads: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Centroids ``(H, P, D)`` and assignments ``(H, T, n)``; the heads share the two banks."""
         found = [
-            spherical_kmeans(self.entries[head % 2].flatten(0, 1), clusters, generator)
+            spherical_kmeans(self.entries[head % 2][self.valid], clusters, generator)
             for head in range(heads)
         ]
-        shape = self.entries.shape[1:3]
-        return torch.stack([c for c, _ in found]), torch.stack([a.view(shape) for _, a in found])
+        assigned = torch.zeros(heads, *self.valid.shape, dtype=torch.int64).to(self.valid.device)
+        assigned[:, self.valid] = torch.stack([nearest for _, nearest in found])
+        return torch.stack([centroids for centroids, _ in found]), assigned
 
 
 def learn(
@@ -139,6 +144,7 @@ def learn(
         losses = []
         for bank, view in zip(memory.entries, memory.views(which, generator), strict=True):
             z, seen = memory.embed(network, view)
+            seen &= memory.valid[which.to(seen.device)]
             scores = torch.einsum("md,hpd->mph", z[seen], now["centroids"])  # (M, P, H)
             target = now["assigned"][:, which.to(seen.device)][:, seen].T  # (M, H)
             losses.append(F.cross_entropy(scores / TEMPERATURE, target))

@@ -56,7 +56,8 @@ def learn(
         for head in heads.all:
             if config.pretrain.pooled == 1:
                 first, second = (
-                    head(x.mean((2, 3), keepdim=True)).float()[..., 0, 0] for x in maps
+                    head(view.pool(x)[:, :, None, None]).float()[batch.shown, :, 0, 0]
+                    for x, view in zip(maps, (batch.first, batch.second), strict=True)
                 )
             else:
                 first, second = (

@@ -161,16 +161,17 @@ def self_label(
         size, count = views.window_px, config.pretrain.batch
         where = draw_windows(tiles, count, size, jitter, store.places, generator)
         windows = store.windows(*where, size)
-        log_std = store.std["sar"][where[0].to(store.device)] if "sar" in store.roles else None
         with torch.no_grad():
-            p = network(windows.get("optical"), windows.get("sar")).softmax(dim=1)
+            p = network(windows).softmax(dim=1)
         labels, sure = pseudo_labels(p)
-        strong = make_view(windows, log_std, views, generator)
+        ground = F.avg_pool2d(windows["valid"].float(), network.stride)  # (B, 1, h, w)
+        labels, sure = labels * (ground >= 0.5), sure & (ground >= 0.5)[:, 0]
+        strong = make_view(windows, views, generator)
         images = cut_out(strong, generator)
         taught = resample(labels, strong.theta)  # the labels of the same ground
         known = taught.sum(dim=1)
         target = taught / known[:, None].clamp_min(1e-6)
-        logits = network(images.get("optical"), images.get("sar"))
+        logits = network(images)
         loss = soft_cross_entropy(logits, target, (known > 0.5).float())
         return loss, {"confident": sure.float().mean()}
 
@@ -190,4 +191,5 @@ def cut_out(view: View, generator: torch.Generator) -> dict[str, Tensor]:
     line = torch.arange(size, device=device)
     inside = (line >= corner) & (line < corner + side)  # (B, 2, size)
     hole = inside[:, None, 0, :, None] & inside[:, None, 1, None, :]
-    return {role: images.masked_fill(hole, 0) for role, images in view.images.items()}
+    shown = {role: view.images[role] for role in ("optical", "sar") if role in view.images}
+    return view.images | {role: images.masked_fill(hole, 0) for role, images in shown.items()}

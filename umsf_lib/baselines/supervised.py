@@ -105,7 +105,7 @@ def learn(
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
         drawn = sampler.draw(generator)
         losses = [
-            label_loss(network(view.images.get("optical"), view.images.get("sar")), fractions)
+            label_loss(network(view.images), fractions)
             for view, fractions in zip((drawn.first, drawn.second), drawn.taught, strict=True)
         ]
         return torch.stack(losses).mean(), {}

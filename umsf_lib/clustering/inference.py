@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import MapConfig
 from ..data.windows import PixelStore, tile_scene
-from .smoothing import guide_of, smooth_pixels
+from .smoothing import guide_of, smooth_pixels, valid_weight
 
 
 def turn_and_flip(images: Tensor, index: int) -> Tensor:
@@ -109,5 +109,5 @@ class Classifier:
 
     def pixels(self, store: PixelStore, scene: int, smoothing_px: float) -> Tensor:
         """Smoothed posteriors ``(K', H, W)`` of a scene, the same smoothing for every method."""
-        guide = guide_of(store, scene)
-        return smooth_pixels(self.posteriors(scene), guide, self.stride, smoothing_px)
+        guide, weight = guide_of(store, scene), valid_weight(store, scene)
+        return smooth_pixels(self.posteriors(scene), guide, self.stride, smoothing_px, weight)

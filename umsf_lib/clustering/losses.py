@@ -9,7 +9,9 @@ from torch import Tensor
 from ..pretraining.losses import at_least_float32
 
 
-def clustering_loss(probs: Tensor, balance: float, prior: Tensor | None = None) -> Tensor:
+def clustering_loss(
+    probs: Tensor, balance: float, prior: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
     """Ask for confident assignments and for cluster sizes near a prior.
 
     ``mean_i H(p_i) + balance * KL(mean_i p_i || prior)``. With balance 1 and the uniform prior this
@@ -19,6 +21,7 @@ def clustering_loss(probs: Tensor, balance: float, prior: Tensor | None = None) 
         probs: ``(M, K)`` or ``(B, K, H, W)``, sums to 1 over K.
         balance: Weight of the size term; weak (0.25) where classes are far from equally common.
         prior: Expected cluster shares ``(K,)``, positive, sum 1; uniform if None.
+        weight: Per sample, >= 0: ``(M,)`` or ``(B, H, W)``; None weighs all alike.
 
     Returns:
         Scalar >= 0, in nats. One-hot and balanced -> 0; uniform -> ln K; one cluster for all ->
@@ -28,9 +31,17 @@ def clustering_loss(probs: Tensor, balance: float, prior: Tensor | None = None) 
     """
     p = at_least_float32(probs).transpose(0, 1).flatten(1)  # (K, samples)
     expected = torch.full_like(p[:, 0], 1 / len(p)) if prior is None else prior.to(p)
-    shares = p.mean(1)  # (K,)
+    shares = _mean(p, weight)  # (K,)
     imbalance = (shares * (_safe_log(shares) - _safe_log(expected))).sum()
-    return -(p * _safe_log(p)).sum(0).mean() + balance * imbalance
+    return -_mean((p * _safe_log(p)).sum(0), weight) + balance * imbalance
+
+
+def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of ``(..., samples)`` over the samples; 0 where all weights are 0."""
+    if weight is None:
+        return values.mean(-1)
+    weight = weight.flatten().to(values)
+    return (values * weight).sum(-1) / weight.sum().clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def _safe_log(p: Tensor) -> Tensor:
@@ -56,26 +67,27 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = N
     """
     logits = at_least_float32(logits)
     loss = F.cross_entropy(logits, target.to(logits), reduction="none")  # (M,) or (B, H, W)
-    if weight is None:
-        return loss.mean()
-    weight = weight.to(loss)
-    return (weight * loss).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+    return _mean(loss.flatten(), weight)
 
 
-def consistency_loss(p_student_logits: Tensor, p_teacher: Tensor, temperature: float) -> Tensor:
+def consistency_loss(
+    p_student_logits: Tensor, p_teacher: Tensor, temperature: float, weight: Tensor | None = None
+) -> Tensor:
     """Cross entropy of the student against the sharpened teacher, which gets no gradient.
 
     Args:
         p_student_logits: ``(M, K)`` or ``(B, K, H, W)`` logits of one view.
         p_teacher: Probabilities of the EMA network for the other view, same shape.
         temperature: < 1 sharpens the teacher (0.5 squares it), 1 leaves it as it is.
+        weight: see ``soft_cross_entropy``.
 
     Returns:
         Scalar; its minimum is the entropy of the sharpened teacher.
 
     Source: Caron et al. 2021 (DINO), Xie et al. 2020 (UDA).
     """
-    return soft_cross_entropy(p_student_logits, sharpen(p_teacher.detach(), temperature))
+    target = sharpen(p_teacher.detach(), temperature)
+    return soft_cross_entropy(p_student_logits, target, weight)
 
 
 def symmetric_kl(logits_a: Tensor, logits_b: Tensor) -> Tensor:

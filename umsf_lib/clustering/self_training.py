@@ -30,7 +30,8 @@ from ..run import to_device
 from ..training.loop import Row, train, trainable
 from .inference import average_over_flips, scene_map
 from .losses import clustering_loss, consistency_loss, soft_cross_entropy
-from .smoothing import guide_of, smooth_tokens
+from .smoothing import guide_of, smooth_tokens, valid_weight
+from .tokens import token_validity
 
 TEACHER_SYMMETRIES = 2  # of the square, averaged when the network becomes its own teacher
 SMALLEST_SHARE = 1e-3  # a cluster that the teacher has given up may not count for ever
@@ -38,11 +39,16 @@ SMALLEST_SHARE = 1e-3  # a cluster that the teacher has given up may not count f
 
 @dataclass(frozen=True)
 class TaughtBatch:
-    """Two views of a batch of windows, and the teacher's posteriors ``(B, K, h, w)`` in each."""
+    """Two views of a batch of windows, and the teacher's posteriors ``(B, K, h, w)`` in each.
+
+    ``valid (B, h, w)`` float32 of each view is 1 where a token lies on valid ground, else 0; None
+    where all of them do.
+    """
 
     first: View
     second: View
     taught: tuple[Tensor, Tensor]
+    valid: tuple[Tensor | None, Tensor | None] = (None, None)
 
 
 class PseudoLabelSampler:
@@ -53,8 +59,11 @@ class PseudoLabelSampler:
     ) -> None:
         self.store, self.tiles, self.config = store, tiles, config
         self.teacher = teacher  # scene -> (K, h, w) at the network's stride
-        shares = torch.stack([maps.mean(dim=(1, 2)) for maps in teacher.values()]).mean(dim=0)
-        self.shares = shares.clamp_min(SMALLEST_SHARE) / shares.clamp_min(SMALLEST_SHARE).sum()
+        self.valid = {s: token_validity(store, s, config.model.stride) for s in teacher}  # (h, w)
+        totals = [maps[:, self.valid[scene]].sum(dim=1) for scene, maps in teacher.items()]
+        shares = torch.stack(totals).sum(dim=0)
+        shares = (shares / shares.sum()).clamp_min(SMALLEST_SHARE)
+        self.shares = shares / shares.sum()  # (K,) of the valid ground
 
     def draw(self, generator: torch.Generator) -> TaughtBatch:
         """One batch; windows start on the token grid, so that the teacher's tokens fit."""
@@ -64,23 +73,26 @@ class PseudoLabelSampler:
         scene, row, col = draw_windows(self.tiles, count, size, jitter, store.places, generator)
         row, col = row // stride * stride, col // stride * stride
         windows = store.windows(scene, row, col, size)
-        log_std = store.std["sar"][to_device(scene, store.device)] if "sar" in store.roles else None
-        first, second = (make_view(windows, log_std, views, generator) for _ in range(2))
-        taught = self._teacher_windows(scene, row // stride, col // stride, size // stride)
-        return TaughtBatch(
+        first, second = (make_view(windows, views, generator) for _ in range(2))
+        places = torch.stack([scene, row // stride, col // stride], dim=1).tolist()
+        side = size // stride
+        taught = torch.stack([self.teacher[s][:, r : r + side, c : c + side] for s, r, c in places])
+        batch = TaughtBatch(
             first, second, (resample(taught, first.theta), resample(taught, second.theta))
         )
-
-    def _teacher_windows(self, scene: Tensor, row: Tensor, col: Tensor, size: int) -> Tensor:
-        places = zip(scene.tolist(), row.tolist(), col.tolist(), strict=True)
-        return torch.stack([self.teacher[s][:, r : r + size, c : c + size] for s, r, c in places])
+        if store.all_valid:
+            return batch
+        valid = torch.stack([self.valid[s][None, r : r + side, c : c + side] for s, r, c in places])
+        # Views are only flipped and turned, so each token is 0 or 1 but for rounding.
+        seen = [resample(valid.float(), view.theta)[:, 0] > 0.99 for view in (first, second)]
+        return replace(batch, valid=(seen[0].float(), seen[1].float()))  # (B, h, w) each
 
 
 def posteriors_of(network: UmsfNet, symmetries: int) -> Callable[[dict[str, Tensor]], Tensor]:
     """Windows -> posteriors ``(B, K, h, w)`` of the head, a mean over symmetries of the square."""
 
     def function(windows: dict[str, Tensor]) -> Tensor:
-        return network(windows.get("optical"), windows.get("sar")).softmax(dim=1)
+        return network(windows).softmax(dim=1)
 
     return average_over_flips(function, symmetries)
 
@@ -140,7 +152,9 @@ def smooth(teacher: dict[int, Tensor], store: PixelStore, config: Config) -> dic
     """Smooth a teacher as a map: single tokens of another cluster are mostly noise."""
     stride, sigma = config.model.stride, config.cluster.smoothing_px
     return {
-        scene: smooth_tokens(maps, guide_of(store, scene), stride, sigma)
+        scene: smooth_tokens(
+            maps, guide_of(store, scene), stride, sigma, valid_weight(store, scene)
+        )
         for scene, maps in teacher.items()
     }
 
@@ -207,25 +221,23 @@ def self_training_loss(
     would be wrong of land cover.
     """
     settings = config.cluster
-    logits = [network(*_inputs(view)) for view in (batch.first, batch.second)]
+    logits = [network(view.images) for view in (batch.first, batch.second)]
     taught = torch.stack(
-        [soft_cross_entropy(x, t) for x, t in zip(logits, batch.taught, strict=True)]
+        [soft_cross_entropy(*pair) for pair in zip(logits, batch.taught, batch.valid, strict=True)]
     ).mean()
     parts: dict[str, Any] = {"teacher": taught}
     loss = taught
     if settings.clustering > 0:
         probabilities = torch.cat(logits).softmax(dim=1)
-        parts["clustering"] = clustering_loss(probabilities, settings.balance, shares)
+        first, second = batch.valid
+        valid = None if first is None or second is None else torch.cat([first, second])
+        parts["clustering"] = clustering_loss(probabilities, settings.balance, shares, valid)
         loss = loss + settings.clustering * parts["clustering"]
     if settings.consistency > 0:
         consistency = _cross_view(average, batch, logits, config, generator)
         parts["consistency"] = consistency
         loss = loss + settings.consistency * consistency
     return loss, parts
-
-
-def _inputs(view: View) -> tuple[Tensor | None, Tensor | None]:
-    return view.images.get("optical"), view.images.get("sar")
 
 
 def _cross_view(
@@ -237,17 +249,22 @@ def _cross_view(
 ) -> Tensor:
     """The EMA network's answer for one view teaches the other one at the same ground."""
     count, device = logits[0][0, 0].numel(), logits[0].device
-    points_a, points_b, _, visible = draw_matches(batch.first, batch.second, count, generator)
+    points_a, points_b, visible = draw_matches(batch.first, batch.second, count, generator)
     with torch.no_grad():
-        answers = [average(*_inputs(view)).softmax(dim=1) for view in (batch.first, batch.second)]
+        answers = [average(view.images).softmax(dim=1) for view in (batch.first, batch.second)]
     around = [tokens_around(points, *logits[0].shape[2:]) for points in (points_a, points_b)]
     places = [
         (to_device(index[:, visible], device), to_device(weight[:, visible], device))
         for index, weight in around
     ]  # (4, M) each
+    weight = None
+    for valid, place in zip(batch.valid, places, strict=True):
+        if valid is not None:
+            share = read_tokens(valid[:, None], *place)[:, 0]  # (M,)
+            weight = share if weight is None else weight * share
     losses = []
     for mine, other in ((0, 1), (1, 0)):
         student = read_tokens(logits[mine], *places[mine])  # (M, K)
         teacher = read_tokens(answers[other], *places[other])
-        losses.append(consistency_loss(student, teacher, config.cluster.temperature))
+        losses.append(consistency_loss(student, teacher, config.cluster.temperature, weight))
     return torch.stack(losses).mean()

@@ -24,13 +24,36 @@ def gaussian_line(sigma: float, device: torch.device) -> Tensor:
     return line / line.sum()
 
 
-def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Gaussian smoothing of ``(B, C, H, W)``; borders repeat the edge."""
+def gaussian_blur(images: Tensor, sigma: float, weight: Tensor | None = None) -> Tensor:
+    """Gaussian smoothing of ``(B, C, H, W)``; borders repeat the edge.
+
+    With a ``weight`` of the pixels, that broadcasts, it is the weighted mean (normalized
+    convolution, Knutsson & Westin 1993).
+    """
+    if weight is not None:
+        return gaussian_blur(images * weight, sigma) / gaussian_blur(weight, sigma)
     line = gaussian_line(sigma, images.device)
     reach, channels = len(line) // 2, images.shape[1]
     images = F.pad(images, (reach, reach, reach, reach), mode="replicate")
     images = F.conv2d(images, line.expand(channels, 1, 1, -1), groups=channels)
     return F.conv2d(images, line[:, None].expand(channels, 1, -1, 1), groups=channels)
+
+
+def pool(images: Tensor, size: int, weight: Tensor | None = None) -> Tensor:
+    """Mean, or weighted mean, of each ``size`` x ``size`` block; ``(..., H, W)`` rounded up."""
+    if weight is not None:
+        return pool(images * weight, size) / pool(weight, size)
+    return F.avg_pool2d(images, size, ceil_mode=True)
+
+
+NODATA_WEIGHT = 1e-4  # instead of 0: sums of weights stay positive where no ground is near
+
+
+def valid_weight(store: PixelStore, scene: int) -> Tensor | None:
+    """``(1, H, W)`` float32, 1 on valid ground and nearly 0 elsewhere; None where all is valid."""
+    if store.whole[scene]:
+        return None
+    return store.valid(scene)[None].float().clamp_min(NODATA_WEIGHT)
 
 
 RIDGE = 0.01  # variance of the standardised bands below which ground counts as even
@@ -44,7 +67,13 @@ def guide_of(store: PixelStore, scene: int) -> Tensor:
     return torch.cat([windows[role][0] for role in store.roles])
 
 
-def smooth_tokens(posteriors: Tensor, guide: Tensor, stride: int, sigma_px: float) -> Tensor:
+def smooth_tokens(
+    posteriors: Tensor,
+    guide: Tensor,
+    stride: int,
+    sigma_px: float,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Posteriors ``(K, h, w)`` at ``stride``, smoothed along the guide ``(C, H, W)``.
 
     Args:
@@ -52,15 +81,23 @@ def smooth_tokens(posteriors: Tensor, guide: Tensor, stride: int, sigma_px: floa
         guide: float32, standardised.
         stride: px per token.
         sigma_px: of the Gaussian neighbourhood of a fit, px; 0: nothing is smoothed.
+        weight: ``(1, H, W)`` of the pixels, see ``valid_weight``.
     """
     if sigma_px == 0:
         return posteriors
-    bands = F.avg_pool2d(guide, stride, ceil_mode=True)
-    slopes, offsets = linear_fits(posteriors, bands, sigma_px / stride)
+    bands = pool(guide, stride, weight)
+    weight = None if weight is None else pool(weight, stride)
+    slopes, offsets = linear_fits(posteriors, bands, sigma_px / stride, weight)
     return _posteriors(offsets + torch.einsum("ckhw,chw->khw", slopes, bands))
 
 
-def smooth_pixels(posteriors: Tensor, guide: Tensor, stride: int, sigma_px: float) -> Tensor:
+def smooth_pixels(
+    posteriors: Tensor,
+    guide: Tensor,
+    stride: int,
+    sigma_px: float,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Posteriors ``(K, h, w)`` at ``stride`` brought to the pixels ``(K, H, W)`` of the guide.
 
     Fitted at ``max(stride, STEP_PX)``, applied to the bands of each pixel, so that borders lie
@@ -72,28 +109,32 @@ def smooth_pixels(posteriors: Tensor, guide: Tensor, stride: int, sigma_px: floa
         return _enlarge(posteriors, stride, height, width)
     pooled = max(1, STEP_PX // stride)
     step = pooled * stride
-    coarse = F.avg_pool2d(posteriors, pooled, ceil_mode=True)
-    bands = F.avg_pool2d(guide, step, ceil_mode=True)
-    slopes, offsets = linear_fits(coarse, bands, sigma_px / step)
+    coarse = pool(posteriors, pooled, None if weight is None else pool(weight, stride))
+    bands, coarse_weight = pool(guide, step, weight), None
+    if weight is not None:
+        coarse_weight, weight = pool(weight, step), weight[None]
+    slopes, offsets = linear_fits(coarse, bands, sigma_px / step, coarse_weight)
     result = _enlarge(offsets, step, height, width)
     for slope, band in zip(slopes, guide, strict=True):  # C K maps at once would fill the memory
-        fine = gaussian_blur(band[None, None], GRAIN_PX)[0]
+        fine = gaussian_blur(band[None, None], GRAIN_PX, weight)[0]
         result.addcmul_(_enlarge(slope, step, height, width), fine)
     return _posteriors(result)
 
 
-def linear_fits(maps: Tensor, bands: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+def linear_fits(
+    maps: Tensor, bands: Tensor, sigma: float, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Ridge regression of ``maps (K, h, w)`` on ``bands (C, h, w)`` around each place.
 
-    Weighted by a Gaussian; each place gets the mean, by the same Gaussian, of all fits that reach
-    it.
+    Weighted by a Gaussian, and by ``weight (1, h, w)`` where there is one; each place gets the
+    mean, by the same weights, of all fits that reach it.
 
     Returns:
         Slopes ``(C, K, h, w)`` and offsets ``(K, h, w)``.
     """
 
     def local(x: Tensor) -> Tensor:
-        return gaussian_blur(x[None], sigma)[0]
+        return gaussian_blur(x[None], sigma, None if weight is None else weight[None])[0]
 
     mean, centre = local(maps), local(bands)
     pairs = list(zip(bands, centre, strict=True))

@@ -210,7 +210,7 @@ def feature_tokens(network: UmsfNet, task: ClusteringTask, name: str) -> Callabl
 
     @torch.no_grad()
     def features(windows: dict[str, Tensor]) -> Tensor:
-        maps = network.features(windows.get("optical"), windows.get("sar"))
+        maps = network.features(windows)
         return F.normalize(maps[name].float(), dim=1)
 
     return lambda scene: scene_map(features, task.store, scene, network.stride, task.config.map)
@@ -232,14 +232,15 @@ def sample_features(found: Clustered, task: ClusteringTask) -> dict[str, np.ndar
 
     @torch.no_grad()
     def features(windows: dict[str, Tensor]) -> Tensor:
-        maps = network.features(windows.get("optical"), windows.get("sar"))
+        maps = network.features(windows)
         return torch.cat([F.normalize(maps[name].float(), dim=1) for name in names], 1)
 
     rows: dict[str, list[np.ndarray]] = {}
     for scene in scenes:
         maps = scene_map(features, task.store, scene, stride, task.config.map)
-        count = maps[0].numel()
-        chosen = rng.choice(count, min(count, PLOT_TOKENS // len(scenes)), replace=False)
+        valid = token_validity(task.store, scene, stride).flatten().nonzero()[:, 0].cpu().numpy()
+        wanted = min(len(valid), PLOT_TOKENS // len(scenes))
+        chosen = valid[rng.choice(len(valid), wanted, replace=False)]
         row, col = (i * stride + stride // 2 for i in np.divmod(chosen, maps.shape[2]))
         here = torch.from_numpy(chosen).to(maps.device)
         parts = np.split(maps.flatten(1)[:, here].T.cpu().numpy(), len(names), axis=1)

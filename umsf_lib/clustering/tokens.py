@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from ..data.windows import PixelStore
-from .smoothing import gaussian_blur
+from .smoothing import gaussian_blur, pool, valid_weight
 
 TokenMap = Callable[[int], Tensor]  # scene index -> (D, h, w)
 
@@ -47,24 +47,27 @@ def pixel_bands(store: PixelStore, scene: int) -> tuple[Tensor, list[str]]:
     return torch.cat(parts, dim=1), names
 
 
-def local_statistics(bands: Tensor, sigmas_px: Sequence[float], stride: int) -> Tensor:
+def local_statistics(
+    bands: Tensor, sigmas_px: Sequence[float], stride: int, weight: Tensor | None = None
+) -> Tensor:
     """Mean and log standard deviation around each token at several scales.
 
     Args:
         bands: ``(1, C, H, W)``.
         sigmas_px: of the Gaussian neighbourhoods, px.
         stride: px per token.
+        weight: ``(1, 1, H, W)`` of the pixels, see ``smoothing.valid_weight``.
 
     Returns:
         ``(2 S C, ceil(H / stride), ceil(W / stride))``: per scale all means, then all log stds.
     """
     statistics = []
     for sigma in sigmas_px:
-        mean = gaussian_blur(bands, sigma)
-        variance = gaussian_blur(bands.square(), sigma) - mean.square()
+        mean = gaussian_blur(bands, sigma, weight)
+        variance = gaussian_blur(bands.square(), sigma, weight) - mean.square()
         for values in (mean, 0.5 * variance.clamp_min(1e-4).log()):
             # At once: all of them at full size would fill the memory on a large scene.
-            statistics.append(F.avg_pool2d(values, stride, ceil_mode=True)[0])
+            statistics.append(pool(values, stride, weight)[0])
     return torch.cat(statistics)
 
 
@@ -94,7 +97,9 @@ class StatisticTokens:
 
     def _raw(self, scene: int) -> Tensor:
         bands, _ = pixel_bands(self.store, scene)
-        return local_statistics(bands, self.sigmas_px, self.stride)
+        weight = valid_weight(self.store, scene)
+        weight = None if weight is None else weight[None]
+        return local_statistics(bands, self.sigmas_px, self.stride, weight)
 
     def _tokens(self, scene: int) -> Tensor:
         return self._raw(scene)[:, token_validity(self.store, scene, self.stride)]  # (D, n)

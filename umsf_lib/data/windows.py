@@ -44,6 +44,7 @@ class PixelStore:
         flats = {role: np.atleast_2d(scenes.flat(role)) for role in (*self.roles, "valid")}
         # Per scene (C, H, W); slicing NumPy's own type of memory map is slower.
         self.planes = {role: _planes(np.asarray(f), scenes.records) for role, f in flats.items()}
+        self.valid_pixels = np.asarray(flats["valid"])[0]  # (P,)
         self.whole = [r.valid_px == r.height * r.width for r in scenes.records]  # without nodata
         self.memory = Recycled()
         self.resident: dict[str, Tensor] = {}  # (C, pixels) on the GPU, where they fit
@@ -69,11 +70,15 @@ class PixelStore:
 
         Returns:
             ``optical (B, Co, h, w)`` and/or ``sar (B, Cs, h, w)`` float32 standardised, 0 where
-            invalid; ``valid (B, 1, h, w)`` bool; all on the device.
+            invalid; with it ``sar_log_std (B, Cs, 1, 1)``, the std that standardised its ln
+            intensity; ``valid (B, 1, h, w)`` bool; all on the device.
         """
         shape = (size, size) if isinstance(size, int) else size
         at = torch.stack([scene, row, col]).cpu()  # (3, B); the draws are made on the CPU
-        return self._gather(at, shape) if self.resident else self._read(at, shape)
+        found = self._gather(at, shape) if self.resident else self._read(at, shape)
+        if "sar" in self.roles:
+            found["sar_log_std"] = self.std["sar"][to_device(at[0], self.device), :, None, None]
+        return found
 
     def _read(self, at: Tensor, shape: tuple[int, int]) -> dict[str, Tensor]:
         """Windows from the memory maps, by all threads, in pieces of some windows or some rows."""
@@ -156,6 +161,24 @@ class PixelStore:
         _, height, width = self.places[index].tolist()
         zero = torch.zeros(1, dtype=torch.int64)
         return self.windows(zero + index, zero, zero, (height, width))
+
+    @property
+    def all_valid(self) -> bool:
+        """Whether no scene has a pixel without data."""
+        return all(self.whole)
+
+    def valid_at(self, scene: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        """Whether pixels are valid: ``(...)`` bool on the CPU.
+
+        Read from the memory map whatever the device, so that no GPU is waited for.
+
+        Args:
+            scene: ``(...)`` int64 scene indices on the CPU.
+            row: ``(...)`` int64 rows inside the scene, px.
+            col: ``(...)`` int64 columns inside the scene, px.
+        """
+        offset, _, width = self.places[scene].unbind(-1)
+        return torch.from_numpy(self.valid_pixels[(offset + row * width + col).numpy()])
 
     def valid(self, index: int) -> Tensor:
         """Which pixels of a scene count: ``(H, W)`` bool on the device."""
@@ -276,16 +299,23 @@ def tile_scene(height: int, width: int, size: int, overlap: int) -> np.ndarray:
     return np.array([(r, c) for r in rows for c in cols])
 
 
-def training_tiles(scenes: SceneSet, size: int, overlap: int) -> Tensor:
-    """``(T, 3)`` int64 scene, row, col of training tiles of which at least half is valid."""
+def training_tiles(scenes: SceneSet, size: int, overlap: int, least_valid: float = 0.5) -> Tensor:
+    """``(T, 3)`` int64 scene, row, col of training tiles with at least this share of valid pixels.
+
+    Raises:
+        DataError: there is none.
+    """
     found = []
     for scene in scenes.indices("train"):
         record, valid = scenes.records[scene], scenes.plane("valid", scene)
         for row, col in tile_scene(record.height, record.width, size, overlap):
-            if valid[row : row + size, col : col + size].mean() >= 0.5:
+            if valid[row : row + size, col : col + size].mean() >= least_valid:
                 found.append((scene, int(row), int(col)))
     if not found:
-        raise DataError(f"no training window of {size} px in {scenes.folder} is half valid.")
+        raise DataError(
+            f"no training window of {size} px in {scenes.folder} has {least_valid:.0%} valid "
+            "ground; choose smaller windows (override views.window_px)."
+        )
     return torch.tensor(found)
 
 

@@ -248,20 +248,20 @@ def box_mean(images: Tensor, size: int) -> Tensor:
 class SarEncoder(nn.Module):
     """Despeckling front end, then a backbone that sees both the despeckled and the original bands.
 
-    Input is standardised ln intensity; ``log_std`` takes it back to natural log units, where
-    speckle has its known statistics.
+    Input is standardised ln intensity; the std that standardised it, which may differ from scene
+    to scene, takes it back to natural log units, where speckle has its known statistics.
     """
 
-    log_std: Tensor
-
-    def __init__(self, backbone: nn.Module, despeckler: Despeckle | None, log_std: Tensor) -> None:
+    def __init__(self, backbone: nn.Module, despeckler: Despeckle | None) -> None:
         super().__init__()
         self.despeckler, self.backbone = despeckler, backbone
-        self.register_buffer("log_std", log_std.view(1, -1, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, Cs, h, w)`` standardised ln intensity -> tokens ``(B, C, H, W)``."""
+    def forward(self, x: Tensor, log_std: Tensor) -> Tensor:
+        """Standardised ln intensity ``(B, Cs, h, w)`` -> tokens ``(B, C, H, W)``.
+
+        ``log_std (B, Cs, 1, 1)`` is the std that standardised it.
+        """
         if self.despeckler is None:
             return self.backbone(x)
-        clean = self.despeckler(x * self.log_std) / self.log_std
+        clean = self.despeckler(x * log_std) / log_std
         return self.backbone(torch.cat([clean, x], dim=1))  # (B, 2 Cs, h, w)

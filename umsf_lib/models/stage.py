@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import DespeckleConfig
+from ..config import DataError, DespeckleConfig
 from ..data.scene_set import SceneSet
 from ..data.windows import draw_windows, open_store, training_tiles
 from ..run import Run, to_device, write_json
@@ -87,7 +87,10 @@ def clean_images(run: Run, scenes: SceneSet, count: int = 64) -> Tensor:
     store = open_store(scenes, config, run.device)
     if "optical" not in store.roles:
         return cells
-    tiles = training_tiles(scenes, size, config.views.overlap_px)
+    try:
+        tiles = training_tiles(scenes, size, config.views.overlap_px, least_valid=1.0)
+    except DataError:  # no window without nodata, which would look like even ground
+        return cells
     where = draw_windows(tiles, count - len(cells), size, 0, store.places, generator)
     return torch.cat([cells, store.windows(*where, size)["optical"].mean(dim=1, keepdim=True)])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,6 @@ from ..config import ModelConfig
 from ..data.layout import Layout
 from .encoders import Despeckle, SarEncoder, encoder, group_norm
 from .fusion import FUSIONS, AttentionFusion
-
-if TYPE_CHECKING:
-    from ..data.layout import Layout
 
 PROJECTORS = {
     "both": ("optical", "sar", "cross_optical", "cross_sar", "fused"),
@@ -48,15 +46,12 @@ class UmsfNet(nn.Module):
     sensor's map and there is nothing to fuse.
     """
 
-    def __init__(
-        self, model: ModelConfig, layout: Layout, sar_log_std: Tensor, despeckle_channels: int = 16
-    ) -> None:
+    def __init__(self, model: ModelConfig, layout: Layout, despeckle_channels: int = 16) -> None:
         """Build from settings.
 
         Args:
             model: sizes and choices.
             layout: band counts and the place of red, green, blue.
-            sar_log_std: ``(Cs,)`` std that standardises ln intensity.
             despeckle_channels: width of the front end.
         """
         super().__init__()
@@ -68,10 +63,10 @@ class UmsfNet(nn.Module):
         if self.sensors != "sar":
             bands = len(layout.optical.bands)
             self.optical = encoder(model.backbone, bands, rgb=layout.optical.rgb, **common)
-        if self.sensors != "optical":
+        if self.sensors != "optical" and layout.sar is not None:
             front = Despeckle(despeckle_channels) if model.despeckle else None
-            bands = len(sar_log_std) * (2 if front else 1)
-            self.sar = SarEncoder(encoder(model.backbone, bands, **common), front, sar_log_std)
+            bands = len(layout.sar.bands) * (2 if front else 1)
+            self.sar = SarEncoder(encoder(model.backbone, bands, **common), front)
         if self.sensors == "both":
             self.fusion = FUSIONS[model.fusion](model.channels, model.heads)
         sizes = (model.channels, model.projection_hidden, model.projection_dim, model.norm)
@@ -103,12 +98,20 @@ class UmsfNet(nn.Module):
             if type(module).__name__ in parts or module is self.fusion:
                 module.compile(dynamic=False)  # blocks of other sizes are other code
 
-    def features(self, x_opt: Tensor | None, x_sar: Tensor | None) -> dict[str, Tensor]:
-        """Token maps ``optical``, ``sar`` (where there) and ``fused``, each ``(B, C, H, W)``."""
+    def features(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Token maps ``optical``, ``sar`` (where there) and ``fused``, each ``(B, C, H, W)``.
+
+        Args:
+            images: standardised ``optical (B, Co, h, w)`` and/or ``sar (B, Cs, h, w)``, this one
+                with ``sar_log_std (B, Cs, 1, 1)``; as ``PixelStore.windows`` gives them.
+        """
+        maps = {}
+        if self.optical is not None:
+            maps["optical"] = self.optical(images["optical"])
+        if self.sar is not None:
+            maps["sar"] = self.sar(images["sar"], images["sar_log_std"])
         if self.fusion is None:
-            single = self.optical(x_opt) if self.optical is not None else self.sar(x_sar)  # type: ignore[misc]
-            return {"fused": single}
-        maps = {"optical": self.optical(x_opt), "sar": self.sar(x_sar)}  # type: ignore[misc]
+            return {"fused": maps[self.sensors]}
         fused, _ = self.fusion(maps["optical"], maps["sar"])
         return maps | {"fused": fused}
 
@@ -116,10 +119,10 @@ class UmsfNet(nn.Module):
         """Projector -> ``(N, D)``, not normalised, of rows ``(N, C)`` read from ``features``."""
         return {n: head(rows[SOURCE.get(n, n)]) for n, head in self.projectors.items()}
 
-    def forward(self, x_opt: Tensor | None, x_sar: Tensor | None) -> Tensor:
+    def forward(self, images: Mapping[str, Tensor]) -> Tensor:
         """Logits ``(B, K, H, W)`` of what the head tells apart; needs ``set_num_clusters``."""
         assert self.clustering is not None
-        logits: Tensor = self.clustering(self.features(x_opt, x_sar)["fused"])
+        logits: Tensor = self.clustering(self.features(images)["fused"])
         return logits
 
 
@@ -129,7 +132,7 @@ def central_attention(network: UmsfNet, window: dict[str, Tensor]) -> dict[str, 
 
     Args:
         network: in eval mode.
-        window: ``optical`` and ``sar (1, C, h, w)`` standardised, on the network's device.
+        window: one, on the network's device; see ``UmsfNet.features``.
 
     Returns:
         ``attention (heads, N)`` float32 on the CPU, rows sum to 1, None where the network has no
@@ -138,7 +141,7 @@ def central_attention(network: UmsfNet, window: dict[str, Tensor]) -> dict[str, 
     """
     if not isinstance(network.fusion, AttentionFusion):
         return {"attention": None, "token": (0, 0), "grid": (1, 1)}
-    maps = network.features(window["optical"], window["sar"])
+    maps = network.features(window)
     _, aux = network.fusion(maps["optical"], maps["sar"], need_weights=True)
     height, width = maps["fused"].shape[2:]
     row, column = height // 2, width // 2

@@ -23,13 +23,25 @@ class View:
     """One view of a batch of windows.
 
     Attributes:
-        images: sensor -> ``(B, C, h, w)`` float32.
+        images: sensor -> ``(B, C, h, w)`` float32; with SAR ``sar_log_std``, as in
+            ``PixelStore.windows``.
         theta: ``(B, 2, 3)`` maps view coordinates to window coordinates, both in [-1, 1], (x, y);
             on the CPU, where it is drawn: what two views share must be known without asking a GPU.
+        valid: ``(B, h, w)`` bool on the CPU, which tokens lie on valid ground; None: all of them.
     """
 
     images: dict[str, Tensor]
     theta: Tensor
+    valid: Tensor | None = None
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Mean ``(B, C)`` of token maps ``(B, C, h, w)`` over valid ground; 0 without any."""
+        if self.valid is None:
+            return maps.mean(dim=(2, 3))
+        share = self.valid.flatten(1).float()  # (B, h w)
+        share /= share.sum(dim=1, keepdim=True).clamp_min(1)
+        share = to_device(share, maps.device).to(maps.dtype)
+        return (maps.flatten(2) @ share[:, :, None])[:, :, 0]  # (B, C, h w) x (B, h w, 1) -> (B, C)
 
 
 def draw_geometry(batch: int, scale_min: float, generator: torch.Generator) -> Tensor:
@@ -79,7 +91,7 @@ def photometric_sar(x: Tensor, log_std: Tensor, config: ViewConfig, source: Sour
 
     Args:
         x: ``(B, Cs, h, w)`` standardised ln intensity.
-        log_std: ``(B, Cs)`` or ``(Cs,)`` std that standardised it, in ln intensity.
+        log_std: ``(B, Cs, 1, 1)`` std that standardised it, in ln intensity.
         config: strengths.
         source: of the draws.
     """
@@ -87,32 +99,29 @@ def photometric_sar(x: Tensor, log_std: Tensor, config: ViewConfig, source: Sour
     if config.speckle_looks == 0:
         return x
     noise = draw_speckle(tuple(x.shape), config.speckle_looks, source, x.device)  # type: ignore[arg-type]
-    return x + noise.clamp_min(1e-3).log() / log_std.view(-1, x.shape[1], 1, 1)
+    return x + noise.clamp_min(1e-3).log() / log_std
 
 
 def make_view(
     windows: dict[str, Tensor],
-    log_std: Tensor | None,
     config: ViewConfig,
     generator: torch.Generator,
 ) -> View:
     """Draw one view of a batch: shared geometry, then photometric steps per sensor.
 
     Args:
-        windows: sensor -> ``(B, C, h, w)`` standardised (and other keys, ignored).
-        log_std: see ``photometric_sar``; None without SAR.
+        windows: as ``PixelStore.windows`` gives them.
         config: strengths.
         generator: of the draws.
     """
     first = windows["optical"] if "optical" in windows else windows["sar"]
     theta = draw_geometry(len(first), config.scale_min, generator)
-    return show_view(windows, theta, log_std, config, noise_source(generator, first.device))
+    return show_view(windows, theta, config, noise_source(generator, first.device))
 
 
 def show_view(
     windows: dict[str, Tensor],
     theta: Tensor,
-    log_std: Tensor | None,
     config: ViewConfig,
     source: Source,
 ) -> View:
@@ -124,10 +133,13 @@ def show_view(
     with torch.autocast(next(iter(images.values())).device.type, enabled=False):
         if "optical" in images:
             images["optical"] = photometric_optical(images["optical"], config, source)
-        if "sar" in images and log_std is not None:
+        if "sar" in images:
+            log_std = windows["sar_log_std"]
             images["sar"] = photometric_sar(images["sar"], log_std, config, source)
         if config.sensor_drop and len(images) == 2:
             images = drop_sensor(images, config.sensor_drop, source)
+    if "sar" in images:
+        images["sar_log_std"] = windows["sar_log_std"]
     return View(images, theta)
 
 
@@ -149,7 +161,7 @@ def draw_matches(
     count: int,
     generator: torch.Generator,
     shift: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Draw ground positions that both views see.
 
     Positions are drawn in the first view and carried to the second; those outside of it are
@@ -164,14 +176,14 @@ def draw_matches(
             where they are the same.
 
     Returns:
-        in the first view ``(B, n, 2)``, in the second ``(B, n, 2)``, on the ground of the first
-        window ``(B, n, 2)``, all (x, y) in [-1, 1]; and ``(B, n)`` bool: seen by both.
+        in the first view ``(B, n, 2)`` and in the second ``(B, n, 2)``, both (x, y) in [-1, 1]; and
+        ``(B, n)`` bool: seen by both.
     """
     shape = (len(first.theta), count, 2)
     points_a = 2 * draw_uniform(shape, generator, first.theta.device) - 1
     ground = apply_affine(first.theta, points_a)
     points_b = invert_affine(second.theta, ground if shift is None else ground - shift[:, None])
-    return points_a, points_b, ground, (points_b.abs() < 1).all(dim=2)
+    return points_a, points_b, (points_b.abs() < 1).all(dim=2)
 
 
 def apply_affine(theta: Tensor, points: Tensor) -> Tensor:

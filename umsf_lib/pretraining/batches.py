@@ -6,7 +6,7 @@ and a GPU that is asked for it keeps the host waiting. Pixels and their noise st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,8 +17,11 @@ from ..config import ViewConfig
 from ..models.speckle import Share, noise_source
 from ..run import to_device
 from ..training.distributed import own_rows, rank, world_size
-from .augmentations import View, draw_geometry, draw_matches, show_view
+from .augmentations import View, apply_affine, draw_geometry, draw_matches, show_view
 from .momentum import Places
+
+# Row, col ``(B, n, 2)`` int64 px inside each of B windows -> ``(B, n)`` bool, all on the CPU.
+ValidAt = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,10 @@ class Batch:
     ``scene (B,)``, or the plane of scenes that lie side by side (``neighbours.ScenePlane``), where
     all rows and columns are counted, in px; ``centre (B, 2)`` of the windows that the first view
     shows and ``second_centre (B, 2)`` of those of the second, the same or neighbours; ``points_a``
-    and ``points_b (B, n, 2)`` in coordinates of the first and the second view; ``ground (B, n, 2)``
-    row, col; ``visible (B, n)`` in both views; all on the CPU. Where several processes share the
-    batch, these tell of all its windows, and the views are those of ``rows``.
+    and ``points_b (B, n, 2)`` in coordinates of the first and the second view; ``visible (B, n)``
+    in both views, on valid ground; ``shown (B,)``: both views have valid ground; all on the CPU.
+    Where several processes share the batch, these tell of all its windows, and the views are those
+    of ``rows``. ``window_px`` is the side of a window.
     """
 
     first: View
@@ -40,14 +44,15 @@ class Batch:
     second_centre: Tensor
     points_a: Tensor
     points_b: Tensor
-    ground: Tensor
     visible: Tensor
+    shown: Tensor
+    window_px: int
     rows: slice = field(default_factory=lambda: slice(None))
 
     def own(self) -> Batch:
         """The windows of this process only."""
-        names = ("scene", "centre", "second_centre", "points_a", "points_b", "ground", "visible")
-        return replace(self, **{name: getattr(self, name)[self.rows] for name in names})
+        names = ["scene", "centre", "second_centre", "points_a", "points_b", "visible"]
+        return replace(self, **{n: getattr(self, n)[self.rows] for n in [*names, "shown"]})
 
 
 def as_arrays(batch: Batch) -> tuple[list[dict[str, np.ndarray]], list[list[np.ndarray]]]:
@@ -64,55 +69,85 @@ def as_arrays(batch: Batch) -> tuple[list[dict[str, np.ndarray]], list[list[np.n
 
 
 def two_views(
-    windows: Sequence[tuple[dict[str, Tensor], Tensor | None]],
+    windows: Sequence[dict[str, Tensor]],
     plane: Tensor,
     corners: tuple[Tensor, Tensor],
     views: ViewConfig,
     *,
     tokens: int,
     generator: torch.Generator,
+    valid: tuple[ValidAt, ValidAt] | None = None,
+    token_rows: int = 1,
 ) -> Batch:
     """Draw two views of a batch and the positions that both see.
 
     Args:
-        windows: what the first and the second views show, of this process's rows, each with the
-            std of its ln intensity; see ``make_view``.
+        windows: what the first and the second views show, of this process's rows; see
+            ``PixelStore.windows``.
         plane: ``(B,)`` of the whole batch; ``scene`` of ``Batch``.
         corners: ``(B, 2)`` each, row, col of the first and the second windows, in px.
         views: window size and strengths.
         tokens: positions to draw per window.
         generator: of all draws, on the CPU; on a GPU it seeds those that are made there.
+        valid: which ground of the first and of the second windows is valid; None: all of it.
+        token_rows: h, rows and columns of tokens in a view, for ``View.valid``.
     """
     count, size, rows = len(plane), views.window_px, own_rows(len(plane))
-    device = next(iter(windows[0][0].values())).device
+    device = next(iter(windows[0].values())).device
     source = Share(noise_source(generator, device), rank(), world_size())
     shown, thetas = [], []
-    for pixels, log_std in windows:
+    for pixels in windows:
         thetas.append(draw_geometry(count, views.scale_min, generator))
-        shown.append(show_view(pixels, thetas[-1][rows], log_std, views, source))
+        shown.append(show_view(pixels, thetas[-1][rows], views, source))
     first, second = corners
     shift = (second - first).flip(1) / size * 2  # row, col in px -> (x, y)
     one, other = (View({}, theta) for theta in thetas)
-    points_a, points_b, ground, visible = draw_matches(one, other, tokens, generator, shift)
-    ground = first[:, None] + (ground.flip(2) + 1) / 2 * size  # (x, y) -> row, col in px
-    centres = first + size / 2, second + size / 2
-    return Batch(shown[0], shown[1], plane, *centres, points_a, points_b, ground, visible, rows)
+    points_a, points_b, visible = draw_matches(one, other, tokens, generator, shift)
+    both = torch.ones(count, dtype=torch.bool)
+    if valid is not None:
+        centre = (torch.arange(token_rows) + 0.5) / token_rows * 2 - 1
+        grid = torch.cartesian_prod(centre, centre).flip(1).expand(count, -1, -1)  # (B, h w, 2)
+        for i, (theta, points) in enumerate(zip(thetas, (points_a, points_b), strict=True)):
+            visible = visible & valid[i](pixels_of(theta, points, size))
+            tokens_valid = valid[i](pixels_of(theta, grid, size))  # (B, h w)
+            both &= tokens_valid.any(dim=1)
+            maps = tokens_valid[rows].view(-1, token_rows, token_rows)
+            shown[i] = replace(shown[i], valid=maps)
+    return Batch(
+        shown[0],
+        shown[1],
+        scene=plane,
+        centre=first + size / 2,
+        second_centre=second + size / 2,
+        points_a=points_a,
+        points_b=points_b,
+        visible=visible,
+        shown=both,
+        window_px=size,
+        rows=rows,
+    )
 
 
-def places(batch: Batch) -> tuple[Places, Places]:
-    """(scene, row, col) of the tokens seen by both views, and of the first windows; on the CPU."""
-    scene = batch.scene[:, None].expand_as(batch.visible)[batch.visible]
-    row, col = batch.ground[batch.visible].T
-    return (scene, row, col), (batch.scene, batch.centre[:, 0], batch.centre[:, 1])
+def pixels_of(theta: Tensor, points: Tensor, size: int) -> Tensor:
+    """Pixels ``(B, n, 2)`` int64 row, col in windows of ``size`` px that a view's points lie in."""
+    inside = (apply_affine(theta, points).flip(2) + 1) / 2 * size  # (x, y) -> row, col in px
+    return inside.long().clamp(0, size - 1)
 
 
-def key_places(batch: Batch) -> tuple[Places, Places]:
-    """As ``places``, with the windows that the second view shows; tokens are of the same ground."""
-    row, col = batch.second_centre.T
-    return places(batch)[0], (batch.scene, row, col)
+def footprints(batch: Batch, device: torch.device) -> tuple[Places, Places]:
+    """(plane, row, col) ``(B,)`` of the centres of the windows that each view shows, by one copy.
+
+    A window is the footprint of all that is read from its views: the network sees the whole view,
+    and however a crop is turned, it stays inside its window.
+    """
+    rows = [batch.scene.float(), *batch.centre.T, *batch.second_centre.T]  # exact: < 2^24
+    scene, row, col, second_row, second_col = to_device(torch.stack(rows), device)
+    return (scene.long(), row, col), (scene.long(), second_row, second_col)
 
 
-def on_device(place: Places, device: torch.device) -> Places:
-    """The same places where they are needed, by one copy."""
-    scene, row, col = to_device(torch.stack([x.float() for x in place]), device)  # exact: < 2^24
-    return scene.long(), row, col
+def window_of_rows(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Window ``(M,)`` of each token that both views see, and of each pooled row ``(B',)``."""
+    return (
+        to_device(batch.visible.nonzero()[:, 0], device),
+        to_device(batch.shown.nonzero()[:, 0], device),
+    )

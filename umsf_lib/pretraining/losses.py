@@ -75,7 +75,7 @@ def embedding_statistics(
     """Measure whether the embeddings still differ from each other.
 
     Args:
-        z: Queries ``(M, D)``, M >= 2; normalised here.
+        z: Queries ``(M, D)``; normalised here.
         k: Keys ``(M, D)``, unit rows.
         queue: Negatives ``(Q, D)``, unit rows.
         mask: ``(M, Q)`` bool, True = use this negative, as in ``info_nce``.
@@ -83,8 +83,10 @@ def embedding_statistics(
     Returns:
         ``std``: over the batch, mean of the dimensions (1/sqrt(D) is healthy, 0 = collapse);
         ``mean_cosine`` of different rows (0 is healthy, 1 = collapse); ``top1``: share of queries
-        closer to their own key than to every negative (chance 1/(1+Q)).
+        closer to their own key than to every negative (chance 1/(1+Q)). NaN of fewer than two rows.
     """
+    if len(z) < 2:
+        return dict.fromkeys(("std", "mean_cosine", "top1"), math.nan)
     with torch.autocast(z.device.type, enabled=False):
         z = F.normalize(at_least_float32(z), dim=1)
         negative = z @ queue.to(z).T  # (M, Q)
@@ -109,10 +111,10 @@ def collapsed(stats: dict[str, float], dim: int) -> str | None:
         dim: D, the embedding width.
     """
     healthy = dim**-0.5
-    if stats["std"] >= COLLAPSE_STD * healthy and stats["mean_cosine"] <= COLLAPSE_COSINE:
-        return None
+    if not (stats["std"] < COLLAPSE_STD * healthy or stats["mean_cosine"] > COLLAPSE_COSINE):
+        return None  # NaN, too: too few rows to tell
     return (
         f"The embeddings have collapsed: std {stats['std']:.4f} (healthy {healthy:.4f}, alarm below"
         f" {COLLAPSE_STD * healthy:.4f}), mean cosine {stats['mean_cosine']:.3f} (healthy 0, alarm"
-        f" above {COLLAPSE_COSINE}); lower the learning rate or raise the EMA momentum."
+        f" above {COLLAPSE_COSINE}); lower pretrain.lr, or raise pretrain.ema or pretrain.batch."
     )

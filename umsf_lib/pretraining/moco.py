@@ -18,8 +18,8 @@ from ..config import PretrainConfig
 from ..models.umsf_net import UmsfNet
 from ..run import to_device
 from ..training.distributed import gather_rows, world_size
-from .augmentations import View, read_tokens, tokens_around
-from .batches import Batch, key_places, on_device, places
+from .augmentations import read_tokens, tokens_around
+from .batches import Batch, footprints, window_of_rows
 from .losses import at_least_float32, info_nce
 from .momentum import Queue, key_network, momentum_update
 
@@ -88,12 +88,11 @@ class MomentumContrast(nn.Module):
         """Queue per key projector."""
         return cast("dict[str, Queue]", dict(self._queues.items()))
 
-    def forward(self, batch: Batch, radius_px: float) -> tuple[Tensor, dict[str, Any]]:
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Loss of one batch, and what ``enqueue`` and the log need.
 
         Args:
             batch: two views with matched positions.
-            radius_px: keys of the same scene nearer than this are no negatives.
 
         Returns:
             Scalar loss, whose mean over the processes is that of the whole batch; dict with the
@@ -102,42 +101,41 @@ class MomentumContrast(nn.Module):
             processes.
         """
         own = batch.own()
-        query = self.embed(self.query, own.first, own.points_a, own.visible)
+        query = unit(embeddings(self.query, own, 0))
         with torch.no_grad():
-            key = self.embed(self.key, own.second, own.points_b, own.visible)
-        masks = self._masks(own, radius_px)
-        # Views of one process may share more ground than those of another; windows are as many.
-        tokens = int(own.visible.sum()) * world_size() / max(1, int(batch.visible.sum()))
-        shares, tau = ((1 - self.config.pooled) * tokens, self.config.pooled), self.config.tau
+            key = unit(embeddings(self.key, own, 1))
+        masks = self._masks(own)
+        # Views of one process may share more ground than those of another.
+        tokens, windows = (
+            int(some.sum()) * world_size() / max(1, int(every.sum()))
+            for some, every in ((own.visible, batch.visible), (own.shown, batch.shown))
+        )
+        pooled, tau = self.config.pooled, self.config.tau
+        shares = (1 - pooled) * tokens, pooled * windows
         mine, others = zip(*self.contrasts.values(), strict=True)
         queue = torch.stack([self.queues[name].entries for name in others])  # (N, Q, D)
-        dense, pooled = (
+        dense, whole = (
             self.info_nce(
                 stack_projectors(query, mine, i), stack_projectors(key, others, i), queue, tau, mask
             )
             for i, mask in enumerate(masks)
         )  # (N,) each: all contrasts at once, in a fifth of the kernels
-        losses = shares[0] * dense + shares[1] * pooled
+        losses = shares[0] * dense + shares[1] * whole
         parts = dict(zip(self.contrasts, losses.unbind(), strict=True))
         extra = {"parts": parts, "query": query, "key": key, "mask": masks[0]}
         extra |= {"negatives": self.queues["fused"].entries, "enqueue": gather_keys(key, batch)}
         return weighted_sum(parts, self.config), extra
 
-    def _masks(self, own: Batch, radius_px: float) -> list[Tensor]:
-        """Negatives that show neither the query's ground nor that of its positive."""
-        (tokens, first), (_, second) = places(own), key_places(own)  # tokens share their ground
-        fused = self.queues["fused"]
-        device = fused.entries.device
-        token_mask, first_mask, second_mask = (
-            fused.other_location_mask(*on_device(place, device), radius_px)
-            for place in (tokens, first, second)
-        )
-        return [token_mask, first_mask & second_mask]
+    def _masks(self, own: Batch) -> list[Tensor]:
+        """Negatives ``(M, Q)`` of tokens and ``(B', Q)`` of pooled rows.
 
-    @staticmethod
-    def embed(network: UmsfNet, view: View, points: Tensor, visible: Tensor) -> Keys:
-        """Projector -> unit embeddings of the matched tokens ``(M, D)`` and pooled ``(B, D)``."""
-        return unit(embeddings(network, view, points, visible))
+        Those whose window shares ground neither with the query's window nor with its positive's.
+        """
+        fused = self.queues["fused"]
+        first, second = footprints(own, fused.entries.device)
+        mask = fused.other_location_mask(*first, own.window_px)  # (B, Q)
+        mask &= fused.other_location_mask(*second, own.window_px)
+        return [mask[window] for window in window_of_rows(own, mask.device)]
 
     @torch.no_grad()
     def enqueue(self, batch: Batch, keys: Keys) -> None:
@@ -147,9 +145,9 @@ class MomentumContrast(nn.Module):
             batch: that they are of.
             keys: ``enqueue`` of ``forward``.
         """
-        tokens, windows = key_places(batch)
-        scene, row, col = (torch.cat(pair) for pair in zip(tokens, windows, strict=True))
-        where = on_device((scene, row, col), self.queues["fused"].entries.device)
+        device = self.queues["fused"].entries.device
+        windows = torch.cat(window_of_rows(batch, device))
+        where = [x[windows] for x in footprints(batch, device)[1]]
         for name, queue in self.queues.items():
             queue.enqueue(torch.cat(keys[name]), *where)
 
@@ -159,29 +157,27 @@ class MomentumContrast(nn.Module):
         momentum_update(self.key, self.query, self.config.ema)
 
 
-def embeddings(
-    network: UmsfNet,
-    view: View,
-    points: Tensor,
-    visible: Tensor,
-) -> Keys:
-    """Projector -> embeddings of matched tokens ``(M, D)`` and pooled ``(B, D)``, float32 at least.
+def embeddings(network: UmsfNet, batch: Batch, which: int) -> Keys:
+    """Projector -> embeddings of matched tokens ``(M, D)``, pooled ``(B', D)``, float32 at least.
 
-    What no contrast reads is not projected: features are read, or averaged over the window, first.
+    What no contrast reads is not projected: features are read, or averaged over the valid ground of
+    the window, first. A window without valid ground in either view has no pooled row.
 
     Args:
         network: that makes token maps and projects what is read from them.
-        view: of B windows.
-        points: ``(B, n, 2)`` where to read tokens, in view coordinates.
-        visible: ``(B, n)`` which of them to read.
+        batch: the windows of this process.
+        which: 0 for its first views, 1 for its second.
     """
-    features = network.features(view.images.get("optical"), view.images.get("sar"))
+    view = (batch.first, batch.second)[which]
+    points, visible, shown = (batch.points_a, batch.points_b)[which], batch.visible, batch.shown
+    features = network.features(view.images)
     fused = features["fused"]
     index, weight = tokens_around(points, fused.shape[2], fused.shape[3])  # (4, B, n) each
     index, weight = (to_device(x[:, visible], fused.device) for x in (index, weight))  # (4, M)
     count, rows = index.shape[1], {}
+    windows = slice(None) if shown.all() else to_device(shown.nonzero()[:, 0], fused.device)
     for name, maps in features.items():  # (B, C, H, W)
-        rows[name] = torch.cat([read_tokens(maps, index, weight), maps.mean(dim=(2, 3))])
+        rows[name] = torch.cat([read_tokens(maps, index, weight), view.pool(maps)[windows]])
     projected = {name: at_least_float32(z) for name, z in network.project(rows).items()}
     return {name: (z[:count], z[count:]) for name, z in projected.items()}
 
@@ -203,8 +199,10 @@ def gather_keys(keys: Keys, batch: Batch) -> Keys:
     """Keys of all processes in the order of the whole batch."""
     if world_size() == 1:
         return keys
-    shares = [len(batch.scene) // world_size()] * world_size()
-    visible = [int(rows.sum()) for rows in batch.visible.chunk(world_size())]
+    visible, shares = (
+        [int(rows.sum()) for rows in every.chunk(world_size())]
+        for every in (batch.visible, batch.shown)
+    )
     tokens, windows = (
         gather_rows(torch.cat(rows, dim=1), counts).chunk(len(keys), dim=1)  # one exchange for all
         for rows, counts in zip(zip(*keys.values(), strict=True), (visible, shares), strict=True)

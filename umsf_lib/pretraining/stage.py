@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,11 +18,11 @@ from ..data.scene_set import SceneSet, normalisation_of
 from ..data.windows import PixelStore, draw_windows, open_store, training_tiles
 from ..models.stage import load_despeckler
 from ..models.umsf_net import UmsfNet
-from ..run import Run, seed_everything, to_device, use_deterministic
+from ..run import Run, seed_everything, use_deterministic
 from ..training.checkpoints import Checkpoints, load_checkpoint, load_weights
 from ..training.distributed import any_process, own_rows, rank, world_size
 from ..training.loop import Row, train, trainable, write_rows
-from .batches import Batch, two_views
+from .batches import Batch, ValidAt, two_views
 from .losses import collapsed, embedding_statistics
 from .moco import MomentumContrast
 from .neighbours import Corners, Neighbours, ScenePlane
@@ -55,10 +56,34 @@ class WindowSource:
         others = self._partners(anchors, generator)
         rows = own_rows(count)
         pixels = self._pixels(anchors, rows)
-        windows = (pixels, pixels if others is anchors else self._pixels(others, rows))
+        windows = pixels, pixels if others is anchors else self._pixels(others, rows)
         corners = self.ground.corner(*anchors), self.ground.corner(*others)  # (B, 2)
         plane, tokens = self.ground.plane[anchors[0]], self.config.pretrain.tokens
-        return two_views(windows, plane, corners, views, tokens=tokens, generator=generator)
+        valid = None if store.all_valid else (self._valid_in(anchors), self._valid_in(others))
+        return two_views(
+            windows,
+            plane,
+            corners,
+            views,
+            tokens=tokens,
+            generator=generator,
+            valid=valid,
+            token_rows=math.ceil(size / self.config.model.stride),
+        )
+
+    def _pixels(self, places: Corners, rows: slice) -> dict[str, Tensor]:
+        scene, row, col = (x[rows] for x in places)
+        return self.store.windows(scene, row, col, self.config.views.window_px)
+
+    def _valid_in(self, windows: Corners) -> ValidAt:
+        """Which pixels of these windows are valid."""
+        scene, row, col = (x[:, None] for x in windows)  # (B, 1)
+
+        def valid(pixels: Tensor) -> Tensor:
+            place = row + pixels[:, :, 0], col + pixels[:, :, 1]  # (B, n) each
+            return self.store.valid_at(scene.expand_as(place[0]), *place)
+
+        return valid
 
     def _partners(self, anchors: Corners, generator: torch.Generator) -> Corners:
         """What the second views show: the same windows, or with its share of draws a neighbour."""
@@ -69,14 +94,6 @@ class WindowSource:
         moved = torch.rand(len(near[0]), generator=generator) < neighbour / (view + neighbour)
         scene, row, col = (torch.where(moved, b, a) for a, b in zip(anchors, near, strict=True))
         return scene, row, col
-
-    def _pixels(self, places: Corners, rows: slice) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Windows of this process, and the std of their ln intensity where there is SAR."""
-        scene, row, col = (x[rows] for x in places)
-        store = self.store
-        windows = store.windows(scene, row, col, self.config.views.window_px)
-        log_std = store.std["sar"][to_device(scene, store.device)] if "sar" in store.roles else None
-        return windows, log_std
 
 
 def steps_per_epoch(config: Config, tiles: int) -> int:
@@ -146,7 +163,7 @@ def _pretrain(
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         batch = source.draw(settings.batch, generator)
-        loss, extra = step_of(batch, config.views.window_px / 2)
+        loss, extra = step_of(batch)
         stash.update(batch=batch, keys=extra["enqueue"])
         return loss, extra["parts"] | _monitor(extra, step)
 
@@ -258,9 +275,7 @@ def _say_if_collapsed(rows: list[Row], dim: int) -> None:
 
 def build_network(config: Config, scenes: SceneSet) -> UmsfNet:
     """The network of a run's settings for the bands of its scenes; weights from torch's seed."""
-    statistics = scenes.statistics
-    log_std = torch.tensor(statistics.get("sar", {"std": [1.0]})["std"], dtype=torch.float32)
-    return UmsfNet(config.model, scenes.layout, log_std, config.despeckle.channels)
+    return UmsfNet(config.model, scenes.layout, config.despeckle.channels)
 
 
 def new_network(run: Run, scenes: SceneSet) -> UmsfNet:
@@ -290,8 +305,12 @@ def load_pretrained(run: Run, scenes: SceneSet) -> UmsfNet:
 
 
 def _monitor(extra: dict[str, Any], step: int) -> dict[str, float]:
-    """Collapse monitor of the fused tokens; read only when a row is logged (it waits)."""
-    q, k = extra["query"]["fused"][0], extra["key"]["fused"][0]
-    if (step + 1) % LOG_EVERY or len(q) < 2:  # one token has no spread
+    """Collapse monitor of the fused tokens; read only when a row is logged (it waits).
+
+    Where there are fewer than two tokens, which have no spread, its values are NaN: the processes
+    of a training must log the same keys.
+    """
+    if (step + 1) % LOG_EVERY:
         return {}
+    q, k = extra["query"]["fused"][0], extra["key"]["fused"][0]
     return embedding_statistics(q, k, extra["negatives"], extra["mask"])
