@@ -2,7 +2,7 @@
 
 The modules and packages, in the order in which data passes through them: config, run, simulation,
 data, training, models, figures, pretraining, clustering, baselines, evaluation, maps, experiments,
-notebooks. The functions that a notebook calls are in the package's ``stage.py``, and the package
+notebooks. Most functions that a notebook calls are in the package's ``stage.py``; the package
 exports them.
 """
 
