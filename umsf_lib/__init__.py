@@ -1,8 +1,9 @@
 """UMSF-Net: unsupervised land-cover classification from paired optical and SAR images.
 
-A dozen rooms, in the order in which data meets them: config, run, simulation, data, training,
-models, figures, pretraining, clustering, baselines, evaluation, maps, experiments, notebooks. What
-a room's notebook calls stands in its ``stage.py``; the room hands it on.
+The modules and packages, in the order in which data passes through them: config, run, simulation,
+data, training, models, figures, pretraining, clustering, baselines, evaluation, maps, experiments,
+notebooks. Most functions that a notebook calls are in the package's ``stage.py``; the package
+exports them.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ __version__ = "0.2.0"
 
 
 def hand_on(room: str, **names: str) -> tuple[Callable[[str], Any], list[str]]:
-    """Let a room hand on names of its files, each file imported when it is first asked for.
+    """Export names from the files of a package; import each file when it is first used.
 
-    So reading and checking data imports no torch.
+    Reading and checking data therefore does not import torch.
 
     Args:
         room: ``__name__`` of the package.
-        names: file -> the names in it, separated by spaces.
+        names: file -> the names it exports, separated by spaces.
 
     Returns:
-        ``__getattr__`` and ``__all__`` of the package.
+        ``__getattr__`` and ``__all__`` for the package.
     """
     home = {name: file for file, listed in names.items() for name in listed.split()}
 

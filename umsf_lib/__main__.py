@@ -26,10 +26,10 @@ from .training.loop import print_progress
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; errors a user can mend are one line on stderr.
+    """Run one command; print errors that a user can fix as one line on stderr.
 
     Returns:
-        Exit status: 0; 2 after such an error; 128 + its number after a signal.
+        Exit status: 0 on success, 2 after such an error, 128 + the signal number after a signal.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -55,22 +55,22 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--overrides", default="", help='"section.key=value ..."')
         return added
 
-    command("tutorial", _tutorial, "run all notebooks headless")
+    command("tutorial", _tutorial, "run the notebooks of the tutorial headless")
     one = command("notebook", _notebook, "run one notebook headless")
     one.add_argument("name", choices=NOTEBOOKS + FURTHER, metavar="NAME", help="as in notebooks/")
     command("synthesize", _synthesize, "make (or check) and prepare the scenes of a run")
-    about = "momentum-contrast pretraining, resumed if interrupted; torchrun starts several of it"
+    about = "momentum-contrast pretraining; resumes if interrupted; several GPUs through torchrun"
     command("pretrain", _pretrain, about)
-    command("map", _map, "everything from data to scores and maps, without notebooks")
-    about = "all runs of a suite, those that are finished left alone; then its tables"
+    command("map", _map, "run all stages from data to scores and maps, without notebooks")
+    about = "do all unfinished runs of a suite, then print its tables"
     for name, function, text in (
         ("sweep", _sweep, about),
-        ("report", _report, "the tables of a suite from the runs that are finished"),
+        ("report", _report, "print the tables of a suite from its finished runs"),
     ):
         added = command(name, function, text)
         added.add_argument("--suite", choices=SUITES, default="first", help="default first")
         added.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
-        stand_in = "file of finished runs, for those not in runs/ (default: that of RESULTS.md)"
+        stand_in = "file with records of runs not in runs/ (default: that of RESULTS.md)"
         added.add_argument("--records", type=Path, default=RECORDS, help=stand_in)
         if name == "report":
             added.add_argument("--keep", action="store_true", help="write the runs to that file")
@@ -81,11 +81,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    about = "say what a folder holds and everything that is wrong with it; status 2 if anything is"
+    about = "report what a folder holds and all its defects; exit status 2 if there are any"
     check = commands.add_parser("check", help=about, description=about)
     check.set_defaults(function=_check)
     check.add_argument("--layout", default="", help="layout name or YAML file; default: guessed")
-    about = "write a copy in which SAR and labels lie on the grid of their optical file"
+    about = "write a copy with SAR and labels resampled to the grid of their optical file"
     aligned = commands.add_parser("align", help=about, description=about)
     aligned.set_defaults(function=_align)
     aligned.add_argument("--layout", required=True, help="layout name or YAML file")
@@ -94,7 +94,7 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
         "--resampling",
         choices=RESAMPLINGS,
         default="bilinear",
-        help="of SAR (default bilinear); labels always take the nearest code",
+        help="for SAR (default bilinear); labels always use nearest",
     )
     for command in (check, aligned):
         command.add_argument("path", type=Path, help="data folder")

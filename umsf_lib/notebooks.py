@@ -1,4 +1,4 @@
-"""The notebooks in batch: parameters checked before anything runs, then papermill, one by one."""
+"""Run notebooks in batch: check the parameters first, then run each one with papermill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from .config import ConfigError, UmsfError, load_config, unknown_name
 from .run import Run, project_root, seed_everything, versions, write_atomically
 
-# What notebooks accept; each may add its own (see ``open_notebook``).
+# Parameters of all notebooks; each may add its own (see ``open_notebook``).
 PARAMETERS: dict[str, type] = {
     "profile": str,
     "run": str,
@@ -29,10 +29,10 @@ PARAMETERS: dict[str, type] = {
 
 
 def check_parameters(values: Mapping[str, Any], known: Mapping[str, type], where: str) -> None:
-    """Refuse unknown names and wrong types, which papermill lets through.
+    """Refuse unknown names and wrong types, which papermill accepts.
 
     Raises:
-        ConfigError: names the parameter, its value, and what was expected.
+        ConfigError: a parameter is unknown or has the wrong type.
     """
     for name, value in values.items():
         if name not in known:
@@ -48,14 +48,14 @@ def check_parameters(values: Mapping[str, Any], known: Mapping[str, type], where
 
 
 def injected_parameters(sources: typing.Iterable[str]) -> dict[str, Any]:
-    """Literal assignments of the cell that papermill injects, from the sources of executed cells.
+    """Read the parameters that papermill injected, from the sources of executed cells.
 
-    papermill writes ``# Parameters`` above what it injects and only warns of names that the
-    notebook does not have, so the notebook looks for itself. Of cells executed again the last
-    counts.
+    papermill writes ``# Parameters`` at the top of the cell that it injects. It only warns about
+    names that the notebook does not have, so the notebook checks them itself. If the cell was
+    executed several times, the last execution counts.
 
     Raises:
-        ConfigError: a value is no literal (papermill writes a nan as a call).
+        ConfigError: a value is not a literal (papermill writes NaN as a function call).
     """
     cells = [source for source in sources if source.lstrip().startswith("# Parameters")]
     found: dict[str, Any] = {}
@@ -66,19 +66,21 @@ def injected_parameters(sources: typing.Iterable[str]) -> dict[str, Any]:
                 found[name] = ast.literal_eval(node.value)
             except ValueError as error:
                 text = ast.unparse(node.value)
-                raise ConfigError(f"parameter '{name}' is {text}; give a plain value.") from error
+                raise ConfigError(f"parameter '{name}' is {text}; give a literal value.") from error
     return found
 
 
 def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
-    """First call of every notebook: check its parameters, open the run, say where it runs.
+    """Check a notebook's parameters, open its run and print where it runs.
+
+    Every notebook calls this first.
 
     Args:
         namespace: the notebook's ``globals()``.
-        own: further parameters of this notebook, name -> type.
+        own: additional parameters of this notebook, name -> type.
 
     Raises:
-        ConfigError: a parameter that papermill injected is unknown, or one has the wrong type.
+        ConfigError: papermill injected an unknown parameter, or a parameter has the wrong type.
     """
     known, where = PARAMETERS | own, "this notebook"
     check_parameters(injected_parameters(namespace.get("In", ())), known, where)
@@ -101,7 +103,7 @@ def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
     return run
 
 
-if TYPE_CHECKING:  # imported where notebooks are run: all other commands work without
+if TYPE_CHECKING:  # imported only to run notebooks; all other commands work without it
     from nbformat import NotebookNode
 
 NOTEBOOKS = (
@@ -117,34 +119,34 @@ FURTHER = (
     "07_comparison",
     "08_ablations",
     "10_spatial_contrast",
-)  # each by itself, when its question comes up
-CELL_TIMEOUT_S = 6 * 3600  # papermill's own default is for ever
-GALLERY_BYTES = 800_000  # what a code host still renders quickly
-SHRUNK_FROM_BYTES = 60_000  # of a picture
-# The kernel logs that its local port is not encrypted, and the interrupt that stops it; what goes
-# wrong in a cell comes back as the cell's own error.
+)  # not part of the tutorial; run individually
+CELL_TIMEOUT_S = 6 * 3600  # papermill's own default is no limit
+GALLERY_BYTES = 800_000  # the largest notebook that a code host renders quickly
+SHRUNK_FROM_BYTES = 60_000  # pictures larger than this are compressed
+# Hides two log messages of the kernel: that its local port is not encrypted, and that it was
+# interrupted to stop. Errors in a cell are still reported, as the cell's own error.
 QUIET = ("--IPKernelApp.log_level=CRITICAL",)
 
 
 def notebook_path(name: str) -> Path:
-    """Source of a notebook."""
+    """Return the path of a notebook's source."""
     return project_root() / "notebooks" / f"{name}.ipynb"
 
 
 def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL_TIMEOUT_S) -> Path:
-    """Run one notebook headless; the executed copy lands in the run folder.
+    """Run one notebook headless and save the executed copy in the run folder.
 
     Args:
-        name: for example ``03_momentum_contrast_pretraining``, or ``solutions/`` and that.
-        parameters: of its parameters cell; unknown names and wrong types are refused first.
-        timeout_s: for each cell.
+        name: for example ``03_momentum_contrast_pretraining``, or such a name after ``solutions/``.
+        parameters: values for its parameters cell; unknown names and wrong types are refused.
+        timeout_s: time limit for each cell, in seconds.
 
     Returns:
         Path of the executed notebook.
 
     Raises:
-        ConfigError: from the parameters.
-        UmsfError: a cell failed; the message is the cell's own last line.
+        ConfigError: a parameter is unknown or has the wrong type.
+        UmsfError: a cell failed; the message is that of the cell's error.
     """
     import papermill
 
@@ -154,7 +156,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     check_parameters(parameters, known, f"notebooks/{name}.ipynb")
     target = output_folder(parameters) / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.environ["UMSF_HEADLESS"] = "1"  # the kernel inherits it: widgets become pictures
+    os.environ["UMSF_HEADLESS"] = "1"  # inherited by the kernel; widgets become pictures
     try:
         papermill.execute_notebook(
             str(source),
@@ -173,7 +175,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
 
 
 def output_folder(parameters: Mapping[str, Any]) -> Path:
-    """``runs/<run>/notebooks`` of the run that these parameters mean."""
+    """Return ``runs/<run>/notebooks`` for the run that these parameters select."""
     given = {
         key: parameters[key] for key in ("data", "layout", "seed", "overrides") if key in parameters
     }
@@ -182,7 +184,7 @@ def output_folder(parameters: Mapping[str, Any]) -> Path:
 
 
 def print_tutorial(parameters: Mapping[str, Any]) -> None:
-    """Run all notebooks in order and print one line for each."""
+    """Run the notebooks of the tutorial in order and print one line for each."""
     begin = time.monotonic()
     for name in NOTEBOOKS:
         start = time.monotonic()
@@ -192,13 +194,19 @@ def print_tutorial(parameters: Mapping[str, Any]) -> None:
 
 
 def write_gallery(folder: Path) -> list[Path]:
-    """Copy executed notebooks of a run to ``gallery/``, with small pictures, without widget state.
+    """Copy the executed notebooks of a run to ``gallery/``, compressed and without widget state.
 
-    Those of ``FURTHER`` only where the run has them. Beside them ``map.jpg``, the README's
-    picture: the last figure of notebook 06.
+    Notebooks of ``FURTHER`` are copied only if the run has them. The last figure of notebook 06 is
+    also written, as ``map.jpg``, for the README.
+
+    Args:
+        folder: run folder.
+
+    Returns:
+        The files that were written.
 
     Raises:
-        ConfigError: a copy would be larger than a code host shows.
+        ConfigError: a copy is larger than ``GALLERY_BYTES``.
     """
     import nbformat
 
@@ -211,7 +219,9 @@ def write_gallery(folder: Path) -> list[Path]:
         last = _pictures(notebook)[-1:]
         text = nbformat.writes(shrunk(notebook))
         if len(text) > GALLERY_BYTES:
-            raise ConfigError(f"gallery copy of {name} has {len(text)} bytes of {GALLERY_BYTES}.")
+            raise ConfigError(
+                f"gallery copy of {name} has {len(text)} bytes; the limit is {GALLERY_BYTES}."
+            )
         written.append(_write(f"{name}.ipynb", text.encode()))
         if name == "06_tsne_and_maps":
             written.append(_write("map.jpg", base64.b64decode(_jpeg(last[0]))))
@@ -225,15 +235,16 @@ def _write(name: str, content: bytes) -> Path:
 
 
 def _pictures(notebook: NotebookNode) -> list[str]:
-    """The PNG outputs, base64."""
+    """Return the PNG outputs, in base64."""
     outputs = [o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", [])]
     return [data["image/png"] for data in outputs if "image/png" in data]
 
 
 def shrunk(notebook: NotebookNode) -> NotebookNode:
-    """Drop what only papermill and widgets need, shrink large pictures, mend links.
+    """Remove the metadata of papermill and widgets, compress large pictures and adapt links.
 
-    Imagery becomes JPEG; class maps and drawings are smaller, and sharper, as PNG of 256 colours.
+    A large picture becomes a JPEG or a PNG with 256 colours, whichever is smaller: a JPEG for
+    imagery, a PNG for class maps and drawings.
     """
     for key in ("widgets", "papermill"):
         notebook.metadata.pop(key, None)

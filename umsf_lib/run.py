@@ -1,7 +1,7 @@
-"""The run folder: the only thing that notebooks share.
+"""The run folder, through which notebooks share results.
 
-One run is one method x variant x seed. ``manifest.json`` says what made it; a stage whose inputs
-are unchanged and whose files are whole is not computed again.
+One run is one combination of method, variant and seed. ``manifest.json`` records what produced it.
+A stage is not computed again if its inputs have not changed and its files are intact.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ import yaml
 from . import __version__
 from .config import HARDWARE, Config, ConfigError, DataError, MissingStageError
 
-if TYPE_CHECKING:  # torch takes seconds to import, and data is read and checked without it
+if TYPE_CHECKING:  # torch takes seconds to import; reading and checking data does not need it
     import torch
     from torch import Tensor
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "rasterio", "papermill")
-# Stage -> what makes it, for the sentence a reader gets when it is missing.
+# Stage -> notebook that runs it, for the error message when the stage is missing.
 MAKERS = {
     "data": "01_data_preparation",
     "despeckle": "02_encoders",
@@ -48,21 +48,22 @@ MAKERS = {
 }
 
 
-# What the benchmarks of this checkout have recorded; RESULTS.md and some notebooks read it.
+# Results that the benchmarks recorded; RESULTS.md and some notebooks read them.
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 SAMPLES = Path(__file__).resolve().parents[1] / "data" / "samples"  # two real pairs
 
 
 def project_root() -> Path:
-    """Folder that holds ``data/`` and ``runs/``: UMSF_ROOT, else the checkout of this package."""
+    """Return the folder with ``data/`` and ``runs/``: UMSF_ROOT, or else this checkout."""
     chosen = os.environ.get("UMSF_ROOT")
     return Path(chosen).resolve() if chosen else Path(__file__).resolve().parents[1]
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary neighbour of ``path``, sync it, rename it into place.
+    """Write a file through a temporary file beside it, so that it is never half-written.
 
-    A reader sees the old file or the whole new one, never half of it, even after a power cut.
+    ``write`` fills the temporary file, which is then synced and renamed to ``path``. A reader sees
+    the old file or the complete new one, even after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
@@ -72,7 +73,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it private
+        temporary.chmod(0o644)  # mkstemp creates it readable by the owner only
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -91,22 +92,22 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Return the SHA-256 of a file as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: Any) -> str:
-    """Short sha256 of plain data, the same whatever the order of its keys."""
+    """Return a short SHA-256 of plain data (16 hex digits), independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device that a profile names; ``auto``: CUDA when there is one, else the CPU.
+    """Return the device that a profile names; ``auto`` is CUDA if there is a GPU, else the CPU.
 
     Raises:
-        ConfigError: ``cuda`` where torch sees no GPU.
+        ConfigError: ``cuda`` is asked for, but torch sees no GPU.
     """
     import torch
 
@@ -120,7 +121,7 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def seed_everything(seed: int) -> torch.Generator:
-    """Seed Python, NumPy and torch; return an explicit CPU generator for the draws that matter."""
+    """Seed Python, NumPy and torch; return a seeded CPU generator for explicit draws."""
     import torch
 
     random.seed(seed)
@@ -130,16 +131,16 @@ def seed_everything(seed: int) -> torch.Generator:
 
 
 def use_deterministic(wanted: bool) -> None:
-    """Let CUDA give the same bits every time, or leave it its speed; a CPU does so anyway."""
+    """Turn bit-identical results on CUDA on or off (off is faster); a CPU always gives them."""
     import torch
 
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
     torch.use_deterministic_algorithms(wanted)
 
 
 def versions() -> dict[str, str]:
-    """Python and, of the packages that decide numbers, those that are installed."""
+    """Return the versions of Python and of the installed packages that affect results."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -148,7 +149,7 @@ def versions() -> dict[str, str]:
 
 
 def git_id() -> str:
-    """Commit of the checkout, with '+' when it has changes; '' outside git."""
+    """Return the commit of the checkout, with '+' if it has changes; '' outside git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
     if not shutil.which("git"):
         return ""
@@ -157,14 +158,14 @@ def git_id() -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path, doing: str) -> Iterator[None]:
-    """Hold an operating-system lock: it goes away with the process, so it is never stale."""
+    """Hold an operating-system lock, which ends with the process and so is never stale."""
     with path.open("a+") as file:
         try:
             _lock_file(file.fileno())
         except OSError as error:
             raise DataError(
-                f"{path.parent} is being written by another process, so '{doing}' cannot start; "
-                "wait for it or choose another run name."
+                f"{path.parent} is in use by another process, so stage '{doing}' cannot start; "
+                "wait for that process or choose another run name."
             ) from error
         yield
 
@@ -190,11 +191,11 @@ class Run:
 
     @classmethod
     def open(cls, config: Config, name: str = "", root: Path | None = None) -> Run:
-        """Open or begin the run ``name`` (default: named after profile, data and seed).
+        """Open or create the run ``name`` (default: named after profile, data and seed).
 
         Raises:
-            ConfigError: the folder was made with other settings; the differences are listed; no
-                such device.
+            ConfigError: the folder was made with other settings (the message lists the
+                differences) or by an older version, or the device does not exist.
         """
         folder, device = cls.folder_of(config, name, root), pick_device(config.device)
         plain, path = _plain(config), folder / "manifest.json"
@@ -208,25 +209,25 @@ class Run:
             write_atomically(folder / "config.yaml", lambda t: t.write_text(text))
         manifest = found | {"versions": versions(), "git": git_id(), "device": str(device)}
         run = cls(folder, config, manifest)
-        if manifest != found:  # of several processes, the first has written it already
+        if manifest != found:  # with several processes, the first has already written it
             run._save()
         return run
 
     @staticmethod
     def folder_of(config: Config, name: str = "", root: Path | None = None) -> Path:
-        """Folder of a run: its name, or one made of profile, data and seed."""
+        """Return the folder of a run; the default name is made of profile, data and seed."""
         return (root or project_root() / "runs") / (name or default_name(config))
 
     def variant(self, name: str, keep: Sequence[str], **changes: Mapping[str, Any]) -> Run:
-        """Open a run beside this one that differs in some settings only.
+        """Open a run beside this one that differs only in some settings.
 
         Args:
             name: appended to this run's name.
-            keep: finished stages that the changes leave alone; their files are copied.
+            keep: finished stages that the changes do not affect; their files are copied.
             changes: section -> values, for example ``cluster={"balance": 1.0}``.
 
         Raises:
-            MissingStageError: this run has not finished one of the stages.
+            MissingStageError: this run has not finished one of the stages in ``keep``.
         """
         config = self.config.changed(**changes)
         run = Run.open(config, f"{self.folder.name}-{name}", self.folder.parent)
@@ -243,18 +244,18 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where this machine computes."""
+        """Device that this run computes on."""
         return pick_device(self.config.device)
 
     def path(self, *parts: str) -> Path:
-        """A path inside the run folder."""
+        """Return a path inside the run folder."""
         return self.folder.joinpath(*parts)
 
     def _save(self) -> None:
         write_json(self.path("manifest.json"), self.manifest)
 
     def _reload(self) -> None:
-        """Stages that another notebook has finished in the meantime."""
+        """Read which stages other notebooks have finished in the meantime."""
         path = self.path("manifest.json")
         if path.is_file():
             self.manifest["stages"] = json.loads(path.read_text())["stages"]
@@ -265,10 +266,10 @@ class Run:
         make: Callable[[], Sequence[str]],
         inputs: Mapping[str, Any],
     ) -> bool:
-        """Run ``make`` unless the stage is done with the same inputs and its files are whole.
+        """Run ``make`` unless the stage was done with the same inputs and its files are intact.
 
         Args:
-            name: of the stage in the manifest.
+            name: name of the stage in the manifest.
             make: writes files into the run folder and returns their names.
             inputs: plain data that decides the result.
 
@@ -280,7 +281,7 @@ class Run:
         with _locked(self.path(".lock"), name):
             self._reload()
             if self.manifest["stages"].pop(name, None):
-                self._save()  # if this fails midway, nobody takes the old result for the new one
+                self._save()  # if this fails midway, the old result is not mistaken for a new one
             with measure_cost() as cost:
                 outputs = make()
             self.manifest["stages"][name] = {
@@ -293,11 +294,11 @@ class Run:
         return True
 
     def is_current(self, name: str, inputs: Mapping[str, Any]) -> bool:
-        """Whether the stage is done with these inputs."""
+        """Return whether the stage was done with these inputs."""
         return self.is_done(name) and self.manifest["stages"][name]["inputs"] == digest(inputs)
 
     def is_done(self, name: str) -> bool:
-        """Whether the stage finished and each of its files still has its sha256."""
+        """Return whether the stage is finished and each of its files still has its SHA-256."""
         self._reload()
         entry = self.manifest["stages"].get(name)
         return entry is not None and all(
@@ -306,10 +307,10 @@ class Run:
         )
 
     def outputs_of(self, name: str) -> dict[str, str]:
-        """File -> sha256 of a finished stage, to be an input of the next one.
+        """Return file -> SHA-256 of a finished stage, as an input for the next stage.
 
         Raises:
-            MissingStageError: the stage has not run, or a file of it is gone or damaged.
+            MissingStageError: the stage has not run, or one of its files is missing or damaged.
         """
         if not self.is_done(name):
             notebook = MAKERS[name]
@@ -321,26 +322,27 @@ class Run:
 
 
 def default_name(config: Config) -> str:
-    """For example ``quick-synthetic-0``."""
+    """Return the default name of a run, for example ``quick-synthetic-0``."""
     data = Path(config.data).name if config.data else "synthetic"
     return f"{config.profile}-{data}-{config.seed}"
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    """Settings as a manifest keeps them: JSON, without those of the hardware."""
+    """Return settings as a manifest stores them: plain JSON without the hardware settings."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return {key: value for key, value in plain.items() if key not in HARDWARE}
 
 
 def nameless(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that name data and layout but not where they lie, which says nothing elsewhere."""
+    """Return settings with only the names of data and layout; paths differ between computers."""
     return {**settings, **{key: Path(settings[key]).name for key in ("data", "layout")}}
 
 
 def other_settings(made: Mapping[str, Any], config: Config) -> str:
-    """The ``differences`` of a run's settings and these, but for those younger than the run.
+    """Return the ``differences`` between a run's settings and a configuration.
 
-    Settings that know their data set by name only (see ``nameless``) are compared by name.
+    Settings that did not exist yet when the run was made are left out. If the run stores only the
+    name of its data set (see ``nameless``), the data sets are compared by name.
     """
     wanted = nameless(_plain(config)) if made == nameless(made) else _plain(config)
     known = _flat(made)
@@ -356,18 +358,18 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What two trees of settings do not have in common: ``a.b 1 -> 2, c 3 -> None``; or ''."""
+    """Return how two trees of settings differ, as ``a.b 1 -> 2, c 3 -> None``; '' if equal."""
     before, now = _flat(old), _flat(new)
     changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
     return ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in changed)
 
 
 def _refuse_older_version(folder: Path, made_by: str) -> None:
-    """Runs of 0.1 have other settings and other stages."""
+    """Refuse runs of version 0.1, which have other settings and stages."""
     if made_by.startswith("0.1"):
         raise ConfigError(
-            f"Run folder {folder} was made by umsf {made_by}, which alone can read it; this is "
-            f"{__version__}: choose another run name, or check out version 0.1.0 for that run."
+            f"Run folder {folder} was made by umsf {made_by}; umsf {__version__} cannot read "
+            "it, so choose another run name, or check out version 0.1.0 for that run."
         )
 
 
@@ -375,14 +377,15 @@ def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[st
     if listed := differences(old, new):
         raise ConfigError(
             f"Run folder {folder} was made with other settings ({listed}); "
-            "choose another run name, or delete that folder to start again."
+            "choose another run name, or delete the folder to start again."
         )
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting for the device: what follows on it waits by itself.
+    """Copy a tensor to a device without waiting for the copy to finish.
 
-    To a GPU through pinned memory; a copy from any other may wait for what the GPU has to do.
+    Later operations on the device wait for it. Copies to a GPU go through pinned memory, because a
+    copy from pageable memory may wait until the GPU has finished its queued work.
     """
     if device.type == "cuda" and x.device.type == "cpu":
         x = x.pin_memory()  # torch keeps it until the GPU has read it
@@ -396,17 +399,17 @@ KEYS = ("wall_s", "peak_gb", "peak_gpu_gb")
 
 @contextlib.contextmanager
 def measure_cost() -> Iterator[dict[str, float]]:
-    """Measure what happens inside.
+    """Measure the time and memory that the ``with`` block takes.
 
     Yields:
-        A dict that is filled at the end: ``wall_s``, seconds; ``peak_gb``, the largest resident
-        memory of this process meanwhile, in GB (left out where there is no Linux to ask);
-        ``peak_gpu_gb``, the most that torch's tensors held on a CUDA GPU (left out without one).
+        A dict that is filled at the end: ``wall_s``, elapsed seconds; ``peak_gb``, the peak
+        resident memory of this process in GB (Linux only); ``peak_gpu_gb``, the peak memory of
+        torch tensors on the CUDA GPU in GB (only with a GPU).
     """
     cost: dict[str, float] = {}
     with contextlib.suppress(OSError):
-        CLEAR.write_text("5")  # the high-water mark begins anew
-    torch = sys.modules.get("torch")  # not imported for this
+        CLEAR.write_text("5")  # resets the high-water mark
+    torch = sys.modules.get("torch")  # not imported only for this
     if torch and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
@@ -420,13 +423,13 @@ def measure_cost() -> Iterator[dict[str, float]]:
 
 
 def add_up(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Cost of work done in parts, one after the other: seconds add up, the largest peak counts.
+    """Add up the cost of work done in parts: the sum of seconds and the largest peaks.
 
     Args:
-        parts: each as ``measured`` filled it; other keys are let alone.
+        parts: dicts as ``measure_cost`` fills them; other keys are ignored.
 
     Returns:
-        All three values, NaN where a part lacks one.
+        All three values of ``KEYS``; NaN where a part lacks one.
     """
     of = {key: [part.get(key, np.nan) for part in parts] for key in KEYS}
     return {key: float((np.sum if key == "wall_s" else np.max)(of[key])) for key in KEYS}

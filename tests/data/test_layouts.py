@@ -218,7 +218,7 @@ def test_chips_may_lie_side_by_side(tmp_path: Path) -> None:
 def test_a_list_without_the_others_is_refused(tmp_path: Path) -> None:
     layout = write_data_set(tmp_path, "pie-rgb-sar")
     (tmp_path / "val.txt").unlink()
-    with pytest.raises(DataError, match=r"train\.txt is there, but .* has no val\.txt"):
+    with pytest.raises(DataError, match=r"train\.txt exists, but .* has no val\.txt"):
         split_scenes(tmp_path, layout, find_scenes(tmp_path, layout))
     (tmp_path / "val.txt").write_text("1\n3\n")
     with pytest.raises(DataError, match=r"val\.txt line 1: 1 is already in train"):
@@ -231,7 +231,7 @@ def test_a_list_without_the_others_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_part_is_named(tmp_path: Path) -> None:
     layout = write_fake(tmp_path, "whu-readme", "NH49E001013", part="training")
-    with pytest.raises(DataError, match=r"optical.training is none of train, val, test"):
+    with pytest.raises(DataError, match=r"optical.training is not one of train, val, test"):
         split_scenes(tmp_path, layout, find_scenes(tmp_path, layout))
 
 

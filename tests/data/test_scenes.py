@@ -386,7 +386,7 @@ def test_without_a_list_scenes_are_split_in_order(
 def test_a_bad_list_says_where(tmp_path: Path) -> None:
     path = tmp_path / "split.txt"
     path.write_text("NH49E001001.tif\ntrain:\n")
-    with pytest.raises(DataError, match=r"split\.txt line 1: 'NH49E001001\.tif' stands before"):
+    with pytest.raises(DataError, match=r"split\.txt line 1: 'NH49E001001\.tif' comes before"):
         split_names(tmp_path, WHU.split, sheets(3))
     write_list(path, train=sheets(3), test=sheets(2))
     with pytest.raises(DataError, match=r"line 7: NH49E000001 is already in train"):

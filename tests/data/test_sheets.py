@@ -69,7 +69,7 @@ def test_a_sheet_lies_where_its_number_says() -> None:
 )
 def test_other_names_have_no_sheet(name: str) -> None:
     assert sheet_of(name) is None and neighbours(name, ["NH49E001013"]) == []
-    with pytest.raises(DataError, match="no sheet name"):
+    with pytest.raises(DataError, match="not a sheet name"):
         sheet_transform(name)
 
 

@@ -180,7 +180,7 @@ def test_a_folder_that_is_no_class_is_named(tmp_path: Path) -> None:
     write_tiles(tmp_path, "eurosat", count=1)
     layout = write_fake(tmp_path, "eurosat", "Glacier_1", part="Glacier")
     (tmp_path / "notes").mkdir()  # without tiles it is nobody's business
-    with pytest.raises(DataError, match=r"Glacier holds 1 files, but it is none of .*SeaLake of"):
+    with pytest.raises(DataError, match=r"Glacier holds 1 files, but it is not one .*SeaLake of"):
         find_scenes(tmp_path, layout)
     with pytest.raises(DataError, match=r"no optical folder .*called AnnualCrop, .*it holds train"):
         write_fake(tmp_path / "other", "naip", "0")

@@ -246,9 +246,9 @@ def test_a_sweep_goes_on_from_the_records(
     sweep.run()
     assert ran == [("tiny-easy-0-balance_1", ("umsf",))] and pretrained == ["tiny-easy-0"]
     assert capsys.readouterr().out.splitlines() == [
-        f"run tiny-easy-0: in {kept} with the same settings, left alone",
+        f"run tiny-easy-0: skipped, {kept} has it with the same settings",
         "run tiny-easy-0-balance_1",
-        f"run tiny-easy-0-sar: in {kept} with the same settings, left alone",
+        f"run tiny-easy-0-sar: skipped, {kept} has it with the same settings",
     ]
     names = score_rows(sweep).variant.unique().tolist()
     assert names == ["base", "sar"]  # the base that was pretrained again is no finished run

@@ -1,8 +1,9 @@
-"""Data: files of any layout in, prepared scenes and windows out. Open ``stage`` first.
+"""Data: read files of any layout, prepare scenes and cut windows. Start reading at ``stage``.
 
-``layout`` says how a data set keeps its files, ``pairing`` which belong together, ``split`` which
-train; ``scene`` reads one, ``check`` says what is wrong with a folder, ``stage`` streams all into
-flat memory maps, ``scene_set`` knows their statistics, ``windows`` cuts batches out of them.
+``layout`` describes how a data set stores its files, ``pairing`` finds files that belong together,
+``split`` decides which scenes train. ``scene`` reads one scene, ``check`` finds defects of a
+folder, ``stage`` copies all scenes to flat memory maps, ``scene_set`` holds their statistics and
+``windows`` cuts batches.
 """
 
 from .. import hand_on

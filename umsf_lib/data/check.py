@@ -1,4 +1,4 @@
-"""What a data folder holds, and everything that is wrong with it: ``umsf data check``."""
+"""Check a data folder and list its defects (``umsf data check``), or align its files."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from .pairing import pair_files
 from .rasters import Grid, grid_defect, grid_of, opened, strips, write_raster
 from .scene import Scene, find_scenes, form_defects, scenes_of, split_scenes
 
-LOOKED_AT = 200  # scenes, to guess a layout
+LOOKED_AT = 200  # number of scenes read to guess a layout, at most
 
 
 @dataclass(frozen=True)
 class SceneFacts:
-    """What was found in the files of one scene."""
+    """Facts and defects found in the files of one scene."""
 
     name: str
     grid: Grid | None  # None: the optical file cannot be opened
-    dtypes: dict[str, str]  # role -> dtype, of the files that can be opened
-    valid_px: int  # 0 where a defect kept the pixels from being read
+    dtypes: dict[str, str]  # role -> dtype; only files that can be opened
+    valid_px: int  # 0 if the pixels were not read because of a defect
     codes: Counter[int]  # label code -> pixels
     defects: list[str]
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in a data folder."""
+    """Facts and defects found in a data folder."""
 
     root: Path
     layout: Layout
@@ -52,10 +52,10 @@ class Survey:
 
 
 def survey(root: Path, layout: Layout) -> Survey:
-    """Read a whole data folder, strip by strip, and collect its defects instead of stopping.
+    """Read a whole data folder, strip by strip, and collect all its defects.
 
     Raises:
-        DataError: not one pair of files is there.
+        DataError: the folder has no pair of files.
     """
     pairing = pair_files(root, layout)
     scenes = scenes_of(pairing, layout)
@@ -73,7 +73,7 @@ def _facts(scene: Scene) -> SceneFacts:
     defects, grid, valid_px, codes = scene.defects(), None, 0, Counter[int]()
     dtypes: dict[str, str] = {}
     for role, (path, _) in scene.files().items():
-        with suppress(DataError), opened(path) as source:  # it is among the defects already
+        with suppress(DataError), opened(path) as source:  # already among the defects
             dtypes[role] = source.dtypes[0]
             grid = grid_of(source) if role == "optical" else grid
     if not defects:
@@ -94,13 +94,16 @@ def _count_valid(scene: Scene) -> int:
 
 
 def guess_layout(root: Path) -> tuple[Layout, str]:
-    """The one known layout that fits a data folder, and a sentence that says why it does.
+    """Find the one known layout that fits a data folder, and the reason why it fits.
 
-    A layout fits if its folders hold pairs of files, and at least one scene has its band counts
-    and dtypes. Of a set of many tiles some are looked at, spread over the whole set.
+    A layout fits if its folders hold pairs of files, and at least one scene has the layout's band
+    counts and dtypes. Of a large set of tiles only a sample is read, spread over the whole set.
+
+    Returns:
+        The layout and a sentence with the reason.
 
     Raises:
-        DataError: none fits, or several do; says why.
+        DataError: no layout fits, or several do.
     """
     fitting: dict[str, tuple[Layout, str]] = {}
     unpaired, misfits = [], []
@@ -135,7 +138,7 @@ def guess_layout(root: Path) -> tuple[Layout, str]:
 
 
 def _misfit(scene: Scene) -> str | None:
-    """Why the headers of a scene do not fit its layout, in a few words; None if they do."""
+    """Return in a few words why the headers of a scene do not fit its layout; None if they do."""
     try:
         found = [
             text
@@ -153,7 +156,7 @@ def _bands(layout: Layout) -> str:
 
 
 def report(found: Survey) -> list[str]:
-    """A survey as lines of text."""
+    """Format a survey as lines of text."""
     layout, scenes = found.layout, found.scenes
     grids = [scene.grid for scene in scenes if scene.grid]
     lines = [
@@ -212,7 +215,7 @@ def _split_text(split: dict[str, list[str]]) -> str:
 
 
 def _tally(values: Sequence[str]) -> str:
-    """Each distinct value with how often it stands there, unless there is only one."""
+    """List each distinct value with its count; without the count if there is only one value."""
     counts = Counter(value for value in values if value)
     if len(counts) == 1:
         return next(iter(counts))
@@ -227,23 +230,23 @@ RESAMPLINGS = ("nearest", "bilinear", "cubic", "average")
 
 
 def align(root: Path, layout: Layout, target: Path, resampling: str = "bilinear") -> list[Path]:
-    """Copy a data folder, with every file on the grid of its scene's optical one.
+    """Copy a data folder so that every file is on the grid of its scene's optical file.
 
-    SAR, DEM and label files that lie elsewhere are resampled; all other files of the scenes and
-    what lies beside the folders (split lists) are copied byte by byte. The source is only read.
+    SAR, DEM and label files on another grid are resampled. All other files of the scenes, and files
+    beside the folders such as split lists, are copied unchanged. The source folder is not modified.
 
     Args:
         root: data folder.
-        layout: where and how the data set keeps its files.
+        layout: where and how the data set stores its files.
         target: new data folder, outside ``root``.
-        resampling: of SAR and DEM, one of ``RESAMPLINGS``; class codes always take the nearest.
+        resampling: for SAR and DEM, one of ``RESAMPLINGS``; labels always use ``nearest``.
 
     Returns:
-        The files that were resampled, as written.
+        Paths of the resampled files in ``target``.
 
     Raises:
-        DataError: ``target`` lies in ``root``, a file cannot be read, has no CRS to be placed by,
-            or no value to mark what it does not cover with.
+        DataError: ``target`` and ``root`` overlap, a file cannot be read, a CRS is missing, or
+            there is no nodata value to mark pixels that a file does not cover.
     """
     here, there = root.resolve(), target.resolve()
     if here == there or here in there.parents or there in here.parents:
@@ -285,13 +288,14 @@ def _write_aligned(
         nodata = _nodata(source, scene.layout, sensor)
         if source.crs is None or grid.crs is None:
             raise DataError(
-                f"{path} is {grid_of(source)}, and {scene.optical} is {grid}: without a CRS on "
-                "both sides nothing says where the pixels lie; give the files their CRS first."
+                f"{path} is {grid_of(source)}, and {scene.optical} is {grid}: pixels cannot be "
+                "located without a CRS in both files; give the files their CRS first."
             )
         if nodata is None and (bare := _uncovered_px(source, grid)):
             raise DataError(
-                f"{path} does not cover {bare} px of {scene.optical}, and no nodata value is there "
-                f"to mark them with; set it in {scene.layout.source}."
+                f"{path} does not cover {bare} px of {scene.optical}, and there is no nodata value "
+                f"to mark them; set 'nodata' (for a label 'label_nodata') in "
+                f"{scene.layout.source}."
             )
         array = _warp(source, grid, nodata, resampling)
         names = source.descriptions if all(source.descriptions) else None
@@ -300,7 +304,7 @@ def _write_aligned(
 
 
 def _nodata(source: Any, layout: Layout, sensor: Sensor | None) -> float | None:
-    """What to mark uncovered pixels with: the layout's value, the file's, or NaN."""
+    """Return the value for uncovered pixels: the layout's, the file's, or NaN for floats."""
     if sensor is None:  # a label
         declared = [source.nodata] if source.nodata in layout.label_nodata else []
         return float([*declared, *layout.label_nodata][0]) if layout.label_nodata else None
@@ -312,7 +316,7 @@ def _nodata(source: Any, layout: Layout, sensor: Sensor | None) -> float | None:
 
 
 def _warp(source: Any, grid: Grid, nodata: float | None, resampling: Resampling) -> NDArray[Any]:
-    """All bands on a grid, ``(C, h, w)`` in the file's dtype, ``nodata`` where it has none."""
+    """Resample all bands to a grid: ``(C, h, w)`` in the file's dtype, ``nodata`` outside it."""
     array = np.zeros((source.count, grid.height, grid.width), source.dtypes[0])
     reproject(
         rasterio.band(source, source.indexes),

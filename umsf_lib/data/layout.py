@@ -1,7 +1,7 @@
-"""Layouts: where a data set keeps its files, what its bands and label codes mean.
+"""Layouts: where a data set stores its files, and what its bands and label codes mean.
 
-One YAML file per data set. Your own imagery is one more such file: copy ``pairs.yaml``, change the
-lines that differ, and pass its path wherever a layout is asked for.
+There is one YAML file per data set. To use your own imagery, copy ``pairs.yaml``, change the lines
+that differ, and pass the path of the copy wherever a layout is asked for.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from ..config import ConfigError, unknown_name
 from ..run import project_root
 
-if TYPE_CHECKING:  # a layout is read without torch
+if TYPE_CHECKING:  # reading a layout does not need torch
     from torch import Tensor
 
 FOLDER = Path(__file__).parent / "layouts"
-# What a band must be stored as, so that a wrong scaling is noticed before it is trained on.
+# Scaling -> dtypes that it may be stored as, so that a wrong scaling is noticed before training.
 DTYPES = {
     "stretched8": ("uint8",),
     "reflectance": ("uint16", "int16", "float32", "float64"),
@@ -40,7 +40,7 @@ SCALINGS = {
     "sar": ("amplitude8", "intensity", "db"),
     "dem": ("elevation",),
 }
-SPLIT_RULES = {  # rule -> what it needs, what it may have; see splits.py
+SPLIT_RULES = {  # rule -> required keys, optional keys; see split.py
     "file": ("files validation_tail", ""),
     "lists": ("train test", "val"),
     "folders": ("", ""),
@@ -52,25 +52,25 @@ SPLIT_RULES = {  # rule -> what it needs, what it may have; see splits.py
 
 @dataclass(frozen=True)
 class Sensor:
-    """Bands of one modality, in file order."""
+    """The bands of one modality, in file order."""
 
     bands: tuple[str, ...]
     scaling: str  # key of DTYPES
-    nodata: float | None  # None: what the file itself declares; NaN and Inf are always invalid
-    rgb: tuple[int, int, int] | None  # 0-based bands to show as red, green, blue; SAR: None
-    standardise: str  # by the mean and std of each "scene", or of the whole training "set"
+    nodata: float | None  # None: as the file declares; NaN and Inf are always invalid
+    rgb: tuple[int, int, int] | None  # 0-based bands to show as red, green, blue; None for SAR
+    standardise: str  # "scene": with its own mean and std; "set": with those of the training scenes
 
 
 @dataclass(frozen=True)
 class LandClass:
-    """One row of the class table that figures, GeoTIFF, legend and browser share."""
+    """One row of the class table, used by figures, GeoTIFFs, legends and the browser."""
 
-    id: int  # 0, 1, ... as the network counts
+    id: int  # 0, 1, ...
     name: str
-    code: int  # as stored in the label file, or 1 + id where folders are the labels
+    code: int  # in the label file; 1 + id where folders are the labels
     rgb: tuple[int, int, int]
-    more_codes: tuple[int, ...] = ()  # others in the label file that mean the same
-    folder: str = ""  # whose tiles are of this class, where there are no label files
+    more_codes: tuple[int, ...] = ()  # further codes of this class in the label file
+    folder: str = ""  # folder whose tiles have this class, if folders are the labels
 
     @property
     def codes(self) -> tuple[int, ...]:
@@ -80,34 +80,34 @@ class LandClass:
 
 @dataclass(frozen=True)
 class Layout:
-    """One data set."""
+    """Where one data set stores its files and what they contain."""
 
     name: str
-    folders: dict[str, tuple[str, ...]]  # optical, sar, dem, label -> names it may have, with *
-    pattern: dict[str, str]  # role -> file name with *; what * stands for names the scene
-    optical: Sensor  # the last bands are the DEM's, where one is read
+    folders: dict[str, tuple[str, ...]]  # optical, sar, dem, label -> possible names, with *
+    pattern: dict[str, str]  # role -> file name with *; the part that * matches is the scene name
+    optical: Sensor  # with the bands of the DEM at the end, if one is read
     sar: Sensor | None
-    dem: Sensor | None  # elevation in files of its own, appended to the optical bands
+    dem: Sensor | None  # elevation in separate files, appended to the optical bands
     label_nodata: tuple[int, ...]
     classes: tuple[LandClass, ...]
     split: dict[str, Any]
     source: Path
 
     def sensor(self, role: str) -> Sensor:
-        """Sensor of ``optical`` or ``sar``, where the data set has it."""
+        """Return the sensor of ``optical`` or ``sar``, which the data set must have."""
         sensor = {"optical": self.optical, "sar": self.sar}[role]
         assert sensor is not None
         return sensor
 
     def in_file(self, role: str) -> Sensor | None:
-        """What one file of ``optical``, ``sar`` or ``dem`` holds; None for a ``label``."""
+        """Return what a file of ``optical``, ``sar`` or ``dem`` holds; None for ``label``."""
         if role == "optical" and self.dem:
             return replace(self.optical, bands=self.optical.bands[: -len(self.dem.bands)])
         return {"optical": self.optical, "sar": self.sar, "dem": self.dem}.get(role)
 
     @property
     def class_folders(self) -> dict[str, LandClass]:
-        """Folder -> class of every tile in it; empty where there are label files or no labels."""
+        """Folder -> class of every tile in it; empty unless folders are the labels."""
         return {land.folder: land for land in self.classes if land.folder}
 
 
@@ -117,14 +117,14 @@ def load_layout(name_or_path: str) -> Layout:
     A relative path is looked up in the working directory, then in the project's root.
 
     Raises:
-        ConfigError: no such layout, or a field of it is missing, unknown or wrong.
+        ConfigError: the layout does not exist, or one of its fields is missing, unknown or wrong.
     """
     path = _layout_file(name_or_path)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"Layout {path} cannot be read: {reason}; mend the file.") from error
+        raise ConfigError(f"Layout {path} cannot be read: {reason}; correct the file.") from error
     try:
         return _layout(tree, path)
     except (TypeError, ValueError) as error:
@@ -132,7 +132,7 @@ def load_layout(name_or_path: str) -> Layout:
 
 
 def layout_names() -> list[str]:
-    """Names of the layouts that come with the project."""
+    """Return the names of the layouts that come with the project."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -143,7 +143,7 @@ def _layout_file(name_or_path: str) -> Path:
             return path
         raise ConfigError(
             f"Layout '{name_or_path}' is unknown; choose one of {', '.join(layout_names())}, or "
-            "the path of your own file, ending in .yaml."
+            "give the path of your own file, ending in .yaml."
         )
     for path in (Path(name_or_path), project_root() / name_or_path):
         if path.is_file():
@@ -218,8 +218,8 @@ def _sensor(tree: Any, role: str) -> Sensor:
         raise ValueError(f"{role} rgb is {list(shown)}, not three of the bands {', '.join(bands)}")
     rgb = tuple(bands.index(s) for s in shown)
     nodata = tree.get("nodata")
-    # An 8-bit product was stretched scene by scene, so that its level means nothing; calibrated
-    # values mean the same everywhere.
+    # 8-bit products are stretched scene by scene, so their absolute level has no meaning.
+    # Calibrated values have the same meaning in all scenes.
     usual = "scene" if DTYPES[tree["scaling"]] == ("uint8",) else "set"
     standardise = str(tree.get("standardise", usual))
     if standardise not in STANDARDISE:
@@ -240,7 +240,7 @@ def _distinct(bands: tuple[str, ...], role: str) -> tuple[str, ...]:
 
 
 def _dem(tree: Any) -> Sensor | None:
-    """Elevation as further optical bands; None where it is not there or not used."""
+    """Read the entry ``dem``; None if there is none or it is not used."""
     if tree is None:
         return None
     _check_keys(tree, "dem", "bands use", "nodata")
@@ -253,7 +253,7 @@ def _dem(tree: Any) -> Sensor | None:
 def _classes(
     rows: Iterable[Any], nodata: tuple[int, ...], label_files: bool
 ) -> tuple[LandClass, ...]:
-    """The class table: each row has the code of the label files, or each its folder."""
+    """Read the class table, in which all rows have a code or all have a folder."""
     rows, classes = list(rows), list[LandClass]()
     mark = "folder" if rows and "folder" in rows[0] and not label_files else "code"
     for number, row in enumerate(rows):
@@ -287,11 +287,15 @@ Values = TypeVar("Values", NDArray[Any], "Tensor")
 
 
 def to_log_intensity(values: Values, scaling: str) -> Values:
-    """Natural log of SAR intensity, where speckle is additive: any shape, array or tensor.
+    """Return the natural log of SAR intensity, in which speckle is additive.
 
     Args:
-        values: as stored. Zeros are lifted (amplitude to .5, intensity to 1e-6) to stay finite.
+        values: array or tensor of any shape, as stored. Small values are raised (amplitude to .5,
+            intensity to 1e-6) to keep the result finite.
         scaling: ``amplitude8`` (intensity is its square), ``intensity`` (linear power) or ``db``.
+
+    Raises:
+        ValueError: the scaling is none of these.
     """
     if scaling == "db":
         return values * (math.log(10) / 10)
@@ -299,4 +303,4 @@ def to_log_intensity(values: Values, scaling: str) -> Values:
         lifted = values.clip(min=0.5 if scaling == "amplitude8" else 1e-6)
         logarithm = np.log(lifted) if isinstance(lifted, np.ndarray) else lifted.log()
         return 2 * logarithm if scaling == "amplitude8" else logarithm
-    raise ValueError(f"scaling '{scaling}' is not one of a SAR sensor")
+    raise ValueError(f"scaling '{scaling}' is not a SAR scaling")

@@ -1,4 +1,4 @@
-"""Map sheets: where scenes lie that are named after one, as WHU-OPT-SAR's are, and which touch."""
+"""Map sheets: locate scenes named after a sheet, as in WHU-OPT-SAR, and find adjacent ones."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Chinese 1:50 000 sheets: hemisphere N, row letter, zone, E, row and column in the block of
-# 4 by 6 degrees, which holds 24 by 24 sheets of 10' by 15'.
+# Names of Chinese 1:50 000 sheets: N (hemisphere), row letter, zone, E, and row and column in a
+# block of 4 by 6 degrees, which holds 24 by 24 sheets of 10' by 15'.
 SHEET = re.compile(r"N([A-V])(\d\d)E(\d{3})(\d{3})")
 BLOCK = 24
 SHEET_DEGREES = 1 / 6, 1 / 4  # height, width
@@ -16,38 +16,38 @@ SHEET_DEGREES = 1 / 6, 1 / 4  # height, width
 
 @dataclass(frozen=True)
 class Sheet:
-    """Place of a sheet, counted in sheets over the whole globe."""
+    """Position of a sheet, in numbers of sheets over the whole globe."""
 
-    row: int  # of 10', growing southwards; the equator is the top of row 0
-    column: int  # of 15', growing eastwards; 0 begins at Greenwich
+    row: int  # rows of 10', increasing southwards; the top of row 0 is the equator
+    column: int  # columns of 15', increasing eastwards; column 0 starts at Greenwich
 
     @property
     def north_deg(self) -> float:
-        """Latitude of the upper edge."""
+        """Latitude of the top edge, in degrees."""
         return -self.row / 6
 
     @property
     def west_deg(self) -> float:
-        """Longitude of the left edge."""
+        """Longitude of the left edge, in degrees."""
         return self.column / 4
 
     @property
     def bounds_deg(self) -> tuple[float, float, float, float]:
-        """West, south, east, north."""
+        """West, south, east and north edge, in degrees."""
         return self.west_deg, self.north_deg - 1 / 6, self.west_deg + 1 / 4, self.north_deg
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """Test scenes that lie beside scenes the run has seen."""
+    """Test scenes adjacent to scenes that were used in training."""
 
-    tested: int
+    tested: int  # number of test scenes with a sheet name
     touching: tuple[str, ...]  # share an edge or a corner with a training or validation scene
     sharing_edge: tuple[str, ...]
 
 
 def sheet_of(name: str) -> Sheet | None:
-    """Sheet that a scene or file is named after; None for any other name."""
+    """Return the sheet that a scene or file is named after; None for any other name."""
     match = SHEET.fullmatch(Path(name).stem)
     if match is None:
         return None
@@ -59,12 +59,12 @@ def sheet_of(name: str) -> Sheet | None:
 
 
 def neighbours(name: str, others: Sequence[str], *, edge: bool = False) -> list[str]:
-    """Those of ``others`` whose sheets touch the sheet of ``name``, corners included.
+    """Return those of ``others`` whose sheets touch the sheet of ``name``, even at a corner.
 
     Args:
-        name: of a scene.
-        others: names of scenes; those that are no sheets are passed over.
-        edge: only those that share a whole edge.
+        name: name of a scene.
+        others: names of scenes; names that are not sheets are skipped.
+        edge: only count sheets that share a whole edge.
     """
     sheet = sheet_of(name)
     if sheet is None:
@@ -79,13 +79,13 @@ def neighbours(name: str, others: Sequence[str], *, edge: bool = False) -> list[
 
 
 def leakage(split: Mapping[str, Sequence[str]]) -> Leakage | None:
-    """How many test scenes lie beside training or validation scenes.
+    """Find test scenes that are adjacent to training or validation scenes.
 
     Args:
         split: ``train``, ``val``, ``test`` -> scene names.
 
     Returns:
-        None where names give no positions, or nothing but the test scenes was seen in training.
+        None if the names give no positions, or if only test scenes were used in training.
     """
     test = [name for name in split.get("test", ()) if sheet_of(name)]
     seen = [name for part in ("train", "val") for name in split.get(part, ()) if sheet_of(name)]

@@ -1,8 +1,8 @@
-"""Which files of a data folder belong to one scene.
+"""Find which files of a data folder belong to one scene.
 
-Partners are found by each role's own pattern, never by replacing text in a path: what the
-wildcards stand for is the scene, so ``a_s2_7.tif`` under ``*_s2_*.tif`` meets ``a_s1_7.tif`` under
-``*_s1_*.tif`` whatever else the folder is called.
+Each role has its own file name pattern, and files are partners if the wildcards of their patterns
+match the same text. So ``a_s2_7.tif`` (``*_s2_*.tif``) and ``a_s1_7.tif`` (``*_s1_*.tif``) belong
+to one scene. Text in paths is never replaced, so the names of folders do not matter.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from .layout import Layout
 
 SPELLINGS = {"tif": "tiff?", "jpg": "jpe?g"}  # of extensions, in any case
 SPOKEN = {"optical": "optical", "sar": "SAR", "dem": "DEM", "label": "label"}
-Key = tuple[str, ...]  # what the wildcards of folder and file name stand for
+Key = tuple[str, ...]  # the texts that the wildcards of folder and file name match
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """The scenes of a data folder, and the files that have no place in one."""
+    """The scenes of a data folder, and the defects found while pairing its files."""
 
     scenes: dict[str, dict[str, Path]]  # name -> role -> file, sorted by name
     defects: list[str]  # one sentence each
 
 
 def pair_files(root: Path, layout: Layout) -> Pairing:
-    """Pair the files of a data folder by what their layout's wildcards stand for.
+    """Pair the files of a data folder by the text that the layout's wildcards match.
 
-    A label may lack (such a scene is mapped, not scored); an optical, SAR or DEM file without its
-    partner and a label without its images are defects, as are two files of one scene and role and
-    a folder that is no class where folders are the labels.
+    A label may be missing; such a scene is mapped but not scored. These are defects: an optical,
+    SAR or DEM file without a partner, a label without images, two files of one scene and role, and
+    a folder that is not a class where folders are the labels.
 
     Raises:
-        DataError: a folder is missing, or nothing matches or pairs.
+        DataError: a folder is missing, no file matches a pattern, or no files form a pair.
     """
     defects: list[str] = []
     files = {role: _files(root, layout, role, defects) for role in layout.folders}
@@ -99,7 +99,7 @@ def _files(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[Ke
 
 
 def _folders(root: Path, name: str) -> Iterator[tuple[Key, Path]]:
-    """Folders under a name that may have wildcards, each with what they stand for."""
+    """Yield folders that match a name with wildcards, each with the text that these match."""
     if name == ".":  # files of all roles side by side
         if root.is_dir():
             yield (), root
@@ -137,7 +137,7 @@ def _two_of(name: str, first: Path, second: Path) -> str:
 
 def _no_class(folder: Path, count: int, layout: Layout) -> str:
     return (
-        f"Folder {folder} holds {count} files, but it is none of the classes "
+        f"Folder {folder} holds {count} files, but it is not one of the classes "
         f"{', '.join(layout.class_folders)} of {layout.source}; add it there or move it away."
     )
 

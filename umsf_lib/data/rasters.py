@@ -1,6 +1,6 @@
-"""Rasters in and out: where pixels lie, whole files or clear errors, atomic writing.
+"""Read and write rasters, and locate their pixels.
 
-What GDAL opens (GeoTIFF, JPEG, PNG) and NumPy's ``.npy``; written are GeoTIFFs.
+Formats that GDAL opens (GeoTIFF, JPEG, PNG) and NumPy's ``.npy`` can be read; GeoTIFFs are written.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ..config import DataError
 from ..run import write_atomically
 
 TOLERANCE_PX = 0.01
-DEGREE_M = 111_195.0  # on a sphere of 6371 km
-STRIP_PX = 256  # rows read at a time: bounds the memory while streaming
+DEGREE_M = 111_195.0  # one degree on a sphere of radius 6371 km
+STRIP_PX = 256  # rows read at a time, to limit memory use
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the pixels of a raster lie. Without a CRS the coordinates are pixels."""
+    """Size and position of a raster; without a CRS, coordinates are in pixels."""
 
     height: int
     width: int
@@ -42,7 +42,7 @@ class Grid:
     transform: Affine
 
     def __str__(self) -> str:
-        """For messages: size, CRS, origin and step."""
+        """Describe the grid for messages: size, CRS, origin and step."""
         t, crs = self.transform, self.crs.to_string() if self.crs else "no CRS"
         size = f"{self.width} x {self.height} px"
         turned = f", shear ({t.b:.8g}, {t.d:.8g})" if t.b or t.d else ""
@@ -50,7 +50,7 @@ class Grid:
         return f"{size}, {crs}, origin ({t.c:.10g}, {t.f:.10g}), {step}"
 
     def apart_px(self, other: Grid) -> float:
-        """Largest distance between the same corner of both grids, in pixels of this one."""
+        """Return the largest distance between corresponding corners, in pixels of this grid."""
         own, its = (np.reshape(tuple(g.transform)[:9], (3, 3)) for g in (self, other))
         corners = np.array([(c, r, 1) for c in (0, self.width) for r in (0, self.height)]).T
         gap = np.linalg.solve(own, its @ corners) - corners  # (3, 4) px
@@ -58,19 +58,19 @@ class Grid:
 
 
 class NumpyRaster:
-    """A ``.npy`` array with what is used here of a rasterio dataset.
+    """A memory-mapped ``.npy`` array with the parts of rasterio's dataset interface used here.
 
-    Memory-mapped, in pixel coordinates. ``(h, w)``, or with bands as the shorter of the first and
-    last axes: ``(h, w, C)`` or ``(C, h, w)``.
+    Its coordinates are pixels. The array is ``(h, w)``, ``(h, w, C)`` or ``(C, h, w)``; the shorter
+    of the first and last axes holds the bands.
     """
 
     crs, transform, nodata, descriptions = None, Affine.identity(), None, (None,)
 
     def __init__(self, path: Path) -> None:
-        """Open it.
+        """Open the file.
 
         Raises:
-            OSError, ValueError: no whole array of numbers, or none that is a raster.
+            OSError, ValueError: the file is incomplete, not an array of numbers or not a raster.
         """
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
         shape = array.shape
@@ -85,17 +85,17 @@ class NumpyRaster:
         self.dtypes = (array.dtype.name,)
 
     def read(self, band: int | None = None, *, window: Window | None = None) -> NDArray[Any]:
-        """Values ``(C, h, w)``, or ``(h, w)`` of one band (from 1), in the machine's byte order."""
+        """Return ``(C, h, w)``, or ``(h, w)`` of one band (from 1), in native byte order."""
         part: tuple[slice, ...] = window.toslices() if window else ()
         values = self.array[(slice(None) if band is None else band - 1, *part)]
         return np.array(values, values.dtype.newbyteorder("="), order="C")
 
 
 def pixel_size_m(grid: Grid) -> tuple[float, float] | None:
-    """Ground height and width in metres of the pixel in the middle of a raster.
+    """Return height and width on the ground, in metres, of the pixel at the centre of a raster.
 
-    Degrees and map projections are taken to the sphere, so that a Mercator grid of "10 m" tells
-    its 8 m at 34 degrees north. None without a CRS that says where it is on the earth.
+    They are computed on a sphere. A "10 m" Mercator grid, for example, has pixels of about 8 m at
+    34 degrees north. The result is None without a geographic or projected CRS.
     """
     if grid.crs is None or not (grid.crs.is_geographic or grid.crs.is_projected):
         return None
@@ -113,17 +113,17 @@ def pixel_size_m(grid: Grid) -> tuple[float, float] | None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A rasterio dataset, or a ``NumpyRaster``, to read from.
+    """Open a raster as a rasterio dataset or a ``NumpyRaster``.
 
     Raises:
-        DataError: it cannot be opened, or a read inside the ``with`` block fails.
+        DataError: the file cannot be opened, or rasterio fails to read it in the ``with`` block.
     """
     if path.suffix.lower() == ".npy":
         yield _open_npy(path)
         return
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates will do
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates are fine
             source = rasterio.open(path)
         with source:
             yield source
@@ -137,7 +137,7 @@ def _open_npy(path: Path) -> NumpyRaster:
     except (OSError, EOFError, ValueError, SyntaxError, TypeError) as error:
         if "Python objects" in str(error):
             raise DataError(
-                f"{path} holds Python objects, and reading those could run any code; save a plain "
+                f"{path} holds Python objects, and reading them could run any code; save a plain "
                 "array instead (data/README.md, 'Sentinel-2 tiles')."
             ) from error
         raise _unreadable(path, error) from error
@@ -146,21 +146,21 @@ def _open_npy(path: Path) -> NumpyRaster:
 def _unreadable(path: Path, reason: BaseException) -> DataError:
     size = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
     return DataError(
-        f"{path} ({size}) cannot be read: it is truncated, damaged or no raster "
+        f"{path} ({size}) cannot be read: it is truncated, damaged or not a raster "
         f"({' '.join(str(reason).split()).rstrip('.')}); copy or download it again."
     )
 
 
 def grid_of(source: Any) -> Grid:
-    """Grid of an opened dataset."""
+    """Return the grid of an opened dataset."""
     return Grid(source.height, source.width, source.crs, source.transform)
 
 
 def read_window(path: Path, window: Window | None) -> tuple[NDArray[Any], float | None]:
-    """Values ``(C, h, w)`` in the file's dtype, and the nodata value that the file declares.
+    """Return values ``(C, h, w)`` in the file's dtype, and the nodata value that it declares.
 
     Raises:
-        DataError: the file cannot be read, or the window reaches beyond it.
+        DataError: the file cannot be read, or the window extends beyond it.
     """
     with opened(path) as source:
         values = source.read(window=window)
@@ -170,13 +170,13 @@ def read_window(path: Path, window: Window | None) -> tuple[NDArray[Any], float 
 
 
 def strips(grid: Grid, rows: int = STRIP_PX) -> Iterator[Window]:
-    """Windows over the full width, from top to bottom: bounds the memory of a pass over a file."""
+    """Yield windows of full width from top to bottom, to limit the memory for reading a file."""
     for top in range(0, grid.height, rows):
         yield Window(0, top, grid.width, min(rows, grid.height - top))
 
 
 def count_values(path: Path) -> Counter[int]:
-    """How many pixels of the first band have each value, read strip by strip.
+    """Count the pixels of each value in the first band, strip by strip.
 
     Raises:
         DataError: the file cannot be read.
@@ -190,9 +190,10 @@ def count_values(path: Path) -> Counter[int]:
 
 
 def grid_defect(path: Path, grid: Grid, other_path: Path, other: Grid) -> list[str]:
-    """Nothing if the pixels of two files lie at the same places to 1/100 pixel, else a sentence.
+    """Compare the grids of two files, with a tolerance of 1/100 pixel.
 
-    It says in which of size, CRS or transform they differ, with both sides.
+    Returns:
+        An empty list if they agree, else one sentence with the difference and both grids.
     """
     same_size = (grid.height, grid.width) == (other.height, other.width)
     if not same_size:
@@ -204,8 +205,8 @@ def grid_defect(path: Path, grid: Grid, other_path: Path, other: Grid) -> list[s
     else:
         return []
     return [
-        f"The {what} differ: {path} is {grid}, but {other_path} is {other}; `umsf data align` "
-        "writes a copy with the second on the grid of the first."
+        f"The {what} differ: {path} is {grid}, but {other_path} is {other}; use `umsf data align` "
+        "to write a copy with the second file on the grid of the first."
     ]
 
 
@@ -223,18 +224,18 @@ def write_raster(
     """Write a tiled, deflated GeoTIFF atomically.
 
     Args:
-        path: of the GeoTIFF; class names go to ``<path>.aux.xml``, where GDAL and QGIS look.
-        array: (C, h, w), or (h, w) for one band.
+        path: GeoTIFF file; class names go to ``<path>.aux.xml``, which GDAL and QGIS read.
+        array: ``(C, h, w)``, or ``(h, w)`` for one band.
         crs: None for pixel coordinates.
-        transform: pixel to map coordinates.
+        transform: from pixel to map coordinates.
         nodata: value of pixels without data.
-        descriptions: a name per band.
+        descriptions: one name per band.
         colors: value -> (red, green, blue) of a single uint8 band.
         class_names: value -> name of a single uint8 band.
     """
     bands = array if array.ndim == 3 else array[None]  # (C, h, w)
     form = {"driver": "GTiff", "tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
-    form["alpha"] = "unspecified"  # else GDAL takes a fourth 8-bit band, NIR, for transparency
+    form["alpha"] = "unspecified"  # else GDAL reads a fourth 8-bit band (NIR) as transparency
     shape = dict(zip(("count", "height", "width"), bands.shape, strict=True))
     place = {"crs": crs, "transform": transform, "nodata": nodata, "dtype": bands.dtype.name}
 
@@ -253,11 +254,11 @@ def write_raster(
     if class_names:
         write_atomically(names, lambda t: t.write_text(_category_names(class_names), "utf-8"))
     else:
-        names.unlink(missing_ok=True)  # names of an older file of the same name
+        names.unlink(missing_ok=True)  # class names left by an older file
 
 
 def _category_names(class_names: Mapping[int, str]) -> str:
-    """GDAL's auxiliary XML; its list counts from value 0, so gaps are empty."""
+    """Return GDAL's auxiliary XML; the list starts at value 0, and unused values are empty."""
     listed = (escape(class_names.get(v, "")) for v in range(max(class_names) + 1))
     rows = "".join(f"      <Category>{name}</Category>\n" for name in listed)
     return (

@@ -1,4 +1,4 @@
-"""Scenes: co-registered optical, SAR, DEM and label files, opened lazily, read by window."""
+"""Scenes: co-registered optical, SAR, DEM and label files, read window by window."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .split import split_names
 
 @dataclass(frozen=True)
 class Scene:
-    """One place: an optical file, its SAR and DEM partners, its label, where there are any."""
+    """One place: an optical file and, where they exist, its SAR, DEM and label files."""
 
     name: str
     optical: Path
@@ -31,34 +31,34 @@ class Scene:
     layout: Layout
 
     def profile(self) -> Grid:
-        """Size, CRS and transform of the optical file, which the others share (see ``check``)."""
+        """Return the grid of the optical file, which the other files share (see ``check``)."""
         with opened(self.optical) as source:
             return grid_of(source)
 
     def files(self) -> dict[str, tuple[Path, Sensor | None]]:
-        """Role -> file and what it holds (None: a label), optical first."""
+        """Return role -> file and its sensor (None for a label), optical first."""
         paths = {"optical": self.optical, "sar": self.sar, "dem": self.dem, "label": self.label}
         return {role: (p, self.layout.in_file(role)) for role, p in paths.items() if p}
 
     @property
     def whole_tile_class(self) -> LandClass | None:
-        """Class of every pixel, where folders are the labels."""
+        """Class of every pixel where folders are the labels, else None."""
         return self.layout.class_folders.get(self.optical.parent.name)
 
     def check(self) -> None:
         """Compare the files with the layout and with each other; see ``defects``.
 
         Raises:
-            DataError: the first thing that does not fit, with both sides.
+            DataError: the first defect, with the expected and the found value.
         """
         if found := self.defects():
             raise DataError(found[0])
 
     def defects(self) -> list[str]:
-        """All that does not fit, one sentence each: bands, dtype, nodata, grids, label codes.
+        """List all defects, one sentence each: bands, dtype, nodata, grids, label codes.
 
-        The last row of each file is read, since a truncated GeoTIFF opens without complaint, and
-        all codes of the label.
+        The last row of each file is read, because a truncated GeoTIFF can be opened without an
+        error. All codes of the label are read as well.
         """
         found: list[str] = []
         grids: dict[str, Grid] = {}
@@ -79,7 +79,7 @@ class Scene:
         return found
 
     def label_codes(self) -> Counter[int]:
-        """Codes of the label with their pixel counts, read strip by strip.
+        """Count the pixels of each label code, strip by strip.
 
         Raises:
             DataError: the file cannot be read.
@@ -93,14 +93,14 @@ class Scene:
         """Read a window, or the whole scene.
 
         Returns:
-            ``optical (Co, h, w)`` as stored, the DEM's bands last where one is read (in a dtype
-            that holds both); ``sar (Cs, h, w)`` (not where the layout has none); ``label (h, w)``
-            int64 class ids with 255 = ignore (everywhere where there is no label); ``valid
-            (h, w)`` bool: no band is nodata, NaN or Inf.
+            ``optical (Co, h, w)`` as stored, with the bands of a DEM last (in a dtype that holds
+            both); ``sar (Cs, h, w)`` as stored, if the layout has SAR; ``label (h, w) int64``
+            class ids, 255 where the label is ignored or missing; ``valid (h, w) bool``: no band is
+            nodata, NaN, infinite or a fill value.
 
         Raises:
-            DataError: unreadable or truncated file, unknown label codes, not one valid pixel in
-                a whole scene.
+            DataError: a file cannot be read or is truncated, the label has unknown codes, or a
+                whole scene has no valid pixel.
         """
         sensors = [(role, p, sensor) for role, (p, sensor) in self.files().items() if sensor]
         parts, masks = {}, []
@@ -121,8 +121,8 @@ class Scene:
         return parts
 
     def all_nodata(self, size: int) -> str:
-        """The sentence on a scene without one valid pixel of ``size``."""
-        partner = "" if len(self.files()) == 1 else " or in a partner of it"
+        """Return the error message for a scene of ``size`` pixels, none of which is valid."""
+        partner = "" if len(self.files()) == 1 else " or in a partner file"
         return (
             f"Scene {self.name} has 0 valid pixels of {size}: every pixel is nodata in "
             f"{self.optical}{partner}; remove the scene or correct 'nodata' in "
@@ -131,13 +131,13 @@ class Scene:
 
 
 def find_scenes(root: Path, layout: Layout) -> list[Scene]:
-    """Pair the files of a data folder by name, sorted.
+    """Find the scenes of a data folder, sorted by name.
 
-    A label may lack (such a scene is mapped, not scored); an optical, SAR or DEM file without its
-    partner and a label without its images may not.
+    A label may be missing; such a scene is mapped but not scored.
 
     Raises:
-        DataError: a folder is missing, nothing matches, or a file has no partner.
+        DataError: a folder is missing, no file matches, or pairing finds a defect, such as an
+            optical, SAR or DEM file without a partner (see ``pair_files``).
     """
     pairing = pair_files(Path(root), layout)
     if pairing.defects:
@@ -148,7 +148,7 @@ def find_scenes(root: Path, layout: Layout) -> list[Scene]:
 
 
 def scenes_of(pairing: Pairing, layout: Layout) -> list[Scene]:
-    """The paired files as scenes."""
+    """Return the paired files as scenes."""
     return [
         Scene(n, files["optical"], files.get("sar"), files.get("dem"), files.get("label"), layout)
         for n, files in pairing.scenes.items()
@@ -156,25 +156,25 @@ def scenes_of(pairing: Pairing, layout: Layout) -> list[Scene]:
 
 
 def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[str, list[str]]:
-    """Names of the scenes in the parts ``train``, ``val`` and ``test``; see ``data.split``.
+    """Return the names of the scenes in ``train``, ``val`` and ``test``; see ``data.split``.
 
     Raises:
-        DataError: the split list is malformed or leaves nothing to train on.
+        DataError: the split list is malformed or leaves no training scenes.
     """
     files = {scene.name: [path for path, _ in scene.files().values()] for scene in scenes}
     return split_names(Path(root), layout.split, sorted(files), files)
 
 
-LARGEST = 1e30  # in any unit; beyond are fill values such as -3.4e38, and overflows
-SAID_CODES = 12  # a lossy label has a hundred unknown ones
+LARGEST = 1e30  # in any unit; larger magnitudes are overflows or fill values such as -3.4e38
+SAID_CODES = 12  # listed in a message; a label with lossy compression can have a hundred
 
 
 def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
-    """What a file's header has against the layout: bands, dtype, nodata.
+    """List the defects in a file's header compared with the layout: bands, dtype, nodata.
 
     Args:
-        path: of the file.
-        sensor: its sensor in the layout; None: a label.
+        path: the file.
+        sensor: its sensor in the layout; None for a label.
         role: ``optical``, ``sar``, ``dem`` or ``label``.
 
     Raises:
@@ -189,15 +189,15 @@ def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
     if bands != len(names) and not more:
         found.append(
             f"{file} has {bands} bands, but the layout names {len(names)} "
-            f"({', '.join(names)}); choose another layout or mend its bands."
+            f"({', '.join(names)}); choose another layout or correct its bands."
         )
     if sensor and dtype not in dtypes:
         found.append(
             f"{file} is {dtype}, but scaling '{sensor.scaling}' of the layout means "
-            f"{' or '.join(dtypes)}; choose another layout or mend its scaling."
+            f"{' or '.join(dtypes)}; choose another layout or correct its scaling."
         )
     if not sensor and np.dtype(dtype).kind not in "iu":
-        found.append(f"{file} is {dtype}, but class codes are integers; convert it.")
+        found.append(f"{file} is {dtype}, but class codes must be integers; convert the file.")
     if sensor and None not in (sensor.nodata, nodata) and nodata != sensor.nodata:
         found.append(
             f"{file} declares nodata {nodata:g}, but the layout says "
@@ -207,22 +207,23 @@ def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
 
 
 def _is_grey(bands: int, names: Sequence[str]) -> bool:
-    """Whether one band was stored as the three equal channels of a grey picture."""
+    """Return whether a single band may be stored as three equal channels of a grey image."""
     return bands == 3 and len(names) == 1
 
 
 def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
-    """Grid of a file whose last row can be read; ``sensor`` None: a label.
+    """Return the grid of a file after checking its last row; ``sensor`` is None for a label.
 
     Raises:
-        DataError: it cannot, or most of it is negative though the layout says power.
+        DataError: the row cannot be read, or most of it is negative although the layout says that
+            values are linear power.
     """
     with opened(path) as source:
         grid = grid_of(source)
         last_row = source.read(window=Window(0, grid.height - 1, grid.width, 1))
     if sensor and sensor.scaling == "intensity":
         known = last_row[_has_data(last_row, sensor, source.nodata)]
-        # Where noise was subtracted a few powers are negative; of decibels most are.
+        # Noise subtraction leaves a few negative powers; most decibel values are negative.
         if 2 * (known < 0).sum() > known.size:
             raise DataError(
                 f"SAR file {path} has values down to {known.min():.4g}, but scaling 'intensity' of "
@@ -235,36 +236,40 @@ def _has_data(values: NDArray[Any], sensor: Sensor, declared: float | None) -> N
     nodata = declared if sensor.nodata is None else sensor.nodata
     if values.dtype.kind != "f":
         return np.ones(values.shape, bool) if nodata is None else values != nodata
-    known = np.abs(values) < LARGEST  # nor is NaN
+    known = np.abs(values) < LARGEST  # False for NaN, too
     return known if nodata is None else known & (values != nodata)
 
 
 def read_sensor(
     path: Path, sensor: Sensor, window: Window | None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Values ``(C, h, w)`` as stored, and ``(h, w)`` where no band is nodata, NaN or infinite.
+    """Read values ``(C, h, w)`` as stored, and the mask ``(h, w) bool`` of valid pixels.
 
     Raises:
-        DataError: the file cannot be read, or a grey picture's three channels differ.
+        DataError: the file cannot be read, or it has three different channels instead of one.
     """
     values, declared = read_window(path, window)  # (C, h, w)
     if sensor.scaling == "elevation":
-        values = values[: len(sensor.bands)]  # what was derived from it may follow
+        values = values[: len(sensor.bands)]  # products derived from the DEM may follow
     elif _is_grey(len(values), sensor.bands):
         if (values != values[:1]).any():
             raise DataError(
                 f"SAR file {path} has 3 bands that differ, but the layout names one "
-                f"({sensor.bands[0]}); choose another layout or mend its bands."
+                f"({sensor.bands[0]}); choose another layout or correct its bands."
             )
         values = values[:1]
     valid = np.ones(values.shape[1:], bool)
-    for band in values:  # band by band: a whole scene's temporary arrays would be large
+    for band in values:  # band by band, because temporary arrays of a whole scene are large
         valid &= _has_data(band, sensor, declared)
     return values, valid
 
 
 def class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int64]:
-    """Label codes as class ids; codes that the layout does not know raise."""
+    """Convert label codes to class ids, ``IGNORE`` for nodata codes.
+
+    Raises:
+        DataError: the layout does not know a code.
+    """
     ids = np.full(codes.shape, -1, np.int64)
     table = {code: land.id for land in layout.classes for code in land.codes}
     for code, id_ in (table | dict.fromkeys(layout.label_nodata, IGNORE)).items():
@@ -277,7 +282,13 @@ def class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int
 
 
 def code_defects(counts: Mapping[int, int], layout: Layout, path: Path) -> list[str]:
-    """Nothing if the layout knows all codes of a label, else a sentence; codes -> pixels."""
+    """Return one sentence if the layout does not know all codes of a label, else nothing.
+
+    Args:
+        counts: label code -> number of pixels.
+        layout: the layout of the data set.
+        path: label file, for the message.
+    """
     known = {code for land in layout.classes for code in land.codes} | set(layout.label_nodata)
     unknown = {code: count for code, count in counts.items() if code not in known}
     return [_unknown_codes(unknown, layout, path)] if unknown else []
@@ -291,5 +302,5 @@ def _unknown_codes(counts: Mapping[int, int], layout: Layout, path: Path) -> str
     return (
         f"Label file {path} has unknown codes {listed}; layout {layout.source} knows "
         f"{', '.join(known)} "
-        f"and label_nodata {list(layout.label_nodata)}; add them there or mend the label."
+        f"and label_nodata {list(layout.label_nodata)}; add them there or correct the label."
     )

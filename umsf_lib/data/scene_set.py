@@ -1,4 +1,4 @@
-"""Prepared scenes: flat memory maps, their records and statistics, the split."""
+"""Prepared scenes: flat memory maps, records of the scenes, statistics and split."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Statistics = dict[str, dict[str, list[float]]]  # sensor -> mean, std -> per ban
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Prepared scenes: flat memory maps, their records, the split."""
+    """Prepared scenes: flat memory maps, records of the scenes, and the split."""
 
     folder: Path
     layout: Layout
@@ -30,7 +30,7 @@ class SceneSet:
     sources: dict[str, Scene]
 
     def index(self, name: str) -> int:
-        """Position of a scene in ``records``."""
+        """Return the position of a scene in ``records``."""
         return self._positions[name]
 
     @cached_property
@@ -38,24 +38,28 @@ class SceneSet:
         return {record.name: position for position, record in enumerate(self.records)}
 
     def indices(self, part: str) -> list[int]:
-        """Positions of the scenes of ``train``, ``val`` or ``test``."""
+        """Return the positions in ``records`` of the scenes of ``train``, ``val`` or ``test``."""
         return [self.index(name) for name in self.split[part]]
 
     def flat(self, role: str) -> np.ndarray:
-        """Memory map ``(C, P)`` of ``optical`` or ``sar``; ``(P,)`` of ``label`` or ``valid``.
+        """Open the memory map of one role, with P pixels of all scenes.
 
-        Copy-on-write, so that torch may wrap it without a copy and never changes the file.
+        It is copy-on-write: torch can use it without a copy, and the file never changes.
+
+        Returns:
+            ``(C, P)`` of ``optical`` or ``sar`` in the dtype of the files, or ``(P,)`` of
+            ``label`` (uint8) or ``valid`` (bool).
         """
         return np.load(self.folder / f"{role}.npy", mmap_mode="c")
 
     def plane(self, role: str, scene: int) -> np.ndarray:
-        """One scene of a flat array as ``(C, H, W)`` or ``(H, W)``."""
+        """Return one scene of a flat array as ``(C, H, W)`` or ``(H, W)``."""
         record, flat = self.records[scene], self.flat(role)
         part = flat[..., record.offset : record.offset + record.height * record.width]
         return part.reshape(*flat.shape[:-1], record.height, record.width)
 
     def log_sar(self, scene: int) -> np.ndarray | None:
-        """First SAR band of a scene as ln intensity ``(H, W)`` float64; None without SAR."""
+        """Return the first SAR band as ln intensity ``(H, W) float64``; None without SAR."""
         if self.layout.sar is None:
             return None
         return physical(np.asarray(self.plane("sar", scene))[0], "sar", self.layout)
@@ -64,7 +68,7 @@ class SceneSet:
     def statistics(self) -> Statistics:
         """Mean and std per sensor and band over the valid pixels of the training scenes.
 
-        Pooled from the scenes' own moments, so the pixels are read once only.
+        They are pooled from the moments of each scene, so no pixels are read again.
         """
         train = [self.records[i] for i in self.indices("train")]
         weight = np.array([r.valid_px for r in train], dtype=np.float64)
@@ -80,14 +84,16 @@ class SceneSet:
 
     @property
     def labelled(self) -> bool:
-        """Whether the layout has classes to score against."""
+        """Whether the layout has classes, which scores need."""
         return bool(self.layout.classes)
 
 
 def normalisation(scenes: SceneSet) -> dict[str, dict[str, Any]]:
-    """How each sensor's values come to one scale: what a run and its checkpoints were made with.
+    """Describe how the values of each sensor are standardised, for the run and its checkpoints.
 
-    Sensor -> ``bands``, ``scaling``, ``standardise`` of the layout, ``mean`` and ``std`` per band.
+    Returns:
+        Sensor -> ``bands``, ``scaling`` and ``standardise`` of the layout, and ``mean`` and ``std``
+        per band.
     """
     found: dict[str, dict[str, Any]] = {}
     for role, table in scenes.statistics.items():
@@ -98,7 +104,7 @@ def normalisation(scenes: SceneSet) -> dict[str, dict[str, Any]]:
 
 
 def normalisation_of(run: Run) -> dict[str, dict[str, Any]]:
-    """The ``normalisation`` that a run was given by its stage ``data``.
+    """Read the ``normalisation`` that stage ``data`` of a run has written.
 
     Raises:
         MissingStageError: the stage has not run.
@@ -111,10 +117,11 @@ def normalisation_of(run: Run) -> dict[str, dict[str, Any]]:
 def standardisation(
     scenes: SceneSet, statistics: Statistics
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Sensor -> mean ``(S, C)`` and std ``(S, C)`` to standardise each scene with.
+    """Return sensor -> mean and std, each ``(S, C) float32``, to standardise each scene with.
 
-    By its own statistics where the layout says ``standardise: scene`` (never per patch: that
-    erases radiometry inside the scene), else by those of the training scenes.
+    Where the layout says ``standardise: scene``, they are the scene's own; otherwise they are those
+    of the training scenes. They are never those of a patch, which would remove differences in
+    radiometry within the scene.
     """
     result = {}
     for role, table in statistics.items():
@@ -127,14 +134,14 @@ def standardisation(
 
 
 def valid_labels(scenes: SceneSet, scene: int) -> np.ndarray:
-    """Label ids ``(H, W)`` uint8 of a scene, ``IGNORE`` where the pixel is invalid."""
+    """Return the label ids ``(H, W) uint8`` of a scene, ``IGNORE`` at invalid pixels."""
     return np.where(scenes.plane("valid", scene), scenes.plane("label", scene), IGNORE)
 
 
 def class_shares(scenes: SceneSet) -> dict[str, np.ndarray]:
-    """Part of the split -> share ``(K,)`` of each class in its labelled pixels.
+    """Return part of the split -> share ``(K,)`` of each class in its labelled pixels.
 
-    Parts without a labelled pixel are left out.
+    Parts without labelled pixels are left out.
     """
     shares = {}
     for part in scenes.split:
@@ -147,9 +154,16 @@ def class_shares(scenes: SceneSet) -> dict[str, np.ndarray]:
 
 
 def labels_at(scenes: SceneSet, scene: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
-    """Label ids ``(M,)`` uint8 at places of scenes (px); past the lower right border, the edge's.
+    """Return the label ids ``(M,) uint8`` at positions in scenes.
 
-    A token's centre may lie there, where the stride does not divide the scene.
+    Positions beyond the bottom or right edge get the label of the edge pixel. The centre of a token
+    can lie there if the stride does not divide the size of the scene.
+
+    Args:
+        scenes: the prepared scenes.
+        scene: ``(M,)`` scene indices.
+        row: ``(M,)`` rows, px.
+        col: ``(M,)`` columns, px.
     """
     found = np.full(len(scene), IGNORE, np.uint8)
     for index in np.unique(scene):
@@ -163,19 +177,19 @@ def labels_at(scenes: SceneSet, scene: np.ndarray, row: np.ndarray, col: np.ndar
 
 @dataclass(frozen=True)
 class SceneRecord:
-    """Where a scene lies in the flat arrays, and its own band statistics."""
+    """Position of a scene in the flat arrays, and its band statistics."""
 
     name: str
     height: int
     width: int
-    offset: int  # of its first pixel
+    offset: int  # index of its first pixel in the flat arrays
     valid_px: int
     mean: dict[str, list[float]]  # sensor -> per band; SAR as ln intensity
     std: dict[str, list[float]]
 
 
 def physical(values: np.ndarray, role: str, layout: Layout) -> np.ndarray:
-    """Optical values as float64, SAR values as natural log of intensity."""
+    """Return values as float64; SAR values as natural log of intensity."""
     if role == "sar" and layout.sar is not None:
         return to_log_intensity(values.astype(np.float64), layout.sar.scaling)
     return values.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Which scenes train, validate and test: whole scenes, never patches of one scene in two parts."""
+"""Split whole scenes into train, val and test; patches of one scene are never in two parts."""
 
 from __future__ import annotations
 
@@ -18,26 +18,30 @@ def split_names(
     names: Sequence[str],
     files: Mapping[str, Sequence[Path]] | None = None,
 ) -> dict[str, list[str]]:
-    """Sorted scene names by a layout's split rule, as ``train``, ``val`` and ``test``.
+    """Split scenes into ``train``, ``val`` and ``test`` by a layout's split rule.
 
-    ``file``: the first of the rule's lists found in ``root``, with sections. ``lists``: one list
-    per part. Listed scenes that are not there are passed over (any subset works); scenes that are
-    not listed are in no part. ``folders``: the folder that holds the optical file is the part.
-    ``names``: scenes whose names match the patterns of ``val`` and ``test``; all others train.
-    Where no list is there (in each folder) or a part of ``names`` would be empty: 60/20/20 in
-    order of names.
-    Without validation scenes the tail of the training ones validates.
-    ``transductive`` and ``unlabelled``: all train and all are mapped, none validates.
+    The rules are:
+
+    - ``file``: one list with a section per part, the first of the rule's files found in ``root``.
+    - ``lists``: one list per part.
+    - ``folders``: the name of the folder that holds the optical file is the part.
+    - ``names``: scenes whose names match the patterns of ``val`` or ``test``; the others train.
+    - ``transductive``, ``unlabelled``: all scenes are in ``train`` and ``test``, none in ``val``.
+
+    Listed scenes that do not exist are skipped, so any subset works; scenes that are not listed are
+    in no part. Without a list (in each folder separately), or if a part of ``names`` would be
+    empty, scenes are split 60/20/20 in the order of their names. If there are no validation scenes,
+    the last training scenes are used.
 
     Args:
         root: data folder.
         rule: the layout's ``split``.
-        names: of the scenes found, sorted.
+        names: names of the scenes found, sorted.
         files: name -> files of the scene, optical first.
 
     Raises:
-        DataError: a list is malformed, missing beside others, names a scene twice, or leaves
-            nothing to train on; a folder is no part.
+        DataError: a list is malformed, missing while another exists, names a scene twice or leaves
+            no training scenes, or a folder is not a part.
     """
     kind = rule["rule"]
     if kind in ("transductive", "unlabelled"):
@@ -50,16 +54,16 @@ def split_names(
         listed = _list(root, rule, names, files or {})
         if listed is None:
             return _split_each_folder(files or {}, names)
-        there = set(names)  # there may be 100 000
+        there = set(names)  # there can be 100 000 names
         parts = {part: [n for n in members if n in there] for part, members in listed.items()}
-    if not parts["val"]:  # none are named, or a subset has none of them
+    if not parts["val"]:  # none are listed, or none of those listed exist
         parts |= _hold_out(parts["train"])
     if not parts["train"]:
         where = " or ".join(rule.get("files", rule.get("train", ["train/"])))
         raise DataError(
             f"None of the training scenes in {root}: {where} is among the "
             f"{len(names)} scenes found ({', '.join(names[:3])}{', ...' if names[3:] else ''}); "
-            "mend or remove the lists."
+            "correct or remove the lists."
         )
     return parts
 
@@ -67,7 +71,7 @@ def split_names(
 def _list(
     root: Path, rule: Mapping[str, Any], names: Sequence[str], files: Mapping[str, Sequence[Path]]
 ) -> dict[str, list[str]] | None:
-    """Members of the parts as the lists have them; None where there is no list."""
+    """Read the members of the parts from the lists; None if there is no list."""
     if rule["rule"] == "lists":
         scenes = {path.stem: name for name, paths in files.items() for path in paths}
         return _read_lists(root, rule, scenes | {name: name for name in names})
@@ -81,7 +85,7 @@ def _list(
 
 
 def _hold_out(train: list[str], tail: int = 0) -> dict[str, list[str]]:
-    """Take the last training scenes for validation: ``tail`` of a long list, else a fifth."""
+    """Use the last training scenes for validation: ``tail`` of a long list, else a fifth."""
     count = tail if 0 < 2 * tail < len(train) else round(0.2 * len(train))
     count = max(count, 1) if len(train) > 1 else 0
     return {"train": train[: len(train) - count], "val": train[len(train) - count :]}
@@ -98,7 +102,7 @@ def _split_in_order(names: list[str]) -> dict[str, list[str]]:
 def _split_each_folder(
     files: Mapping[str, Sequence[Path]], names: Sequence[str]
 ) -> dict[str, list[str]]:
-    """In order of names, folder by folder: a folder may be a class."""
+    """Split in the order of names, each folder separately, because a folder may be a class."""
     folders: dict[Path, list[str]] = {}
     for name in names:
         folders.setdefault(files[name][0].parent if name in files else Path(), []).append(name)
@@ -120,7 +124,7 @@ def _by_folders(files: Mapping[str, Sequence[Path]], names: Sequence[str]) -> di
         folder = files[name][0].parent
         if folder.name not in parts:
             raise DataError(
-                f"Folder {folder} is none of {', '.join(PARTS)}, which this layout splits by; "
+                f"Folder {folder} is not one of {', '.join(PARTS)}, which this layout splits by; "
                 "rename it or move it away."
             )
         parts[folder.name].append(name)
@@ -128,14 +132,14 @@ def _by_folders(files: Mapping[str, Sequence[Path]], names: Sequence[str]) -> di
 
 
 def _read_list(path: Path) -> dict[str, list[str]]:
-    """Sections ``train:``, ``val:``, ``test:`` with a file name per line."""
+    """Read a list with sections ``train:``, ``val:`` and ``test:`` and one file name per line."""
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
     part, seen = "", dict[str, str]()
     for number, text in _lines(path):
         if header := re.fullmatch(r"(train|val|test)\s*:", text, re.IGNORECASE):
             part = header[1].lower()
         elif not part:
-            raise DataError(f"{path} line {number}: '{text}' stands before train:, val: or test:.")
+            raise DataError(f"{path} line {number}: '{text}' comes before train:, val: or test:.")
         else:
             name = Path(text).stem
             _see(name, part, seen, path, number)
@@ -146,11 +150,13 @@ def _read_list(path: Path) -> dict[str, list[str]]:
 def _read_lists(
     root: Path, rule: Mapping[str, Any], scenes: Mapping[str, str]
 ) -> dict[str, list[str]] | None:
-    """One file per part, a scene per line: its name, or file names separated by commas or blanks.
+    """Read one list per part, with one scene per line.
+
+    A line holds the scene's name, or its file names separated by commas or blanks.
 
     Args:
         root: data folder.
-        rule: part -> names that its list may have.
+        rule: part -> possible names of its list.
         scenes: scene or file stem -> scene name.
     """
     wanted = {part: rule[part] for part in PARTS if part in rule}
@@ -165,7 +171,7 @@ def _read_lists(
         if path is None:
             there = next(p for p in paths.values() if p)
             raise DataError(
-                f"{there} is there, but {root} has no {' or '.join(wanted[part])}; add the list, "
+                f"{there} exists, but {root} has no {' or '.join(wanted[part])}; add the list, "
                 "or remove the others to split in the order of names."
             )
         for number, text in _lines(path):
@@ -185,5 +191,5 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _see(name: str, part: str, seen: dict[str, str], path: Path, number: int) -> None:
     if name in seen:
-        raise DataError(f"{path} line {number}: {name} is already in {seen[name]}; keep one.")
+        raise DataError(f"{path} line {number}: {name} is already in {seen[name]}; keep one entry.")
     seen[name] = part

@@ -1,7 +1,7 @@
-"""Scenes as flat memory maps, and their statistics.
+"""Prepare scenes as flat memory maps, with their statistics.
 
-All scenes of a set lie behind each other in one array per sensor, pixel after pixel, in the
-source's own dtype, so that windows are cut out without decoding anything (``windows.py``).
+Each sensor has one array with the pixels of all scenes, one scene after the other, in the dtype of
+the source files. Windows can thus be cut without decoding files (``windows.py``).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from .synthetic import synthesize
 
 
 def load_data(run: Run) -> SceneSet:
-    """Stage ``data``: the run's scenes, made or checked, prepared, with their statistics.
+    """Run stage ``data``: find or simulate the scenes of a run and prepare them.
 
-    Writes ``statistics.json`` and, for synthetic scenes, the scenes themselves; what is there
-    already is used as it is, so every notebook may begin with this call.
+    Synthetic scenes, prepared scenes and ``statistics.json`` are written only if they do not exist
+    yet, so every notebook can start with this call.
 
     Raises:
         DataError: see ``prepare``.
-        ConfigError: the settings ask for SAR and the layout has none.
+        ConfigError: the settings ask for SAR, but the layout has none.
     """
     config = run.config
     layout = load_layout(config.layout)
@@ -57,16 +57,18 @@ def load_data(run: Run) -> SceneSet:
 
 
 def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
-    """Stream the scenes under ``root`` into flat memory maps; nothing to do when they are there.
+    """Copy the scenes under ``root`` to flat memory maps, unless these exist already.
+
+    After an error, no partial files remain.
 
     Args:
         root: data folder.
-        layout: where and how the data set keeps its files.
-        target: parent of the prepared folder; default ``data/prepared`` of the project.
+        layout: where and how the data set stores its files.
+        target: parent of the prepared folder; default: ``data/prepared`` of the project.
 
     Raises:
-        DataError: from finding, checking or reading a scene, or too little space on the disk;
-            then nothing is left behind. Or an array has changed since it was prepared.
+        DataError: a scene cannot be found, read or used, there is too little space on the disk, or
+            an array has changed since it was prepared.
     """
     scenes = find_scenes(root, layout)
     split = split_scenes(root, layout, scenes)
@@ -79,7 +81,7 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
         try:
             stream_scenes(scenes, layout, temporary)
-            temporary.chmod(0o755)  # mkdtemp makes it private
+            temporary.chmod(0o755)  # mkdtemp creates it accessible to the owner only
             shutil.rmtree(folder, ignore_errors=True)
             temporary.replace(folder)
         except BaseException as error:
@@ -95,7 +97,7 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
 def _stamp(scene: Scene) -> list[Any]:
     paths = [path for path, _ in scene.files().values()]
     if gone := [path for path in paths if not path.is_file()]:
-        raise DataError(f"{gone[0]} is missing: its link leads nowhere; put the file there.")
+        raise DataError(f"{gone[0]} is missing: its link is broken; restore the file there.")
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
 
 
@@ -103,10 +105,10 @@ MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk."
 
 
 def stream_scenes(scenes: list[Scene], layout: Layout, folder: Path) -> None:
-    """Write ``optical.npy sar.npy label.npy valid.npy`` and last ``manifest.json`` into ``folder``.
+    """Write ``optical.npy``, ``sar.npy``, ``label.npy``, ``valid.npy``, then ``manifest.json``.
 
     Raises:
-        DataError: a scene cannot be used, or the arrays are larger than the free space.
+        DataError: a scene cannot be used, or the arrays are larger than the free disk space.
     """
     for scene in scenes:
         scene.check()
@@ -127,17 +129,17 @@ def stream_scenes(scenes: list[Scene], layout: Layout, folder: Path) -> None:
 def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.ndarray]:
     samples = [scene.read(Window(0, 0, 1, 1)) for scene in scenes]
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        # Reflectance may be int16 in one file and float32 in the next: hold both.
+        # Files of one sensor may be int16 and float32: choose a dtype that holds both.
         role: ((len(samples[0][role]), total), np.result_type(*(s[role] for s in samples)))
         for role in ("optical", "sar")
         if role in samples[0]
     }
     shapes |= {"label": ((total,), np.uint8), "valid": ((total,), np.bool_)}
-    # Memory maps are sparse: a disk that fills up under one kills the process without a word.
+    # Memory maps are sparse files. If the disk fills up later, the process dies without a message.
     needed = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in shapes.values())
     if needed > (free := shutil.disk_usage(folder).free):
         raise DataError(
-            f"Preparing {len(scenes)} scenes takes {needed / 1e9:.3f} GB in {folder.parent}, but "
+            f"Preparing {len(scenes)} scenes needs {needed / 1e9:.3f} GB in {folder.parent}, but "
             f"{free / 1e9:.3f} GB are free; {MORE_SPACE}"
         )
     return {
@@ -149,7 +151,7 @@ def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.nd
 def _copy_scene(
     scene: Scene, layout: Layout, maps: dict[str, np.ndarray], offset: int, height: int, width: int
 ) -> dict[str, np.ndarray]:
-    """Copy one scene strip by strip; returns per sensor the sums of 1, x and x^2 per band."""
+    """Copy one scene strip by strip; return per sensor the sums of 1, x and x^2 (3, C)."""
     sums: dict[str, np.ndarray] = {}
     for top in range(0, height, STRIP_PX):
         rows = min(STRIP_PX, height - top)
@@ -158,7 +160,7 @@ def _copy_scene(
         valid = part["valid"]
         maps["valid"][here] = valid.reshape(-1)
         maps["label"][here] = part["label"].astype(np.uint8).reshape(-1)
-        for role in [r for r in ("optical", "sar") if r in maps]:  # a set has no fixed order
+        for role in [r for r in ("optical", "sar") if r in maps]:  # a set would have no order
             maps[role][:, here] = part[role].reshape(len(part[role]), -1)
             # Band by band: large temporary arrays are slow.
             values = (physical(band[valid], role, layout) for band in part[role])
@@ -181,10 +183,10 @@ def _record(
 
 
 def check_arrays(folder: Path) -> None:
-    """Compare the arrays with the sha256 that they were written with: a flipped bit is silent.
+    """Compare the SHA-256 of the arrays with the recorded ones, to detect damaged files.
 
     Raises:
-        DataError: an array has changed or is gone.
+        DataError: an array has changed or is missing.
     """
     manifest = folder / "manifest.json"
     for file, wanted in json.loads(manifest.read_text())["files"].items():
@@ -192,5 +194,5 @@ def check_arrays(folder: Path) -> None:
         if (found := sha256_of(path) if path.is_file() else "none, it is missing") != wanted:
             raise DataError(
                 f"{path} has changed since it was prepared: its sha256 is {found}, but {manifest} "
-                f"says {wanted}; delete {folder}, and it is made again from the scenes."
+                f"says {wanted}; delete {folder} to prepare the scenes again."
             )

@@ -1,4 +1,4 @@
-"""Synthetic scenes on disk, in the form of WHU-OPT-SAR: what a run gets that names no data."""
+"""Synthetic scenes on disk, in the format of WHU-OPT-SAR, for runs without a data folder."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from .layout import load_layout
 from .map_sheets import sheet_of
 from .rasters import write_raster
 
-SHEET_PX = 5556  # of a 1:50 000 map sheet, 15' of longitude wide
+SHEET_PX = 5556  # width of a 1:50 000 map sheet, 15' of longitude
 
 
 def scene_names(count: int) -> list[str]:
-    """File names after 1:50 000 map sheets of the real area: NH49E001013.tif and onwards.
+    """Return file names after 1:50 000 map sheets of the real area, from NH49E001013.tif on.
 
     Raises:
-        DataError: more names than the area has sheets.
+        DataError: ``count`` is larger than the number of sheets, 288.
     """
     if count > 24 * 12:
-        raise DataError(f"{count} synthetic scenes were asked for, but there are 288 sheet names.")
+        raise DataError(f"{count} synthetic scenes are too many; 288 is the largest number.")
     return [f"NH49E{1 + k // 12:03d}{13 + k % 12:03d}.tif" for k in range(count)]
 
 
 def sheet_transform(name: str) -> Affine:
-    """Geotransform (degrees, EPSG:4326) of the sheet a file is named after.
+    """Return the geotransform (degrees, EPSG:4326) of the map sheet that a file is named after.
 
     Raises:
-        DataError: it is named after none.
+        DataError: the file name is not a sheet name.
     """
     sheet = sheet_of(name)
     if sheet is None:
-        raise DataError(f"{name} is no sheet name such as NH49E001013.tif; rename the scene.")
+        raise DataError(f"{name} is not a sheet name such as NH49E001013.tif; rename the scene.")
     step = 0.25 / SHEET_PX
     return Affine(step, 0, sheet.west_deg, 0, -step, sheet.north_deg)
 
@@ -47,9 +47,17 @@ def sheet_transform(name: str) -> Affine:
 def write_scenes(
     folder: Path, names: Sequence[str], seed: int, height: int, width: int, *, difficulty: str
 ) -> None:
-    """Write scenes as GeoTIFF in the folders of the layout whu-opt-sar.
+    """Write scenes as GeoTIFFs in the folders of the layout whu-opt-sar.
 
-    A scene depends on its name and ``seed`` only, not on which others are written.
+    A scene depends only on its name and ``seed``, not on the other scenes.
+
+    Args:
+        folder: data folder.
+        names: file names, which are sheet names.
+        seed: of the scenes.
+        height: rows of a scene, px.
+        width: columns of a scene, px.
+        difficulty: see ``make_landscape``.
     """
     layout = load_layout("whu-opt-sar")
     colors = {c.code: c.rgb for c in layout.classes}
@@ -63,9 +71,9 @@ def write_scenes(
 
 
 def synthesize(run: Run) -> Path:
-    """Write the profile's synthetic scenes once; the folder is named after what decides them."""
+    """Write the profile's synthetic scenes unless they exist; return their data folder."""
     settings = run.config.synthetic
-    # Training scenes last: with more or fewer of them the others stay what they are.
+    # Training scenes come last, so their number does not change the other scenes.
     counts = {part: getattr(settings, part) for part in ("val", "test", "train")}
     wanted = run.config.section("synthetic", "seed") | {"order": list(counts)}
     folder = project_root() / "data" / "synthetic" / f"{settings.difficulty}-{digest(wanted)}"
@@ -77,6 +85,6 @@ def synthesize(run: Run) -> Path:
     lines, rest = [], iter(names)
     for part, count in counts.items():
         lines += [f"{part}:", *(next(rest) for _ in range(count))]
-    # Last, so that an interrupted folder is not taken for a whole one.
+    # Written last, so that an incomplete folder is not mistaken for a complete one.
     write_atomically(folder / "split.txt", lambda t: t.write_text("\n".join(lines) + "\n"))
     return folder

@@ -1,8 +1,8 @@
-"""Windows gathered from the flat arrays, and the tiling that decides which.
+"""Cut windows out of the flat arrays, and tile scenes.
 
-No patch is ever written to disk. Where all pixels fit on the GPU, a batch is a few tensor
-operations there; else windows are cut from the memory maps one by one, which suits the caches of
-a processor.
+Patches are never written to disk. If all pixels fit on the GPU, a batch takes a few tensor
+operations there. Otherwise windows are cut from the memory maps one by one, which makes good use
+of CPU caches.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ..run import to_device
 from .layout import to_log_intensity
 from .scene_set import SceneRecord, SceneSet, standardisation
 
-# Standardised at a time: little enough for a processor's caches, enough that threads seldom meet.
+# Pixels standardised at a time: few enough for CPU caches, enough to keep threads independent.
 PIECE_PX = 4 * 256 * 256
-RECYCLED_BYTES = 2**26  # of the largest array whose memory is kept for the next batch
+RECYCLED_BYTES = 2**26  # arrays up to this size keep their memory for the next batch
 
 
 class PixelStore:
-    """The flat arrays with their standardisation: windows are gathered from here.
+    """The flat arrays with their standardisation, from which windows are cut.
 
-    On the GPU when they fit in half of its free memory, else as memory maps.
+    The arrays are kept on the GPU if they fit in half of its free memory, else as memory maps.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class PixelStore:
         self.device, self.layout, self.records = device, scenes.layout, scenes.records
         self.roles = tuple(statistics)
         flats = {role: np.atleast_2d(scenes.flat(role)) for role in (*self.roles, "valid")}
-        # Per scene (C, H, W); slicing NumPy's own type of memory map is slower.
+        # Per scene (C, H, W); as plain arrays, because slicing numpy.memmap is slower.
         self.planes = {role: _planes(np.asarray(f), scenes.records) for role, f in flats.items()}
         self.valid_pixels = np.asarray(flats["valid"])[0]  # (P,)
         self.whole = [r.valid_px == r.height * r.width for r in scenes.records]  # without nodata
@@ -66,7 +66,8 @@ class PixelStore:
             scene: ``(B,)`` int64 scene indices.
             row: ``(B,)`` int64 top rows, px.
             col: ``(B,)`` int64 left columns, px.
-            size: side, or (height, width), px. Over a scene's far edges they are repeated.
+            size: side, or (height, width), px. Beyond the bottom and right edges of a scene, the
+                edge pixels are repeated.
 
         Returns:
             ``optical (B, Co, h, w)`` and/or ``sar (B, Cs, h, w)`` float32 standardised, 0 where
@@ -81,7 +82,7 @@ class PixelStore:
         return found
 
     def _read(self, at: Tensor, shape: tuple[int, int]) -> dict[str, Tensor]:
-        """Windows from the memory maps, by all threads, in pieces of some windows or some rows."""
+        """Cut windows from the memory maps in all threads, a few windows or rows at a time."""
         (height, width), count = shape, at.shape[1]
         batch = {
             role: self.memory.take(role, (count, len(planes[0]), height, width))
@@ -92,7 +93,7 @@ class PixelStore:
         pieces = iter([(first, top) for first in firsts for top in tops])
 
         def work() -> None:
-            for first, top in pieces:  # shared: the thread that is free takes the next
+            for first, top in pieces:  # shared: the next free thread takes the next piece
                 some, lines = slice(first, first + windows), slice(top, top + rows)
                 places = [(s, r + top, c) for s, r, c in at.T[some].tolist()]
                 self._fill({role: x[some, :, lines] for role, x in batch.items()}, places)
@@ -107,7 +108,7 @@ class PixelStore:
         }
 
     def _fill(self, piece: dict[str, np.ndarray], places: list[tuple[int, int, int]]) -> None:
-        """Standardise what lies at ``places`` (scene, row, col) into ``(len(places), C, h, w)``."""
+        """Write standardised windows at ``places`` (scene, row, col) into ``piece``."""
         scenes, valid = [scene for scene, _, _ in places], piece["valid"]
         if whole := all(self.whole[scene] for scene in scenes):
             valid[:] = True
@@ -117,7 +118,7 @@ class PixelStore:
             x = piece[role]
             source = np.empty(x.shape, self.planes[role][0].dtype)
             self._copy(role, places, source)
-            with np.errstate(all="ignore"):  # invalid pixels may hold anything
+            with np.errstate(all="ignore"):  # invalid pixels may hold any value
                 self._to_physical(source, role, x)
                 x -= mean[scenes, :, None, None]
                 x *= 1 / std[scenes, :, None, None]
@@ -139,7 +140,7 @@ class PixelStore:
             x[:] = to_log_intensity(source.astype(np.float32), scaling)
 
     def _gather(self, at: Tensor, shape: tuple[int, int]) -> dict[str, Tensor]:
-        """Windows on the GPU: a few operations for the whole batch, and the host waits for none."""
+        """Cut the windows of a batch on the GPU in a few operations, without waiting for any."""
         places = to_device(torch.cat([at, self.places[at[0]].T]), self.device)  # (6, B)
         scene, row, col, offset, height, width = places[:, :, None, None]  # (B, 1, 1) each
         lines = [torch.arange(n, device=self.device) for n in shape]
@@ -157,7 +158,7 @@ class PixelStore:
         return cut
 
     def scene(self, index: int) -> dict[str, Tensor]:
-        """One whole scene as a batch of one."""
+        """Return one whole scene as a batch of one window (see ``windows``)."""
         _, height, width = self.places[index].tolist()
         zero = torch.zeros(1, dtype=torch.int64)
         return self.windows(zero + index, zero, zero, (height, width))
@@ -181,11 +182,11 @@ class PixelStore:
         return torch.from_numpy(self.valid_pixels[(offset + row * width + col).numpy()])
 
     def valid(self, index: int) -> Tensor:
-        """Which pixels of a scene count: ``(H, W)`` bool on the device."""
+        """Return the valid pixels of a scene: ``(H, W) bool`` on the device."""
         return to_device(torch.from_numpy(np.array(self.planes["valid"][index][0])), self.device)
 
     def unscaled(self, x: Tensor, role: str, index: int) -> Tensor:
-        """Undo the standardisation of ``(B, C, h, w)``: source values, SAR as ln intensity."""
+        """Undo the standardisation of ``(B, C, h, w)``; SAR values stay ln intensity."""
         return x * self.std[role][index][:, None, None] + self.mean[role][index][:, None, None]
 
 
@@ -194,18 +195,18 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-if hasattr(os, "register_at_fork"):  # a forked process has the pool, but not its threads
+if hasattr(os, "register_at_fork"):  # a forked process inherits the pool without its threads
     os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @functools.cache
 def _log_table(scaling: str) -> np.ndarray:
-    """Ln intensity of each 8-bit value ``(256,)``, so that no logarithm is taken per pixel."""
+    """Return the ln intensity of each 8-bit value ``(256,)``: faster than a log per pixel."""
     return to_log_intensity(np.arange(256, dtype=np.float32), scaling)
 
 
 def open_store(scenes: SceneSet, config: Config, device: torch.device) -> PixelStore:
-    """The pixel store of a run, with the sensors that its network sees."""
+    """Open the pixel store of a run, with the sensors that its network sees."""
     statistics = scenes.statistics
     if config.model.sensors != "both":
         statistics = {config.model.sensors: statistics[config.model.sensors]}
@@ -213,7 +214,7 @@ def open_store(scenes: SceneSet, config: Config, device: torch.device) -> PixelS
 
 
 def _planes(flat: np.ndarray, records: tuple[SceneRecord, ...]) -> list[np.ndarray]:
-    """Scenes ``(C, H, W)`` of a flat array ``(C, pixels)``."""
+    """Split a flat array ``(C, pixels)`` into scenes ``(C, H, W)``."""
     sizes = [(r.height, r.width) for r in records]
     cuts = np.cumsum([height * width for height, width in sizes])[:-1]
     parts = np.split(flat, cuts, axis=1)
@@ -221,7 +222,7 @@ def _planes(flat: np.ndarray, records: tuple[SceneRecord, ...]) -> list[np.ndarr
 
 
 def _cut(plane: np.ndarray, row: int, col: int, shape: tuple[int, ...]) -> np.ndarray:
-    """A window ``(C, h, w)`` of ``plane (C, H, W)``; the far edges are repeated."""
+    """Cut a window ``(C, h, w)`` of ``plane (C, H, W)``, repeating bottom and right edge pixels."""
     found = plane[:, row : row + shape[0], col : col + shape[1]]
     if found.shape[1:] == shape:
         return found
@@ -233,7 +234,7 @@ def _cut(plane: np.ndarray, row: int, col: int, shape: tuple[int, ...]) -> np.nd
 
 
 class Recycled:
-    """Memory of the last batch, as soon as nobody holds it any more.
+    """Reuses the memory of the last batch once it is no longer referenced.
 
     The system clears new memory page by page, which takes as long as filling it.
     """
@@ -242,9 +243,9 @@ class Recycled:
         self.spare: dict[str, np.ndarray] = {}
 
     def take(self, role: str, shape: tuple[int, ...]) -> np.ndarray:
-        """An array to write to: bool for ``valid``, else float32.
+        """Return an uninitialised array: bool for ``valid``, else float32.
 
-        Its memory comes back when the array is gone, and with it each tensor that shares it.
+        Its memory is reused once the array and all tensors that share it are gone.
         """
         owner = self.spare.pop(role, None)
         if owner is None or owner.shape != shape:
@@ -260,12 +261,12 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _kept_as(dtype: np.dtype) -> np.dtype:
-    """Of an array on the GPU: torch computes little with uint16, which is widened once."""
+    """Return the dtype on the GPU: uint16 becomes int32, as torch hardly supports uint16."""
     return np.dtype(np.int32) if dtype == np.uint16 else dtype
 
 
 def _fits(flats: dict[str, np.ndarray], device: torch.device) -> bool:
-    """Whether the arrays go on the device; the CPU has them in its memory maps."""
+    """Return whether to copy the arrays to the device; on a CPU the memory maps are used."""
     if device.type != "cuda":
         return False
     needed = sum(flat.size * _kept_as(flat.dtype).itemsize for flat in flats.values())
@@ -273,10 +274,15 @@ def _fits(flats: dict[str, np.ndarray], device: torch.device) -> bool:
 
 
 def tile_starts(length: int, size: int, overlap: int) -> list[int]:
-    """Starts of tiles of ``size`` px every ``size - overlap`` px; the last is shifted back.
+    """Return the starts of tiles, every ``size - overlap`` px; the last tile is shifted back.
+
+    Args:
+        length: side of the scene, px.
+        size: side of a tile, px.
+        overlap: of adjacent tiles, px.
 
     Raises:
-        ConfigError: tiles overlap by their whole size.
+        ConfigError: the overlap is not smaller than a tile.
         DataError: the scene is smaller than one tile.
     """
     if overlap >= size:
@@ -294,7 +300,7 @@ def tile_starts(length: int, size: int, overlap: int) -> list[int]:
 
 
 def tile_scene(height: int, width: int, size: int, overlap: int) -> np.ndarray:
-    """Top-left corners ``(T, 2)`` of tiles that cover every pixel of a scene."""
+    """Return the top-left corners ``(T, 2)`` of tiles that cover a scene (see ``tile_starts``)."""
     rows, cols = (tile_starts(length, size, overlap) for length in (height, width))
     return np.array([(r, c) for r in rows for c in cols])
 
@@ -322,10 +328,18 @@ def training_tiles(scenes: SceneSet, size: int, overlap: int, least_valid: float
 def draw_windows(
     tiles: Tensor, count: int, size: int, jitter: int, places: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw ``count`` windows: a random tile each, moved by up to ``jitter`` px, inside its scene.
+    """Draw random tiles and shift each by up to ``jitter`` px within its scene.
+
+    Args:
+        tiles: ``(T, 3) int64`` scene, row, col.
+        count: number of windows.
+        size: side of a window, px.
+        jitter: largest shift in each direction, px.
+        places: ``(S, 3)`` offset, height and width of the scenes.
+        generator: source of the draws.
 
     Returns:
-        scene, row, col: ``(count,)`` int64 each.
+        scene, row, col: ``(count,) int64`` each.
     """
     pick = torch.randint(len(tiles), (count,), generator=generator)
     move = torch.randint(-jitter, jitter + 1, (count, 2), generator=generator)

@@ -1,7 +1,7 @@
-"""Experiments: what is compared with what, and tables made of records.
+"""Experiments: comparisons of methods and variants, and tables of their results.
 
-``pipeline`` runs all stages of one run, ``sweep`` many runs; ``records`` keeps what they found in
-one file, ``tables`` reads it.
+``pipeline`` runs all stages of one run, ``sweep`` does many runs, ``records`` stores their results
+in one file, and ``tables`` makes tables of them.
 """
 
 from .. import hand_on

@@ -1,4 +1,4 @@
-"""A whole run without notebooks: every stage, and the methods that a run compares."""
+"""Do a whole run without notebooks: all stages, and the methods that the run compares."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..training.loop import print_progress
 
 
 def clusters_of_pretrained(kind: str, run: Run, task: ClusteringTask) -> Classifier:
-    """``kind`` (see ``mixture.fit``) on the fused tokens of the pretrained network."""
+    """Cluster the fused tokens of the pretrained network by ``kind`` (see ``mixture.fit``)."""
 
     def make() -> TokenMap:
         network = load_pretrained(run, task.scenes).to(run.device).eval()
@@ -33,7 +33,7 @@ def clusters_of_pretrained(kind: str, run: Run, task: ClusteringTask) -> Classif
 
 
 def ours(run: Run, task: ClusteringTask) -> Classifier:
-    """The self-trained network and its teacher."""
+    """Return the classifier of UMSF-Net: the self-trained network and its teacher."""
     return clustered_classifier(load_clustered(run, task), task)
 
 
@@ -41,15 +41,18 @@ PRETRAINED: dict[str, Fit] = {
     f"{kind}-pretrained": partial(clusters_of_pretrained, kind)
     for kind in ("kmeans", "mixture", "merged")
 }
-TRAINED = LEARNED | CEILING  # each in a stage of its own
+TRAINED = LEARNED | CEILING  # each has its own stage
 METHODS: dict[str, Fit] = BASELINES | PRETRAINED | TRAINED | {"umsf": ours}
-# The others start from random weights.
+# The other methods start from random weights.
 FROM_PRETRAINED = {*PRETRAINED, "mutual-information", "swav", "scan", "umsf"}
-USUAL = (*BASELINES, *PRETRAINED, "umsf")  # what costs seconds beside our own training
+USUAL = (*BASELINES, *PRETRAINED, "umsf")  # these take only seconds, besides our own training
 
 
 def stages_of(method: str) -> tuple[str, ...]:
-    """The stages of a run whose work a method uses; what fits in seconds beside them has none."""
+    """Return the stages of a run that a method uses.
+
+    Methods that are fitted within seconds have no stage of their own.
+    """
     if method in BASELINES and not method.endswith("-random"):
         return ()
     started = ("despeckle", "pretrain") if method in FROM_PRETRAINED else ("despeckle",)
@@ -60,17 +63,18 @@ def stages_of(method: str) -> tuple[str, ...]:
 def methods(
     run: Run, task: ClusteringTask, names: Sequence[str] = USUAL
 ) -> dict[str, Callable[[], Classifier]]:
-    """What makes each classifier that a run compares: the named ones and those scored before.
+    """Return a function for each method that a run compares, which makes its classifier.
 
-    Learned baselines that the run lacks are trained now. The supervised ceiling is left out where
-    there is none (see ``has_ceiling``).
+    These are the named methods and those that the run has scored before. Learned baselines that the
+    run lacks are trained now. The supervised ceiling is left out if the data has none (see
+    ``has_ceiling``).
 
     Raises:
-        MissingStageError: ours is among them, and the run has no finished clustering.
+        MissingStageError: ``umsf`` is one of them, but the run has no finished clustering.
     """
     wanted = {*names, *load_records([run.folder]).method}
     if "umsf" in wanted:
-        run.outputs_of("cluster")  # said now, not after all others have been fitted
+        run.outputs_of("cluster")  # fails now, not after all others have been fitted
     if wanted.intersection(CEILING) and not has_ceiling(task.scenes):
         wanted -= set(CEILING)
     for name in TRAINED:
@@ -80,7 +84,7 @@ def methods(
 
 
 def pretrain_run(run: Run) -> SceneSet:
-    """The stages of a run up to its pretraining, each skipped when it is up to date."""
+    """Run the stages up to pretraining, skipping those that are up to date; return the scenes."""
     scenes = load_data(run)
     train_despeckler(run, scenes, progress=print_progress("despeckle"))
     pretrain(run, scenes, progress=print_progress("pretrain"))
@@ -88,12 +92,12 @@ def pretrain_run(run: Run) -> SceneSet:
 
 
 def run_everything(run: Run, names: Sequence[str] = USUAL, *, maps: bool = False) -> None:
-    """All stages of a run, each skipped when it is up to date.
+    """Run all stages of a run, skipping those that are up to date.
 
     Args:
         run: an open run.
         names: methods to compare.
-        maps: also write the maps of all scenes that are to be mapped.
+        maps: also write the maps of the test scenes.
     """
     scenes = pretrain_run(run)
     task = ClusteringTask.of_run(run, scenes)

@@ -1,12 +1,14 @@
-"""What finished runs leave for tables: counts of each test scene, settings, costs; in one file.
+"""Records of finished runs for tables, in one file: counts per test scene, settings and costs.
 
-The file, ``records.csv.gz``, is one table. ``value`` is JSON, and what it holds is ``kind``:
+The file ``records.csv.gz`` is one table. The column ``value`` is JSON, and ``kind`` says what it
+holds:
 
-- ``run``: settings, cost of each stage, versions, git id, device;
-- ``matching``: of a method in a protocol, name -> class of each cluster, the one that counts first;
-- ``scene``: pixels (or patches) of each cluster ``K'`` and class ``K`` in one test scene.
+- ``run``: settings, cost of each stage, versions, git id and device;
+- ``matching``: for a method and protocol, name of a matching -> class of each cluster; the first
+  matching is the one used for scores;
+- ``scene``: number of pixels (or patches) per cluster ``K'`` and class ``K`` in one test scene.
 
-Scores and intervals are computed anew from the counts.
+Scores and intervals are computed from the counts.
 """
 
 from __future__ import annotations
@@ -28,21 +30,22 @@ from ..evaluation.metrics import hungarian
 from ..evaluation.stage import COLUMNS, identity, records
 from ..run import KEYS, RESULTS, nameless, write_atomically
 
-RECORDS = RESULTS / "records.csv.gz"  # those of the tables in RESULTS.md
-FILES = ("manifest.json", "metrics.json", "confusions.npz")  # of a run that is evaluated
+RECORDS = RESULTS / "records.csv.gz"  # records behind the tables in RESULTS.md
+FILES = ("manifest.json", "metrics.json", "confusions.npz")  # files of an evaluated run
 FIELDS = ["run", "kind", "method", "protocol", "scene", "value"]
 Key = tuple[str, str]  # method, protocol
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """An evaluated run.
+    """The record of an evaluated run.
 
     Attributes:
-        name: of the run.
+        name: name of the run.
         manifest: at least ``config`` and ``stages``, as in the run folder.
-        tables: counts ``(S, K', K)`` int64 of the test scenes, methods in their order.
-        matchings: name -> cluster -> class ``(K',)``, the one that counts first.
+        tables: (method, protocol) -> counts ``(S, K', K) int64`` of the test scenes.
+        matchings: (method, protocol) -> name -> class of each cluster ``(K',)``; the first is used
+            for scores.
     """
 
     name: str
@@ -52,19 +55,19 @@ class RunRecord:
 
     @property
     def methods(self) -> set[str]:
-        """All that are scored in it."""
+        """All methods that the run has scores of."""
         return {method for method, _ in self.tables}
 
     def dense(self, method: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tables ``(S, K', K)`` and the matching that counts ``(K',)``, as ``dense_tables``."""
+        """Return a method's dense tables ``(S, K', K)`` and its matching for scores ``(K',)``."""
         key = (method, "dense")
         return self.tables[key], next(iter(self.matchings[key].values()))
 
     def scores(self, config: Config) -> pd.DataFrame:
-        """Tidy records like those of ``metrics.json``, from the counts.
+        """Compute a table of scores, like that of ``metrics.json``, from the counts.
 
         Args:
-            config: of the run.
+            config: settings of the run.
         """
         classes, rows = load_layout(config.layout).classes, []
         for key, tables in self.tables.items():
@@ -74,12 +77,12 @@ class RunRecord:
 
 
 def is_evaluated(folder: Path) -> bool:
-    """Whether a run folder holds all that a record is made of."""
+    """Return whether a run folder has all files that a record needs."""
     return all((folder / file).is_file() for file in FILES)
 
 
 def read_run(folder: Path) -> RunRecord:
-    """The record of a run folder (see ``is_evaluated``)."""
+    """Read the record of a run folder, which must be evaluated (see ``is_evaluated``)."""
     rows = json.loads((folder / "metrics.json").read_text())
     fitted = {(row["method"], row["protocol"]) for row in rows if row["matching"] == "validation"}
     tables, matchings = {}, {}
@@ -96,10 +99,10 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def read_records(path: Path | None) -> dict[str, RunRecord]:
-    """Run name -> record of a file; nothing where there is none.
+    """Read run name -> record from a file; empty if there is no file.
 
     Raises:
-        DataError: the file is damaged, or it is another one.
+        DataError: the file is damaged, or is not a file of records.
     """
     if path is None or not path.exists():
         return {}
@@ -111,13 +114,13 @@ def read_records(path: Path | None) -> dict[str, RunRecord]:
     except (OSError, EOFError, zlib.error, ValueError, LookupError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{path} holds no records of runs, or is damaged ({reason}); restore it, or name "
+            f"{path} holds no records of runs, or is damaged ({reason}); restore it, or give "
             "another file with --records."
         ) from error
 
 
 def _records(rows: pd.DataFrame) -> dict[str, RunRecord]:
-    """The records of a file's rows, each run's in the order of ``_rows``."""
+    """Build records from the rows of a file; rows of a run are in the order of ``_rows``."""
     found: dict[str, RunRecord] = {}
     counts: dict[tuple[str, Key], list[Any]] = {}
     for name, kind, method, protocol, scene, text in rows.itertuples(index=False, name=None):
@@ -137,14 +140,14 @@ def _records(rows: pd.DataFrame) -> dict[str, RunRecord]:
 
 
 def write_records(path: Path, found: Mapping[str, RunRecord]) -> None:
-    """Write records as one file, atomically; equal ones give equal bytes."""
+    """Write records to one file, atomically; equal records give identical bytes."""
     rows = pd.DataFrame((row for name in sorted(found) for row in _rows(found[name])), None, FIELDS)
     text = gzip.compress(rows.to_csv(index=False, lineterminator="\n").encode(), mtime=0)
     write_atomically(path, lambda temporary: temporary.write_bytes(text))
 
 
 def _rows(record: RunRecord) -> Iterator[tuple[str, ...]]:
-    """One row per run, matching and scene."""
+    """Yield one row per run, matching and scene."""
     yield record.name, "run", "", "", "", _json(_portable(record.manifest))
     for key, tables in record.tables.items():
         matchings = {name: mapping.tolist() for name, mapping in record.matchings[key].items()}
@@ -158,7 +161,7 @@ def _json(value: Any) -> str:
 
 
 def _portable(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings, costs and what made the run; nothing of its files, nor of where its data lay."""
+    """Return settings, costs and versions of a run, without its files and the path of its data."""
     stages = {
         name: {key: stage[key] for key in (*KEYS, "git") if key in stage}
         for name, stage in manifest["stages"].items()

@@ -1,6 +1,6 @@
-"""Suites of runs: what is compared with what.
+"""Suites of runs that compare methods and variants.
 
-One run folder per variant and seed, each with the methods that its suite compares there.
+A suite has one run folder per variant and seed, with the methods that it compares there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Times:
     factor: int
 
     def __str__(self) -> str:
-        """As a table of variants shows it."""
+        """Describe the value for a table of variants."""
         return f"{self.factor} x the profile's"
 
 
@@ -72,19 +72,19 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "windows_128": {"views": {"window_px": 128, "overlap_px": 32}},
     },
     "steps": {"steps_x4": {"cluster": {"steps": Times(4)}}},
-    # The same land with rare classes less rare: other test scenes, which pair with none of base.
+    # Rare classes are less rare. The test scenes differ from those of base, so none can be paired.
     "imbalance": {"mild_imbalance": {"synthetic": {"difficulty": "mild"}}},
-    # Contrast and clustering loss of weight 1 on pooled windows, seven clusters, no teacher; one
-    # phase after the other, where the paper switches the clustering on at a quarter of the epochs.
+    # Contrastive and clustering loss with weight 1 on pooled windows, seven clusters, no teacher.
+    # Clustering follows pretraining; the paper adds it after a quarter of the epochs.
     "as published": {"as_published": {"pretrain": {"pooled": 1.0}, "cluster": {"num_clusters": 7}}},
 }
-# How many scenes the network learns from; the others stay the same (``synthesize``).
+# Number of training scenes; the other scenes stay the same (see ``synthesize``).
 SIZES = {f"scenes_{count}": {"synthetic": {"train": count}} for count in (4, 16, 32, 64)}
 ABLATED = {name: changes for group in GROUPS.values() for name, changes in group.items()}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"base": {}} | ABLATED | SIZES
 OURS: Sequence[str] = ("umsf",)
 SCALED: Sequence[str] = ("umsf", "mixture-statistics", "merged-statistics")
-# Suite -> variant -> methods; "base" comes first, the others copy what they share with it.
+# Suite -> variant -> methods; "base" comes first, as the others copy stages they share with it.
 SUITES: dict[str, dict[str, Sequence[str]]] = {
     "first": {"base": USUAL, "optical": OURS, "sar": OURS, "no_pretraining": OURS},
     "baselines": {"base": tuple(METHODS), "optical": OURS, "sar": OURS, "no_pretraining": OURS},
@@ -95,7 +95,7 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     | {f"{name}-no_pretraining": OURS for name in SIZES}
     | {"scenes_64-epochs_x4": OURS},
 }
-AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that leave it as it is
+AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that do not affect pretraining
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ class Sweep:
     """The runs of one suite.
 
     Attributes:
-        config: of all runs, but for seed and variant.
+        config: settings of all runs, except for seed and variant.
         suite: a key of ``SUITES``.
-        seeds: one run of each variant per seed.
-        name: of the runs, before seed and variant.
-        records: file that stands in for what ``runs/`` does not hold (see ``records``).
+        seeds: each variant has one run per seed.
+        name: first part of the names of the runs, before seed and variant.
+        records: file with records of runs that are not in ``runs/`` (see ``records``).
     """
 
     config: Config
@@ -118,21 +118,22 @@ class Sweep:
 
     @property
     def prefix(self) -> str:
-        """``name``, else profile and data set."""
+        """``name``, or by default profile and data set."""
         config = self.config
         data = Path(config.data).name if config.data else config.synthetic.difficulty
         return self.name or f"{config.profile}-{data}"
 
     @property
     def folder(self) -> Path:
-        """Of the runs."""
+        """Folder that holds the run folders."""
         return project_root() / "runs"
 
     @property
     def variants(self) -> dict[str, Sequence[str]]:
-        """Variant -> methods; those of other synthetic scenes where the scenes are synthetic.
+        """Variant -> methods.
 
-        A variant that has the settings of an earlier one, with this profile, is left out.
+        Left out are variants with the same settings as an earlier one in this profile and, for data
+        that is not synthetic, variants with other synthetic scenes.
         """
         found: dict[str, Sequence[str]] = {}
         seen: list[Config] = []
@@ -144,15 +145,15 @@ class Sweep:
         return found
 
     def base_name(self, seed: int) -> str:
-        """Of the run of a seed that differs in nothing else."""
+        """Return the name of the base run of a seed."""
         return f"{self.prefix}-{seed}"
 
     def base(self, seed: int) -> Run:
-        """The run of that name, opened."""
+        """Open the base run of a seed."""
         return Run.open(replace(self.config, seed=seed), self.base_name(seed))
 
     def planned(self) -> Iterator[tuple[str, int, str, Config]]:
-        """Variant, seed, name and settings of each run, base runs first."""
+        """Yield variant, seed, name and settings of each run, the base run of each seed first."""
         for seed in self.seeds:
             for variant in self.variants:
                 ending = "" if variant == "base" else f"-{variant}"
@@ -160,26 +161,27 @@ class Sweep:
                 yield variant, seed, f"{self.base_name(seed)}{ending}", config
 
     def run(self) -> None:
-        """Run all that is not finished, nor kept with these settings; so it resumes."""
+        """Do all runs that are neither finished nor recorded with these settings."""
         kept = read_records(self.records)
         for variant, seed, name, config in self.planned():
-            wanted = set(self.variants[variant]) - set(CEILING)  # which not all data have
+            wanted = set(self.variants[variant]) - set(CEILING)  # not all data has it
             same = name in kept and not other_settings(kept[name].manifest["config"], config)
             if same and wanted <= kept[name].methods and not is_evaluated(self.folder / name):
                 print(
-                    f"run {name}: in {self.records} with the same settings, left alone", flush=True
+                    f"run {name}: skipped, {self.records} has it with the same settings", flush=True
                 )
                 continue
             print(f"run {name}", flush=True)
             run_everything(_variant(self.base(seed), variant), self.variants[variant])
 
     def finished(self) -> Iterator[tuple[str, int, RunRecord, pd.DataFrame]]:
-        """Variant, seed, record and scores of all that have been evaluated.
+        """Yield variant, seed, record and scores of all evaluated runs.
 
-        The scores are those of the suite's methods; ``variant`` is named as the suite does.
+        The scores are those of the suite's methods; their column ``variant`` has the suite's names.
 
         Raises:
-            ConfigError: a run folder was made with other settings; the differences are listed.
+            ConfigError: a run folder was made with other settings; the message lists the
+                differences.
         """
         kept = read_records(self.records)
         for variant, seed, name, config in self.planned():
@@ -187,7 +189,10 @@ class Sweep:
             if record := read_run(folder) if own else kept.get(name):
                 listed = other_settings(record.manifest["config"], config)
                 if own and listed:
-                    raise ConfigError(f"{folder} is of other settings ({listed}); ask for its own.")
+                    raise ConfigError(
+                        f"{folder} was made with other settings ({listed}); ask for those "
+                        "or choose another run name."
+                    )
                 if not listed:
                     scores = record.scores(config)
                     scores = scores[scores.method.isin(self.variants[variant])]
@@ -195,14 +200,14 @@ class Sweep:
 
 
 def vary_config(config: Config, variant: str) -> Config:
-    """The settings of a variant; ``a-b`` is the variant b of the variant a."""
+    """Return the settings of a variant; ``a-b`` is variant b of variant a."""
     for part in variant.split("-"):
         config = config.changed(**_changes(config, part))
     return config
 
 
 def _changes(config: Config, variant: str) -> dict[str, dict[str, Any]]:
-    """What a variant changes, multiples reckoned from the profile."""
+    """Return the changes of a variant, with multiples computed from the profile's values."""
     return {
         section: {
             key: value.factor * getattr(getattr(config, section), key)
@@ -215,15 +220,16 @@ def _changes(config: Config, variant: str) -> dict[str, dict[str, Any]]:
 
 
 def other_scenes(variant: str) -> bool:
-    """Whether a variant has other training scenes than ``base``."""
+    """Return whether a variant has other synthetic scenes than ``base``."""
     return any("synthetic" in VARIANTS[part] for part in variant.split("-"))
 
 
 def rival(variant: str, method: str) -> str | None:
-    """The variant whose ``umsf`` a row is compared with, on the same test scenes.
+    """Return the variant whose ``umsf`` a row is compared with, on the same test scenes.
 
-    Usually ``base``. A row with training scenes of its own is compared with ours on those; and
-    ours on those with ``base``, unless its test scenes are other ones, too (None).
+    This is usually ``base``. A row with its own training scenes is compared with ``umsf`` on the
+    same training scenes. That ``umsf`` itself is compared with ``base``, or with nothing (None) if
+    its test scenes differ, too.
     """
     first = variant.split("-")[0]
     if not other_scenes(first) or (variant, method) == (first, "umsf"):
@@ -232,7 +238,7 @@ def rival(variant: str, method: str) -> str | None:
 
 
 def _variant(base: Run, variant: str) -> Run:
-    """The run of a variant beside ``base``, with a copy of the stages that both share."""
+    """Open the run of a variant beside ``base`` and copy the stages that both share."""
     if "-" in variant:
         first, variant = variant.split("-")
         base = _variant(base, first)
@@ -242,6 +248,6 @@ def _variant(base: Run, variant: str) -> Run:
     shared = [] if other_scenes(variant) else ["data", "despeckle"]
     if AFTER_PRETRAINING.issuperset(changes):
         shared.append("pretrain")
-    if not all(base.is_done(stage) for stage in shared):  # its record is kept, its weights are not
+    if not all(base.is_done(stage) for stage in shared):  # recorded, perhaps, but without weights
         pretrain_run(base)
     return base.variant(variant, shared, **changes)

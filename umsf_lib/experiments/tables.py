@@ -1,4 +1,4 @@
-"""The tables of a suite, made from the records of its runs alone."""
+"""Make the tables of a suite from the records of its runs."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from .records import is_evaluated, read_records, write_records
 from .sweep import OURS, SCALED, VARIANTS, Sweep, rival
 
 SHOWN = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "macro_f1": "macro-F1", "miou": "mIoU"} | {
-    "acc_on_test": "ACC matched on test",  # what the best matching would give
+    "acc_on_test": "ACC matched on test",  # with the best possible matching
 }
 ENDINGS = {"no_pretraining": ", no pretraining", "epochs_x4": ", 4 x pretraining"}  # of curves
 COMPARED = {"acc": accuracy, "nmi": nmi}
-# What ``RunRecord.dense`` gives, one per seed: of ours, and of what it is compared with.
+# Results of ``RunRecord.dense``, one per seed: of UMSF-Net, and of what it is compared with.
 Pair = tuple[list[tuple[np.ndarray, np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
 
 
 def keep_records(sweep: Sweep, path: Path) -> None:
-    """Write what the tables read of the suite's runs to a file of records.
+    """Write the records of the suite's runs to a file.
 
-    A run's rows replace those that the file has of it; those of other runs stay.
+    They replace older records of the same runs; records of other runs are kept.
     """
     found = {record.name: record for _, _, record, _ in sweep.finished()}
     write_records(path, read_records(path) | found)
 
 
 def suite_records(sweep: Sweep) -> pd.DataFrame:
-    """Records of all its runs that have been evaluated, as one table."""
+    """Return the scores of all evaluated runs of a suite as one table."""
     parts = [scores for *_, scores in sweep.finished()]
     return pd.concat(parts, ignore_index=True) if parts else load_records([])
 
 
 def score_rows(sweep: Sweep, protocol: str = "dense") -> pd.DataFrame:
-    """Mean and std over seeds of each method in each variant.
+    """Compute mean and std over seeds for each method in each variant.
 
-    Test scenes, matching fitted on validation scenes where there are any; ``acc_on_test`` is ACC
-    with clusters matched on the test scenes themselves.
+    Scores are of the test scenes. Clusters are matched to classes on the validation scenes, if
+    there are any; for ``acc_on_test`` they are matched on the test scenes themselves.
 
     Returns:
         Columns ``variant, method, metric, mean, std, seeds``.
@@ -65,7 +65,7 @@ def score_rows(sweep: Sweep, protocol: str = "dense") -> pd.DataFrame:
 
 
 def constant_sentence(sweep: Sweep) -> str:
-    """What a constant predictor scores on the scenes of the base runs; empty without records."""
+    """Return a sentence with the scores of a constant predictor; empty without base records."""
     every = suite_records(sweep)
     every = every[(every.metric == "constant") & (every.protocol == "dense")]
     found = every[every.variant == "base"].groupby("seed").value.first()
@@ -76,14 +76,14 @@ def constant_sentence(sweep: Sweep) -> str:
 
 
 def scale_rows(sweep: Sweep) -> pd.DataFrame:
-    """Scores against the number of training scenes, from the suite ``scale``.
+    """Return scores by number of training scenes, from the suite ``scale``.
 
     Returns:
-        Columns of ``score_rows``, ``scenes``, and ``name`` of what the row's curve is of; no rows
-        for other data than synthetic scenes.
+        The columns of ``score_rows``, ``scenes`` (number of training scenes) and ``name`` (of the
+        curve); no rows for data other than synthetic scenes.
     """
     table = score_rows(sweep)
-    if sweep.config.data:  # other numbers of scenes are simulated only
+    if sweep.config.data:  # only simulated scenes exist in other numbers
         table = table.iloc[:0]
     parts = table.variant.str.split("-")
     usual = {"train": sweep.config.synthetic.train}
@@ -95,15 +95,15 @@ def scale_rows(sweep: Sweep) -> pd.DataFrame:
 
 
 def margins(sweep: Sweep) -> pd.DataFrame:
-    """Ours minus each other method and variant, with 95 % intervals (see ``sweep.rival``).
+    """Compute UMSF-Net minus each other method and variant, with 95 % intervals.
 
-    The bootstrap resamples the test scenes of each seed, paired, and averages over the seeds that
-    both have finished. Synthetic scenes differ from seed to seed; those of a data set do not, and
-    are drawn once for all seeds.
+    See ``sweep.rival`` for what is compared. The paired bootstrap resamples the test scenes of each
+    seed and averages over the seeds that both have finished. Synthetic scenes differ from seed to
+    seed; the scenes of a data set do not, so they are resampled once for all seeds.
 
     Returns:
-        Columns ``variant, method, metric, margin, low, high, ahead, seeds, scenes``; ``ahead``: in
-        how many of the seeds ours is.
+        Columns ``variant, method, metric, margin, low, high, ahead, seeds, scenes``; ``ahead`` is
+        the number of seeds in which UMSF-Net is better.
     """
     rows = []
     for (variant, name), seeds, pair in _pairs(sweep):
@@ -117,14 +117,14 @@ def margins(sweep: Sweep) -> pd.DataFrame:
 
 
 def seed_margins(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
-    """Ours minus each other method and variant, seed by seed.
+    """Compute UMSF-Net minus each other method and variant for each seed.
 
     Args:
-        sweep: whose runs are read.
+        sweep: the suite whose runs are read.
         metric: a key of ``COMPARED``.
 
     Returns:
-        Indexed by method and variant, one column per seed.
+        A table indexed by method and variant, with one column per seed.
     """
     rows = {
         (name, variant): dict(zip(seeds, _each(pair, COMPARED[metric]), strict=True))
@@ -136,14 +136,14 @@ def seed_margins(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
 
 
 def _each(pair: Pair, statistic: Callable[[np.ndarray], float]) -> np.ndarray:
-    """The differences of the two sides of ``_pairs``, one per seed."""
+    """Return the differences between the two sides of ``_pairs``, one per seed."""
     return differences(
         tables_to_score(pair[0], statistic), tables_to_score(pair[1], statistic), statistic
     )
 
 
 def _pairs(sweep: Sweep) -> Iterator[tuple[tuple[str, str], list[int], Pair]]:
-    """Variant and method, the seeds that it shares with its rival, and both sides' tables."""
+    """Yield (variant, method), the seeds it shares with its rival, and the tables of both."""
     tables: dict[tuple[str, str], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     for variant, seed, record, scores in sweep.finished():
         for name in scores.method.unique():
@@ -156,15 +156,18 @@ def _pairs(sweep: Sweep) -> Iterator[tuple[tuple[str, str], list[int], Pair]]:
 
 
 def scene_rows(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
-    """Score of each test scene by itself, mean over seeds; the matching is that of all scenes.
+    """Compute the score of each test scene, averaged over seeds, with the matching of all scenes.
 
     Args:
-        sweep: whose runs are read.
+        sweep: the suite whose runs are read.
         metric: a key of ``COMPARED``.
 
     Returns:
-        Indexed by method and variant, one column per scene, numbered from 1 in the order of the
-        split; empty for synthetic scenes, which differ from seed to seed.
+        A table indexed by method and variant, with one column per scene, numbered from 1 in the
+        order of the split; empty for synthetic scenes, which differ from seed to seed.
+
+    Raises:
+        DataError: the runs were scored on different numbers of scenes.
     """
     rows: dict[tuple[str, str], list[list[float]]] = {}
     for variant, _, record, scores in sweep.finished() if sweep.config.data else ():
@@ -177,7 +180,8 @@ def scene_rows(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
     if len(counts) > 1:
         raise DataError(
             f"The runs {sweep.prefix}-<seed> were scored on different numbers of scenes "
-            f"({', '.join(map(str, sorted(counts)))}); delete those of the older data, sweep again."
+            f"({', '.join(map(str, sorted(counts)))}); delete the runs of the older "
+            "data and run the sweep again."
         )
     means = {key: np.mean(values, axis=0) for key, values in rows.items()}
     table = pd.DataFrame.from_dict(means, orient="index")
@@ -186,13 +190,13 @@ def scene_rows(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
 
 
 def scores_markdown(scores: pd.DataFrame) -> str:
-    """The table of ``score_rows`` as RESULTS.md shows it: mean ± std over seeds."""
+    """Format the table of ``score_rows`` as in RESULTS.md: mean ± std over seeds."""
     spread = scores[["mean", "std"]].map(_short)
     return _wide(scores.assign(cell=spread["mean"] + " ± " + spread["std"]), SHOWN)
 
 
 def margins_markdown(gains: pd.DataFrame) -> str:
-    """The table of ``margins`` as RESULTS.md shows it: margin (low to high), seeds ahead."""
+    """Format the table of ``margins`` as in RESULTS.md: margin (low to high), seeds ahead."""
     ends = gains[["low", "high"]].map(_short)
     middle = gains.margin.map(partial(_short, form="+.3f"))
     seeds = gains.ahead.astype(str) + " of " + gains.seeds.astype(str)
@@ -201,7 +205,7 @@ def margins_markdown(gains: pd.DataFrame) -> str:
 
 
 def scenes_markdown(scenes: pd.DataFrame) -> str:
-    """The table of ``scene_rows``."""
+    """Format the table of ``scene_rows``."""
     titles = ["method", "variant", *map(str, scenes.columns)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for names, row in scenes.iterrows():
@@ -211,7 +215,7 @@ def scenes_markdown(scenes: pd.DataFrame) -> str:
 
 
 def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
-    """A suite as RESULTS.md shows it, from its ``score_rows`` and ``margins``."""
+    """Format a suite as in RESULTS.md, from its ``score_rows`` and ``margins``."""
     between = (
         "Ours minus each of them, with 95 % intervals over test scenes, and in how many seeds ours "
         "is ahead:"
@@ -225,12 +229,12 @@ def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
 
 
 def _short(value: float, form: str = ".3f") -> str:
-    """Three digits without the leading zero; a dash where one seed has no spread."""
+    """Format three digits without the leading zero; a dash for NaN (the std of one seed)."""
     return "-" if math.isnan(value) else format(value, form).replace("0.", ".", 1)
 
 
 def _wide(table: pd.DataFrame, metrics: Iterable[str]) -> str:
-    """One line per variant and method, one column per metric."""
+    """Format one line per variant and method, with one column per metric."""
     titles = [SHOWN[metric] for metric in metrics]
     lines = [
         f"| method | variant | seeds | {' | '.join(titles)} |",
@@ -243,9 +247,10 @@ def _wide(table: pd.DataFrame, metrics: Iterable[str]) -> str:
 
 
 def print_report(sweep: Sweep) -> None:
-    """Print the tables in Markdown; those of any run in ``runs/`` are written there, too.
+    """Print the tables of a suite in Markdown.
 
-    Scores and margins as CSV, everything as Markdown.
+    If ``runs/`` has an evaluated run of the suite, also write them there: scores and margins as
+    CSV, everything as Markdown.
 
     Raises:
         MissingStageError: no run of the suite has been evaluated.
@@ -269,7 +274,7 @@ def print_report(sweep: Sweep) -> None:
 
 
 def _in_records(sweep: Sweep) -> str:
-    """The file of records, and how its runs of these names differ."""
+    """Name the file of records, and how its runs of these names differ."""
     kept = read_records(sweep.records)
     pairs = [(kept[name], config) for _, _, name, config in sweep.planned() if name in kept]
     every = (other_settings(record.manifest["config"], config) for record, config in pairs)
@@ -278,7 +283,7 @@ def _in_records(sweep: Sweep) -> str:
     return f" and {sweep.records}{other}" if sweep.records else ""
 
 
-# What is run of a suite that nobody has run.
+# The part of a suite that is done now if it has no records.
 SMALLEST: dict[str, dict[str, Sequence[str]]] = {
     "baselines": {"base": USUAL, "no_pretraining": OURS},
     "ablations": {"base": OURS, "no_pretraining": OURS},
@@ -287,7 +292,7 @@ SMALLEST: dict[str, dict[str, Sequence[str]]] = {
 
 
 class OneRun(Sweep):
-    """The smallest part of a suite, on the run that is called ``name``."""
+    """The smallest part of a suite, with the run ``name`` as its base run."""
 
     @property
     def variants(self) -> dict[str, Sequence[str]]:
@@ -295,30 +300,33 @@ class OneRun(Sweep):
         return SMALLEST[self.suite]
 
     def base_name(self, seed: int) -> str:
-        """The one run, whatever its seed."""
+        """Return the name of the run, which does not depend on the seed."""
         return self.name
 
 
 def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) -> Sweep:
-    """The seeds with most records of a suite, else its smallest part, run now in ``run``.
+    """Choose the seeds with most records of a suite, or do the smallest part of the suite now.
 
-    Prints which of both it is. Seeds that other suites have begun are left out: rows of one table
-    are means over the same ones.
+    Prints which of the two it is. Seeds with fewer records, begun by other suites, are left out, so
+    that all rows of a table are means over the same seeds.
 
     Args:
-        run: the notebook's, with the settings of the suite but for seed and variant.
+        run: the notebook's run, with the settings of the suite except for seed and variant.
         suite: a key of ``SMALLEST``.
-        name: of the suite's runs, as ``umsf sweep --run`` took it.
-        kept: file of records that stands in where ``runs/`` has none (``umsf report --keep``); for
-            a notebook that needs nothing else of a run.
+        name: name of the suite's runs, as given to ``umsf sweep --run``.
+        kept: file of records (``umsf report --keep``) to use if ``runs/`` has none; for a notebook
+            that needs nothing else of a run.
+
+    Returns:
+        The suite with the chosen seeds, or its smallest part.
 
     Raises:
-        DataError: the data has no classes to score against.
+        DataError: the data has no labels.
     """
     if not load_data(run).labelled:
         raise DataError(
             f"{run.config.data} has no labels (layout {run.config.layout}), so methods cannot be "
-            "compared by score; notebook 06 shows maps without any."
+            "compared by score; notebook 06 shows maps without labels."
         )
     for records in (None, kept) if kept else (None,):
         sweep = Sweep(run.config, suite, (), name, records)
@@ -330,9 +338,9 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
             )
             return replace(sweep, seeds=seeds)
     print(
-        f"suite {suite}: no records of runs {sweep.prefix}-<seed>, so this run stands in for them "
-        f"with the smallest part; 'umsf sweep --suite {suite} --seeds 0,1,2,3,4 --records none' "
-        "makes all of it"
+        f"suite {suite}: no records of runs {sweep.prefix}-<seed>, so only the smallest part is "
+        f"done now, in this run; 'umsf sweep --suite {suite} --seeds 0,1,2,3,4 --records none' "
+        "does all of it"
     )
     smallest = OneRun(run.config, suite, (run.config.seed,), run.folder.name)
     smallest.run()
@@ -340,7 +348,7 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
 
 
 def _seeds_with_most(sweep: Sweep) -> list[int]:
-    """Seeds with most records of a suite; none where kept records are of other settings."""
+    """Return the seeds with most records of a suite; none if records have other settings."""
     start = f"{sweep.prefix}-"
     names = {path.parent.name for path in sweep.folder.glob(f"{start}*/metrics.json")}
     names |= set(read_records(sweep.records))
@@ -351,20 +359,20 @@ def _seeds_with_most(sweep: Sweep) -> list[int]:
 
 
 def _show(path: Path) -> str:
-    """A path as seen from the project's folder, so that no local one stands in a notebook."""
+    """Shorten a path to one relative to the project, so that notebooks show no local path."""
     root = project_root()
     return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
 
 
 def method_costs(sweep: Sweep, fitted: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """What each method of the base runs has cost, as a mean over the seeds.
+    """Compute the cost of each method in the base runs, averaged over the seeds.
 
     Args:
-        sweep: whose manifests tell what each stage has cost.
-        fitted: method -> ``costs.measured`` of its work that is in no stage.
+        sweep: the suite, whose manifests have the cost of each stage.
+        fitted: method -> cost of its work outside stages, as ``run.measure_cost`` gives it.
 
     Returns:
-        One row per method, the columns of ``costs.add_up``, less those that nothing recorded.
+        One row per method with the columns of ``run.add_up``, without those never recorded.
     """
     every = sweep.finished()
     done = [record.manifest["stages"] for variant, _, record, _ in every if variant == "base"]

@@ -1,6 +1,6 @@
-"""Maps: a classifier in, named and coloured GeoTIFFs out. Open ``stage`` first.
+"""Maps: write GeoTIFFs with class names and colours. Start reading at ``stage``.
 
-``read`` shows what was written, ``browser`` lets runs and scenes be compared by hand.
+``read`` shows the written files, and ``browser`` compares runs and scenes interactively.
 """
 
 from .. import hand_on

@@ -1,7 +1,7 @@
-"""Results browser: pick run, scene and two layers of its map, zoom in, see them side by side.
+"""Results browser: show two layers of a run and scene side by side, with zoom.
 
-``BrowserState`` knows what there is to choose and draws the choice; it needs no widgets. ``browse``
-puts dropdowns and sliders before it, or returns the plain figure where nobody could move them.
+``BrowserState`` holds the selection, lists the options and draws the figure, without widgets.
+``browse`` adds dropdowns and sliders, or returns a plain figure if nobody can use them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PREFERRED = {"left": "optical", "right": "prediction"}
 
 @dataclass
 class BrowserState:
-    """What is chosen, and what can be; "" chooses the first there is.
+    """The selection in the browser; "" selects the default, usually the first option.
 
     Attributes:
         root: folder of the runs.
@@ -38,13 +38,13 @@ class BrowserState:
         scene: name of a mapped scene.
         left: layer of the left panel.
         right: layer of the right panel.
-        zoom: the shown part is this many times smaller than the scene.
-        across: centre of the shown part, from 0 (left edge) to 1.
-        down: the same from 0 (upper edge) to 1.
+        zoom: factor by which the shown part is smaller than the scene.
+        across: horizontal centre of the shown part, from 0 (left edge) to 1 (right edge).
+        down: vertical centre of the shown part, from 0 (top edge) to 1 (bottom edge).
 
     Raises:
-        MissingStageError: no run has maps, or the asked-for one has none.
-        DataError: an asked-for scene, layer or zoom does not exist.
+        MissingStageError: no run has maps, or the selected run has none.
+        DataError: the selected scene, layer or zoom does not exist.
     """
 
     root: Path
@@ -57,13 +57,13 @@ class BrowserState:
     down: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check what was asked for and fill in the rest."""
+        """Check the selection and fill in the defaults."""
         self.root = Path(self.root)
-        for name in ("run", "scene", "left", "right", "zoom"):  # each needs those before it
+        for name in ("run", "scene", "left", "right", "zoom"):  # each depends on the ones before it
             setattr(self, name, self._allow(name, getattr(self, name) or self._first(name)))
 
     def choices(self, name: str) -> list[Any]:
-        """List what "run", "scene", "left", "right" or "zoom" can be, given the other choices."""
+        """List the options for "run", "scene", "left", "right" or "zoom", given the selection."""
         if name == "run":
             return self._runs()
         if name == "zoom":
@@ -74,14 +74,15 @@ class BrowserState:
         return [layer for layer in LAYERS if (self.scene, layer) in files]
 
     def choose(self, name: str, value: Any) -> None:
-        """Set one field; scene and layers that the new choice lacks fall back to the first.
+        """Set one field; scene and layers that are no longer available get their defaults.
 
         Args:
-            name: of the field; "across" and "down" take any number and keep it within 0..1.
-            value: one of ``choices(name)``.
+            name: name of the field.
+            value: one of ``choices(name)``; for "across" and "down" any number, clipped to 0..1.
 
         Raises:
-            DataError: it is none of them.
+            DataError: the value is not one of the choices.
+            MissingStageError: the run has no maps.
         """
         if name in ("across", "down"):
             setattr(self, name, min(max(float(value), 0.0), 1.0))
@@ -93,7 +94,7 @@ class BrowserState:
 
     @styled
     def render(self) -> Figure:
-        """Draw both chosen layers with scale bar and a legend of what they show."""
+        """Draw the two selected layers with a scale bar and a legend."""
         top, left, height, width = self._window()
         figure, axes = image_panels(1, 2, (height, width), extra=1.2)
         entries: list[tuple[str, Rgb]] = []
@@ -130,7 +131,7 @@ class BrowserState:
                 )
             raise DataError(
                 f"The browser's {name} is '{value}', but under {self.root / self.run} there is "
-                f"only {listed}: choose one of these."
+                f"only {listed}; choose one of these."
             )
         return value
 
@@ -138,7 +139,7 @@ class BrowserState:
         return self.root / self.run / "maps" / f"{self.scene}.{layer}.tif"
 
     def _window(self) -> tuple[int, int, int, int]:
-        """Top, left, height and width of the shown part in pixels, moved inside the scene."""
+        """Return top, left, height and width (px) of the shown part, moved inside the scene."""
         with opened(self._path(self.left)) as source:
             full = source.height, source.width
         height, width = (max(1, side // self.zoom) for side in full)
@@ -148,24 +149,24 @@ class BrowserState:
 
 
 def browse(root: Path, **choice: Any) -> Figure | ipywidgets.VBox:
-    """Browse the maps under ``root``: widgets in a live notebook, else a figure of the choice.
+    """Browse the maps under ``root``: widgets in a live notebook, else a plain figure.
 
     Args:
         root: folder of the runs.
-        choice: fields of ``BrowserState`` to start with, e.g. ``run="mine", right="error"``.
+        choice: initial fields of ``BrowserState``, e.g. ``run="mine", right="error"``.
 
     Raises:
-        MissingStageError: no run has maps, or the asked-for one has none.
-        DataError: an asked-for scene, layer or zoom does not exist.
+        MissingStageError: no run has maps, or the selected run has none.
+        DataError: the selected scene, layer or zoom does not exist.
     """
     state = BrowserState(root, **choice)
     return state.render() if is_headless() else browser_widgets(state)
 
 
 def is_headless() -> bool:
-    """Say whether nobody can move a slider: UMSF_HEADLESS=1, no kernel, or a batch run of one.
+    """Return whether widgets are useless: UMSF_HEADLESS=1, no kernel, or a batch run.
 
-    A front end with a person before it allows a cell to ask for input; papermill does not.
+    Interactive front ends allow a cell to ask for input; papermill does not.
     """
     kernel = getattr(get_ipython(), "kernel", None)
     if os.environ.get("UMSF_HEADLESS") == "1" or kernel is None:
@@ -174,7 +175,7 @@ def is_headless() -> bool:
 
 
 def browser_widgets(state: BrowserState) -> ipywidgets.VBox:
-    """Put dropdowns and sliders before a state; each change redraws the picture."""
+    """Build dropdowns and sliders for a state; each change redraws the figure."""
     picture = ipywidgets.Image(format="png")
     message = ipywidgets.HTML()
     controls: dict[str, Any] = {
@@ -195,12 +196,12 @@ def browser_widgets(state: BrowserState) -> ipywidgets.VBox:
             state.choose(change["owner"].description, change["new"])
             refresh()
             message.value = ""
-        except UmsfError as error:  # an exception in a callback would vanish in a log
+        except UmsfError as error:  # an exception in a callback would only appear in a log
             message.value = html.escape(str(error))
 
     def refresh() -> None:
         nonlocal listening
-        listening = False  # setting the options of a dropdown moves its value: nobody's choice
+        listening = False  # setting options changes values without any user input
         for name, control in controls.items():
             if isinstance(control, ipywidgets.Dropdown):
                 control.options = state.choices(name)

@@ -1,4 +1,4 @@
-"""Map files read back: a window of a layer, its class table, its picture."""
+"""Read map files and draw them: a window of a layer, and its class table."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from ..figures.results import ERROR_ENTRIES, show_confidence
 from ..figures.style import class_entries, pixel_width_m, show_picture
 
 LAYERS = ("optical", "sar", "label", "prediction", "confidence", "error")
-_MAX_SIDE = 1000  # pixels read of a layer; a panel is not drawn larger
+_MAX_SIDE = 1000  # largest side read of a layer, px; panels are not drawn larger
 
 
 def draw_layer(ax: Axes, path: Path, layer: str, window: Window) -> Sequence[tuple[str, Rgb]]:
-    """Draw a window of one layer's file; return the legend entries (name, colour) it needs.
+    """Draw a window of one layer's file.
+
+    Returns:
+        Entries (name, colour) for the legend.
 
     Raises:
         DataError: the file cannot be read, or a class map lacks names or colours.
@@ -48,10 +51,10 @@ def draw_layer(ax: Axes, path: Path, layer: str, window: Window) -> Sequence[tup
 
 
 def read_layer(path: Path, window: Window) -> tuple[Array, float | None]:
-    """Read a window of a map file, thinned to what a panel can show.
+    """Read a window of a map file, reduced to the resolution of a panel.
 
     Returns:
-        (C, h, w) in the file's dtype, and the ground width in metres of one of these pixels (None
+        ``(C, h, w)`` in the file's dtype, and the ground width of these pixels in metres (None
         without a CRS).
 
     Raises:
@@ -68,10 +71,10 @@ def read_layer(path: Path, window: Window) -> tuple[Array, float | None]:
 
 
 def class_table(path: Path) -> list[LandClass]:
-    """Read names and colours of a class map, with its file codes as ids.
+    """Read the names and colours of a class map; class ids are the codes in the file.
 
     Raises:
-        DataError: the file has no colour table, or no names beside it.
+        DataError: the file has no colour table, or there is no file with its class names.
     """
     names_path = Path(f"{path}.aux.xml")
     try:

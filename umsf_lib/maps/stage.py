@@ -1,4 +1,4 @@
-"""Whole-scene maps as GeoTIFF, coloured and named, on the grid of the source."""
+"""Write maps of whole scenes as GeoTIFFs, with class names and colours, on the source grid."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ NODATA = 0  # code of pixels without data in class maps; class codes begin at 1 
 
 @dataclass(frozen=True)
 class Legend:
-    """What the clusters of a map are called, and how they are coloured.
+    """The names and colours of the clusters of a map.
 
     Attributes:
-        classes: rows of the class table, or one per cluster where nothing names them.
-        of_cluster: ``(K',)`` row of each cluster.
+        classes: rows of the class table, or one row per cluster if clusters have no class names.
+        of_cluster: ``(K',)`` row of each cluster in ``classes``.
     """
 
     classes: tuple[LandClass, ...]
@@ -35,18 +35,18 @@ class Legend:
 
 
 def legend_of(scenes: SceneSet, num_clusters: int, mapping: np.ndarray | None) -> Legend:
-    """Class names through a mapping fitted on labels, or plain cluster numbers without one.
+    """Make the legend: class names if there is a mapping, else cluster numbers.
 
     Args:
-        scenes: their layout has the class table.
-        num_clusters: K'.
-        mapping: ``(K',)`` cluster -> class id, -1 for none; None where there are no labels.
+        scenes: prepared scenes, whose layout has the class table.
+        num_clusters: number of clusters K'.
+        mapping: ``(K',)`` cluster -> class id, fitted on labels, -1 for none; None without labels.
     """
     if mapping is None:
         return Legend(tuple(cluster_classes(num_clusters)), np.arange(num_clusters))
     spare = cluster_classes(num_clusters)
     table = list(scenes.layout.classes)
-    if any(not NODATA < c.code <= 255 for c in table):  # a data set may count its classes from 0
+    if any(not NODATA < c.code <= 255 for c in table):  # a data set may use code 0 for a class
         table = [replace(c, code=c.id + 1) for c in table]
     rows = np.array(mapping)
     for cluster in np.flatnonzero(rows < 0):  # more clusters than classes: keep them apart
@@ -59,7 +59,19 @@ def legend_of(scenes: SceneSet, num_clusters: int, mapping: np.ndarray | None) -
 def predict_scene(
     classifier: Classifier, store: PixelStore, scene: int, smoothing_px: float, legend: Legend
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Class row per pixel ``(H, W)`` uint8 and its posterior ``(H, W)`` float32."""
+    """Classify one scene.
+
+    Args:
+        classifier: gives the posteriors of the clusters.
+        store: pixel store of the scenes.
+        scene: index of the scene.
+        smoothing_px: sigma of the guided filter on posteriors, px; 0: none.
+        legend: maps clusters to rows of its classes.
+
+    Returns:
+        Row of ``legend.classes`` per pixel ``(H, W) uint8``, and the posterior of the pixel's
+        cluster ``(H, W) float32``.
+    """
     posteriors = classifier.pixels(store, scene, smoothing_px)
     confidence, cluster = posteriors.max(dim=0)
     table = torch.from_numpy(legend.of_cluster.astype(np.uint8)).to(cluster.device)
@@ -73,13 +85,20 @@ def write_maps(
     mapping: np.ndarray | None,
     which: Sequence[int],
 ) -> bool:
-    """Stage ``maps``: prediction, confidence, label, error and quicklooks of scenes.
+    """Run stage ``maps``: write prediction, confidence, label, error and quicklooks of scenes.
 
-    Files ``maps/<scene>.<layer>.tif`` carry the source's CRS and transform; class maps a colour
-    table and class names, so that QGIS opens them coloured.
+    The files ``maps/<scene>.<layer>.tif`` have the CRS and transform of the source. Class maps have
+    a colour table and class names, which QGIS shows.
+
+    Args:
+        run: an open run with a finished stage ``cluster``.
+        task: holds the scenes and their pixel store.
+        classifier: gives the posteriors of the clusters.
+        mapping: see ``legend_of``.
+        which: indices of the scenes.
 
     Returns:
-        True if they were written.
+        True if the files were written, False if they were up to date.
     """
     inputs = run.config.section("map", "cluster") | {"cluster_outputs": run.outputs_of("cluster")}
     inputs |= {"which": list(which), "mapping": None if mapping is None else mapping.tolist()}
@@ -125,7 +144,7 @@ def _write_scene(
 def scene_layers(
     scenes: SceneSet, scene: int, predicted: np.ndarray, confidence: np.ndarray, legend: Legend
 ) -> dict[str, np.ndarray]:
-    """Arrays of the map files of one scene: class codes, confidence, quicklooks, error."""
+    """Return layer -> array of one scene: class codes, confidence, quicklooks and error."""
     valid = np.asarray(scenes.plane("valid", scene))
     codes = np.array([c.code for c in legend.classes], np.uint8)
     layers: dict[str, np.ndarray] = {
@@ -144,7 +163,7 @@ def scene_layers(
 
 
 def quicklooks(scenes: SceneSet, scene: int, valid: np.ndarray) -> dict[str, np.ndarray]:
-    """8-bit pictures for the browser: optical ``(3, H, W)``, SAR ``(H, W)`` on a log scale."""
+    """Return 8-bit pictures: optical ``(3, H, W)`` and SAR ``(H, W)`` on a log scale."""
     layout = scenes.layout
     optical = np.asarray(scenes.plane("optical", scene))
     assert layout.optical.rgb is not None

@@ -1,8 +1,7 @@
-"""Simulated scenes: a landscape grown by process, and what two sensors see of it.
+"""Simulated scenes: a landscape made by simple natural processes, seen by two sensors.
 
-In comes a seed, out come arrays in the form of WHU-OPT-SAR. Relief first (``terrain``), then
-roads and villages (``settlements``), their land cover (``landscape``) and its images
-(``sensors``).
+A seed gives arrays in the format of WHU-OPT-SAR. The steps are relief (``terrain``), roads and
+villages (``settlements``), land cover (``landscape``) and images (``sensors``).
 """
 
 from .. import hand_on

@@ -1,9 +1,9 @@
-"""Synthetic land, made the way land comes about rather than by thresholding noise.
+"""Synthetic land that imitates how real land forms, instead of thresholding noise.
 
-Relief, water and forest come first (``terrain``), settlements and roads stand on what is
-open (``settlements``); here the rest is parcelled into fields, bare ground is strewn in,
-and the true cover departs from what an annotator draws. The radar and the camera then look at
-this one land (``sensors``), which is why both images of a scene are registered.
+Relief, water and forest come first (``terrain``), then settlements and roads on open ground
+(``settlements``). This module divides the land into fields, adds bare ground, and lets the true
+cover differ from what an annotator would draw. Radar and camera see the same land (``sensors``),
+so both images of a scene are co-registered.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from .terrain import (
     smooth_noise,
 )
 
-ORCHARD = 7  # a cover only: labelled farmland, but woody
+ORCHARD = 7  # a cover, not a class: labelled as farmland, but woody
 
-# Pixel shares measured over all WHU-OPT-SAR scenes; one scene departs from them.
+# Pixel shares measured over all WHU-OPT-SAR scenes; those of a single scene vary.
 MEASURED = {FARMLAND: 0.404, CITY: 0.038, VILLAGE: 0.057, WATER: 0.064, FOREST: 0.407}
 MEASURED |= {ROAD: 0.010, OTHERS: 0.019}
-# For the question what imbalance costs: easy land with rare classes less rare.
+# To study the effect of class imbalance: as "easy", but rare classes are less rare.
 MILD = {FARMLAND: 0.29, CITY: 0.09, VILLAGE: 0.11, WATER: 0.13, FOREST: 0.30}
 MILD |= {ROAD: 0.02, OTHERS: 0.06}
 SHARES = {"easy": MEASURED, "mild": MILD, "realistic": MEASURED}
 
-SMALLEST_PX = 96  # below it there is no room for a village and a field
-BLOCK_PX = 96  # ground between two ditches or tracks, parcelled in one direction
+SMALLEST_PX = 96  # smaller scenes have no room for a village and a field
+BLOCK_PX = 96  # side of a block of fields with a common direction
 IDS_PER_BLOCK = 1024
 
-# Share of each labelled class whose ground is in truth something else: groves and ponds in
-# fields, clearings in forest, gardens in villages. Annotators draw outlines around the whole.
+# Share of each labelled class whose true cover is something else: groves and ponds in fields,
+# clearings in forest, gardens in villages. Annotators draw one outline around all of it.
 HIDDEN: dict[str, dict[int, dict[int, float]]] = {
     "easy": {
         FARMLAND: {FOREST: 0.01},
@@ -70,23 +70,24 @@ HIDDEN: dict[str, dict[int, dict[int, float]]] = {
 HIDDEN["mild"] = HIDDEN["easy"]
 HIDDEN_PX = {"easy": 9.0, "mild": 9.0, "realistic": 40.0}  # scale of the patches
 ORCHARD_SHARE = {"easy": 0.08, "mild": 0.08, "realistic": 0.06}  # of the fields
-RAGGED = {"easy": 0.3, "mild": 0.3, "realistic": 8.0}  # weight of forests' and lakes' fine outline
+RAGGED = {"easy": 0.3, "mild": 0.3, "realistic": 8.0}  # fine detail in outlines
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """What lies on the ground; every field is an array (H, W).
+    """The simulated ground; every field is an array ``(H, W)``.
 
     Attributes:
         label: class ids 0..6 (farmland, city, village, water, forest, road, others), uint8.
-        cover: what reflects there, uint8: class ids or ``ORCHARD``; differs from the label where
-            an annotator would not have drawn it.
+        cover: true cover, uint8: class ids or ``ORCHARD``; differs from the label where an
+            annotator would not draw it.
         elevation: metres, float32.
-        parcel: field number, int32; numbers of one block share ``parcel // IDS_PER_BLOCK``.
-        row_direction: of the rows of a field, or the streets of a settlement, float32 radians
-            from the row axis (south) towards the column axis (east).
-        building: height of the building on this pixel in metres, float32; 0 where there is none.
-        vigour: of the vegetation, float32 of unit variance: one value per field, patchy elsewhere.
+        parcel: field number, int32; fields of one block share ``parcel // IDS_PER_BLOCK``.
+        row_direction: direction of field rows or streets, float32, radians from the row axis
+            (south) towards the column axis (east).
+        building: height of the building on this pixel in metres, float32; 0: no building.
+        vigour: vigour of the vegetation, float32, unit variance; varies by field on farmland and
+            in patches elsewhere.
     """
 
     label: NDArray[np.uint8]
@@ -105,11 +106,11 @@ def make_landscape(height: int, width: int, seed: int, *, difficulty: str = "eas
         height: rows, at least 96.
         width: columns, at least 96.
         seed: decides everything.
-        difficulty: "easy" (smooth outlines, labels nearly true), "mild" (easy, with rare classes
-            less rare) or "realistic".
+        difficulty: "easy" (smooth outlines, almost correct labels), "mild" (as easy, but rare
+            classes are less rare) or "realistic".
 
     Raises:
-        ConfigError: unknown difficulty, or a side below 96 px.
+        ConfigError: the difficulty is unknown, or a side is below 96 px.
     """
     check_request(height, width, difficulty)
     rng = np.random.default_rng([seed, 0])
@@ -128,10 +129,10 @@ def make_landscape(height: int, width: int, seed: int, *, difficulty: str = "eas
 
 
 def check_request(height: int, width: int, difficulty: str) -> None:
-    """Refuse sizes and difficulties that cannot be made.
+    """Refuse sizes and difficulties that cannot be simulated.
 
     Raises:
-        ConfigError: with the value and what is possible.
+        ConfigError: the difficulty is unknown, or a side is below 96 px.
     """
     if difficulty not in SHARES:
         known = ", ".join(SHARES)
@@ -142,7 +143,10 @@ def check_request(height: int, width: int, difficulty: str) -> None:
 
 
 def vary(fields: Mask, parcel: NDArray[np.int32], rng: np.random.Generator) -> FloatMap:
-    """Unit-variance variation (H, W): by district and parcel in fields, in patches elsewhere."""
+    """Return unit-variance variation ``(H, W) float32`` of a property of the ground.
+
+    In ``fields`` it varies by district and parcel, elsewhere in patches.
+    """
     own = 0.4 * rng.standard_normal(int(parcel.max()) + 1, np.float32)[parcel]
     own += 0.75 * smooth_noise(parcel.shape, 60, rng)
     within = np.float32(0.53) * fractal(parcel.shape, 5, rng, octaves=2, decay=1)
@@ -150,7 +154,7 @@ def vary(fields: Mask, parcel: NDArray[np.int32], rng: np.random.Generator) -> F
 
 
 def _parcels(shape: Shape, rng: np.random.Generator) -> tuple[NDArray[np.int32], FloatMap]:
-    """Cut the ground into bent blocks, and each block into fields along its own direction."""
+    """Cut the ground into curved blocks, and each block into fields along its own direction."""
     row, column = np.ogrid[: shape[0], : shape[1]]
     block = np.zeros(shape, np.int32)
     for axis in (row, column):
@@ -167,7 +171,7 @@ def _parcels(shape: Shape, rng: np.random.Generator) -> tuple[NDArray[np.int32],
 
 
 def _scatter_others(label: NDArray[np.uint8], share: float, rng: np.random.Generator) -> None:
-    """Bare ground (sand, quarries, building sites) in patches, mostly beside water and cities."""
+    """Add patches of bare ground (sand, quarries, building sites), mostly near water and cities."""
     patches = smooth_noise(label.shape, 26, rng)
     coarse = binary_dilation((label[::4, ::4] == WATER) | (label[::4, ::4] == CITY), iterations=5)
     patches += 0.8 * np.repeat(np.repeat(coarse, 4, 0), 4, 1)[: label.shape[0], : label.shape[1]]
@@ -182,7 +186,7 @@ def _true_cover(
     difficulty: str,
     rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """What really lies there: orchards among fields, and the small things no annotator draws."""
+    """Return the true cover: adds orchards and small objects that no annotator would draw."""
     cover = label.copy()
     estate = parcel >> 7  # a few fields side by side
     orchard = rng.random(int(estate.max()) + 1) < ORCHARD_SHARE[difficulty]

@@ -1,10 +1,12 @@
-"""Synthetic sensors: a four-band camera and a radar look at the same simulated land.
+"""Synthetic sensors: a four-band camera and a radar that see the same simulated land.
 
-Camera: mean spectra per cover, varied from parcel to parcel in brightness and greenness, hill
-shading, building shadows, haze, a blur, a gain and offset per scene. Radar: backscatter per cover
-times slope, row and building effects times speckle. Numbers are 8-bit DN of stretched imagery as
-WHU-OPT-SAR distributes it. "realistic" is calibrated to what was measured there (``realism``);
-the near infrared of a class is assumed.
+The optical image starts from a mean spectrum per cover. Brightness and greenness vary from parcel
+to parcel; hill shading, building shadows, haze, a blur, and a gain and offset per scene follow.
+The SAR image is the backscatter of each cover, multiplied by the effects of slopes, field rows and
+buildings, and by speckle. Values are DN of 8-bit stretched imagery, as in WHU-OPT-SAR. The
+difficulty "realistic" is calibrated to measurements on that data set
+(``benchmarks/simulator_realism.py``), except for the near infrared of the classes, which is
+assumed.
 """
 
 from __future__ import annotations
@@ -45,11 +47,11 @@ OPTICAL = {
 }
 BRIGHTER = (0.8, 0.9, 0.9, 1.1)  # DN per unit of brightness in each band
 GREENER = (-0.6, -0.7, -1.2, 1.3)
-HAZE = (9.0, 6.0, 4.0, 1.5)  # short waves scatter most
+HAZE = (9.0, 6.0, 4.0, 1.5)  # DN per band; short wavelengths scatter most
 
-# Columns: mean amplitude (DN); effect of vigour, parcel-to-parcel spread, fine texture, row effect
-# (dB). Real fields and forest have one mean and one spread, but the median of forest is lower: its
-# spread is texture (crowns), theirs lies between parcels.
+# Columns: mean amplitude (DN); effect of vigour, spread between parcels, fine texture, effect of
+# field rows (dB). Real fields and forest have the same mean and spread, but forest has a lower
+# median: its spread is texture (tree crowns), that of fields lies between parcels.
 SAR = {
     "easy": (
         (40, -2.9, 0.6, 0.5, 0.5),
@@ -76,15 +78,15 @@ SAR = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What makes scenes of a difficulty easy or hard to read."""
+    """What makes scenes of one difficulty easy or hard to classify."""
 
-    looks: float  # WHU's amplitude statistics fit one look; easy scenes are multi-looked
-    scene_dn: float  # spread of the scene offsets, both sensors
-    haze: float  # 1: 9 DN in blue where it is twice as thick as usual
-    relief: float  # 1: full hill shading and layover; less: partly corrected
+    looks: float  # WHU-OPT-SAR's amplitude statistics fit 1; easy scenes are multi-looked
+    scene_dn: float  # spread of the offsets between scenes, for both sensors
+    haze: float  # 1: 9 DN in blue at two standard deviations of its thickness
+    relief: float  # 1: full hill shading and layover; below 1: partly corrected
     optical_texture_px: float  # scale of the fine texture
     sar_texture_px: float
-    speckle_px: float  # imagery is resampled, so speckle is correlated over a pixel or two
+    speckle_px: float  # correlation of speckle over one or two pixels, left by resampling
 
 
 SETTINGS = {
@@ -107,7 +109,7 @@ SETTINGS = {
         speckle_px=0.88,
     ),
 }
-# Mild scenes differ in what is there, not in how it looks.
+# Mild scenes differ in their class shares, not in their appearance.
 OPTICAL["mild"], SAR["mild"], SETTINGS["mild"] = OPTICAL["easy"], SAR["easy"], SETTINGS["easy"]
 INCIDENCE = np.float32(np.deg2rad(35))
 
@@ -115,16 +117,17 @@ INCIDENCE = np.float32(np.deg2rad(35))
 def gamma_speckle(
     shape: tuple[int, ...], looks: float, rng: np.random.Generator, correlation_px: float = 0.0
 ) -> FloatMap:
-    """Unit-mean multiplicative speckle on intensity, Gamma of shape ``looks``, any shape, float32.
+    """Draw multiplicative speckle for intensities: Gamma noise with mean 1, float32.
 
-    Correlated speckle is a Gaussian copula: correlated normal noise, pushed through the normal
-    distribution function and the inverse Gamma one, so that the marginal law stays exact.
+    Correlated speckle uses a Gaussian copula: the normal distribution function and then the inverse
+    Gamma distribution function are applied to correlated normal noise. The marginal distribution
+    therefore stays exact.
 
     Args:
-        shape: of the result.
+        shape: shape of the result.
         looks: equivalent number of looks, > 0; the variance is 1 / looks.
-        rng: numpy generator.
-        correlation_px: sigma of the Gaussian kernel that correlates neighbours; 0 = white.
+        rng: NumPy generator.
+        correlation_px: sigma of the Gaussian kernel that correlates neighbours; 0: white noise.
     """
     if correlation_px == 0:
         return rng.standard_gamma(looks, shape, np.float32) / np.float32(looks)
@@ -141,12 +144,12 @@ def gamma_speckle(
 
 
 def mean_amplitude(looks: float) -> float:
-    """Mean of the square root of unit-mean Gamma speckle: .886 for one look, towards 1."""
+    """Return the mean of the square root of unit-mean Gamma speckle; .886 for one look."""
     return float(np.exp(gammaln(looks + 0.5) - gammaln(looks)) / np.sqrt(looks))
 
 
 def optical_image(land: Landscape, seed: int, difficulty: str = "easy") -> NDArray[np.uint8]:
-    """The camera's view: (4, H, W) uint8 DN 1..254, bands blue, green, red, near infrared."""
+    """Return the optical image ``(4, H, W) uint8``, DN 1..254: blue, green, red, near infrared."""
     rng, setting = np.random.default_rng([seed, 1]), SETTINGS[difficulty]
     table = np.array(OPTICAL[difficulty], np.float32).T
     fields = np.isin(land.cover, (FARMLAND, ORCHARD))
@@ -173,7 +176,7 @@ def optical_image(land: Landscape, seed: int, difficulty: str = "easy") -> NDArr
 
 
 def _roofs_and_shadows(land: Landscape, rng: np.random.Generator) -> FloatMap:
-    """Brightness (DN) of roofs, one value per building, and of the shadows north-west of them."""
+    """Return the brightness (DN) of roofs, one value per building, and of their shadows (NW)."""
     roofs = rng.normal(4, 9, 1024).astype(np.float32)[(land.building * 64).astype(int) & 1023]
     roofs[land.building == 0] = 0
     shaded = (land.building == 0) & (_shift(land.building, -1, -1) > 0)
@@ -187,7 +190,7 @@ def _shift(values: FloatMap, down: int, right: int) -> FloatMap:
 
 
 def sar_image(land: Landscape, seed: int, difficulty: str = "easy") -> NDArray[np.uint8]:
-    """The radar's view: (1, H, W) uint8 amplitude, DN 1..248."""
+    """Return the SAR amplitude ``(1, H, W) uint8``, DN 1..248."""
     rng, setting = np.random.default_rng([seed, 2]), SETTINGS[difficulty]
     look = int(rng.choice([-1, 1]))  # towards east (ascending orbit) or west
     table = np.array(SAR[difficulty], np.float32).T
@@ -197,7 +200,7 @@ def sar_image(land: Landscape, seed: int, difficulty: str = "easy") -> NDArray[n
     level_db += table[3][land.cover] * fractal(
         land.cover.shape, setting.sar_texture_px, rng, octaves=2
     )
-    # Rows across the look direction (the column axis) reflect more.
+    # Field rows across the look direction (the column axis) reflect more.
     level_db += table[4][land.cover] * np.cos(2 * land.row_direction)
     level_db += setting.relief * _slope_db(land, look)
     scene = rng.normal(1, setting.scene_dn / 60)
@@ -208,7 +211,7 @@ def sar_image(land: Landscape, seed: int, difficulty: str = "easy") -> NDArray[n
 
 
 def _slope_db(land: Landscape, look: int) -> FloatMap:
-    """Slopes that face the radar crowd into few pixels (layover), those behind lie in shadow."""
+    """Return the slope effect (dB): slopes facing the radar are brighter, the others darker."""
     slope = np.arctan(look * np.gradient(land.elevation, np.float32(PIXEL_M), axis=1))
     seen = np.sin(INCIDENCE) / np.maximum(np.sin(INCIDENCE - slope), 0.15)
     level = 10 * np.log10(seen)
@@ -216,8 +219,11 @@ def _slope_db(land: Landscape, look: int) -> FloatMap:
 
 
 def _wall_factor(land: Landscape, look: int) -> FloatMap:
-    """Double bounce where a wall faces the radar, strongest when the street grid is aligned."""
-    before = _shift(land.building, 0, look)  # what stands one pixel nearer to the radar
+    """Return the factor of buildings: double bounce where a wall faces the radar, and shadow.
+
+    Double bounce is strongest where the street grid is aligned with the look direction.
+    """
+    before = _shift(land.building, 0, look)  # one pixel nearer to the radar
     behind = _shift(land.building, 0, -look)
     aligned = 0.2 + 0.8 * np.exp(-((np.sin(2 * land.row_direction) / 0.5) ** 2))
     factor = np.ones(land.building.shape, np.float32)
@@ -232,13 +238,20 @@ def _wall_factor(land: Landscape, look: int) -> FloatMap:
 def simulate_scene(
     seed: int, height: int, width: int, difficulty: str = "easy"
 ) -> dict[str, NDArray[np.uint8]]:
-    """One scene in the form of WHU-OPT-SAR.
+    """Simulate one scene in the format of WHU-OPT-SAR.
+
+    Args:
+        seed: decides everything.
+        height: rows, at least 96.
+        width: columns, at least 96.
+        difficulty: "easy", "mild" or "realistic" (see ``make_landscape``).
 
     Returns:
-        optical (4, H, W) uint8, sar (1, H, W) uint8, label (H, W) uint8 with codes 10..70.
+        ``optical (4, H, W) uint8``, ``sar (1, H, W) uint8`` and ``label (H, W) uint8`` with codes
+        10..70.
 
     Raises:
-        ConfigError: unknown difficulty, or a side below 96 px.
+        ConfigError: the difficulty is unknown, or a side is below 96 px.
     """
     land = make_landscape(height, width, seed, difficulty=difficulty)
     return {

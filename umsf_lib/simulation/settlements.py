@@ -1,4 +1,4 @@
-"""What people build in synthetic land: settlements on open ground, roads between them."""
+"""The built part of synthetic land: settlements on open ground and roads between them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 
 from .terrain import CITY, FARMLAND, ROAD, VILLAGE, FloatMap, Mask, Shape, fractal, stamp
 
-CITY_PX2, VILLAGE_PX2 = 10_000, 1_100  # mean ground of one settlement
+CITY_PX2, VILLAGE_PX2 = 10_000, 1_100  # mean area of one settlement
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,17 @@ def settle(
     share: dict[int, float],
     rng: np.random.Generator,
 ) -> tuple[FloatMap, Mask]:
-    """Build settlements, then roads between them, into the land so far.
+    """Add settlements and the roads between them to the land.
 
     Args:
-        label: class ids (H, W); settlements and roads are written into it.
-        row_direction: (H, W) radians; that of the streets is written into it.
+        label: class ids ``(H, W) uint8``; settlements and roads are written into it.
+        row_direction: ``(H, W)`` in radians; street directions are written into it.
         share: wanted share of the scene per class.
-        rng: numpy generator.
+        rng: NumPy generator.
 
     Returns:
-        Building heights (H, W) in metres, and where tracks run that no annotator draws (H, W).
+        Building heights ``(H, W) float32`` in metres, and a mask ``(H, W) bool`` of tracks, which
+        no annotator would draw.
     """
     sites = _choose_sites(label, share, rng)
     inside, owner = _outlines(label.shape, sites, rng)
@@ -53,7 +54,7 @@ def settle(
 def _choose_sites(
     label: NDArray[np.uint8], share: dict[int, float], rng: np.random.Generator
 ) -> _Sites:
-    """Spread cities, then villages, over open ground, none within the reach of another."""
+    """Place cities, then villages, on open ground, at a distance from each other."""
     open_ground = np.argwhere(label[::4, ::4] == FARMLAND) * 4.0
     if not len(open_ground):
         open_ground = np.argwhere(np.ones_like(label[::4, ::4])) * 4.0
@@ -75,7 +76,7 @@ def _choose_sites(
 def _outlines(
     shape: Shape, sites: _Sites, rng: np.random.Generator
 ) -> tuple[Mask, NDArray[np.int32]]:
-    """Ragged outlines: which pixels are settled, and by which site."""
+    """Draw ragged outlines: which pixels are settled, and which site they belong to."""
     strength, owner = np.full(shape, -9, np.float32), np.zeros(shape, np.int32)
     rough = 0.22 * fractal(shape, 20, rng, octaves=2)
     for i in range(len(sites.radius)):
@@ -93,9 +94,10 @@ def _outlines(
 def _roads(
     settled: Mask, sites: _Sites, share: float, rng: np.random.Generator
 ) -> tuple[Mask, Mask]:
-    """Join settlements and scene borders by a spanning tree: roads where busy, else tracks.
+    """Connect settlements and scene borders by a spanning tree of roads and tracks.
 
-    Roads are built until ``share`` of the scene is road outside the settlements, which hide theirs.
+    The busiest edges become roads until these cover ``share`` of the scene outside the
+    settlements; the other edges become tracks. Roads inside settlements are not visible.
     """
     exits = rng.uniform(0, 1, (4, 2))
     exits[[0, 1, 2, 3], [0, 0, 1, 1]] = [0, 1, 0, 1]
@@ -117,7 +119,7 @@ def _roads(
 def _bent_path(
     start: NDArray[np.float64], stop: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Points (n, 2) about a pixel apart on a slightly winding line."""
+    """Return points (n, 2), about a pixel apart, on a slightly winding line."""
     along = stop - start
     t = np.linspace(0, 1, int(np.hypot(*along)) + 2)
     waves = [np.sin(k * np.pi * t) * rng.normal(0, 0.12 / k) for k in (1, 2, 3)]
@@ -128,7 +130,7 @@ def _bent_path(
 def _buildings(
     inside: Mask, owner: NDArray[np.int32], sites: _Sites, rng: np.random.Generator
 ) -> FloatMap:
-    """Heights in metres: rectangles on each settlement's street grid, some plots left empty."""
+    """Return heights (m) of rectangular buildings on the street grids; some plots stay empty."""
     place = np.argwhere(inside)
     site = owner[inside]
     city = sites.kind[site] == CITY

@@ -1,6 +1,6 @@
-"""Synthetic land before people: relief, the rivers and lakes in it, forest on the slopes.
+"""The natural part of synthetic land: relief, rivers and lakes, and forest on the slopes.
 
-Water runs off the relief (rivers) and fills its hollows (lakes). A pixel is 5 m.
+Water runs off the relief (rivers) and fills its hollows (lakes). The pixel size is 5 m.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ Shape = tuple[int, int]
 FARMLAND, CITY, VILLAGE, WATER, FOREST, ROAD, OTHERS = range(7)  # label classes, WHU order
 
 PIXEL_M = 5.0
-CELL_PX = 8  # drainage is solved on cells of this size
+CELL_PX = 8  # drainage is computed on cells of this size
 
 
 def smooth_noise(shape: Shape, scale_px: float, rng: np.random.Generator) -> FloatMap:
-    """Unit-variance Gaussian noise (H, W) float32 with features of about ``scale_px``.
+    """Return unit-variance Gaussian noise ``(H, W) float32`` with features of about ``scale_px``.
 
-    Random values on a coarse grid, interpolated with cubic B-splines: its cost does not grow
-    with the scale, as that of a Gaussian filter would.
+    Cubic B-splines interpolate random values on a coarse grid. Unlike that of a Gaussian filter,
+    the cost does not grow with the scale.
     """
     rows, cols = (_spline(n, scale_px) for n in shape)
     grid = rng.standard_normal((rows.shape[1], cols.shape[1]), dtype=np.float32)
     across = np.ascontiguousarray((cols @ grid.T).T)  # (coarse rows, W)
     smooth: FloatMap = np.asarray(rows @ across, np.float32) / np.float32(0.479)
-    return smooth  # divided by the root of the mean squared weight
+    return smooth  # 0.479: root of the mean sum of squared weights
 
 
 def _spline(length: int, scale_px: float) -> csr_array:
@@ -47,7 +47,10 @@ def _spline(length: int, scale_px: float) -> csr_array:
 def fractal(
     shape: Shape, scale_px: float, rng: np.random.Generator, *, octaves: int, decay: float = 0.5
 ) -> FloatMap:
-    """Unit-variance sum (H, W) of noises, each of half the scale and ``decay`` times the size."""
+    """Return unit-variance fractal noise ``(H, W) float32``: a sum of several smooth noises.
+
+    From one octave to the next, the scale is halved and the amplitude multiplied by ``decay``.
+    """
     total = np.zeros(shape, np.float32)
     for k in range(octaves):
         total += np.float32(decay**k) * smooth_noise(shape, scale_px / 2**k, rng)
@@ -55,7 +58,13 @@ def fractal(
 
 
 def stamp(mask: Mask, points: NDArray[np.float64], radius_px: NDArray[np.float64]) -> None:
-    """Set the discs around ``points (n, 2)`` row, column in ``mask``; radii rounded to 1/2 px."""
+    """Set discs in ``mask``.
+
+    Args:
+        mask: ``(H, W) bool``, changed in place.
+        points: ``(n, 2)`` row and column of the centres, px.
+        radius_px: ``(n,)`` radii, rounded to half a pixel.
+    """
     halves = np.maximum(np.round(2 * radius_px), 1)
     for half in np.unique(halves):
         reach = int(half // 2)
@@ -69,16 +78,24 @@ def stamp(mask: Mask, points: NDArray[np.float64], radius_px: NDArray[np.float64
 
 
 def relief(shape: Shape, rng: np.random.Generator) -> FloatMap:
-    """Elevation (H, W) in metres: plains below, mountains above."""
+    """Return elevations ``(H, W) float32`` in metres, with plains and mountains."""
     hills = fractal(shape, 190, rng, octaves=4, decay=0.4) + smooth_noise(shape, 700, rng)
     return 90 * np.logaddexp(0, 1.8 * hills).astype(np.float32)
 
 
 def drainage(elevation: FloatMap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where water goes: for each cell (flat index) its receiver, and how many cells drain through.
+    """Compute for each cell the cell that it drains to, and the number of cells upstream.
 
-    Priority-flood: flood inwards from the border, lowest cell first; each cell drains to the one
-    from which it was flooded, so hollows overflow and no water is lost (Barnes et al. 2014).
+    The method is priority-flood (Barnes et al. 2014). It floods inwards from the border, lowest
+    cell first. Each cell drains to the cell from which it was flooded, so hollows overflow and no
+    water is lost.
+
+    Args:
+        elevation: ``(h, w)`` of the cells, m.
+
+    Returns:
+        Flat index of each cell's receiver (its own on the border), and the number of cells that
+        drain through it, itself included; both ``(h * w,) int64``.
     """
     h, w = elevation.shape
     level = elevation.ravel().tolist()
@@ -112,7 +129,7 @@ def _rivers(elevation: FloatMap, share: float, rng: np.random.Generator) -> Mask
     place = np.stack(np.unravel_index(np.arange(coarse.size), coarse.shape), 1) * CELL_PX + 4.0
     place += rng.uniform(-4, 4, place.shape)
     for _ in range(4):
-        place = (place + place[receiver]) / 2  # takes the stair steps of the grid out
+        place = (place + place[receiver]) / 2  # smooths the stair steps of the grid
     width = np.clip(0.35 * np.sqrt(area), 3, 22)
     largest = np.argsort(-area, kind="stable")
     ground = np.cumsum(width[largest]) * CELL_PX
@@ -127,16 +144,16 @@ def _rivers(elevation: FloatMap, share: float, rng: np.random.Generator) -> Mask
 def natural_cover(
     elevation: FloatMap, share: dict[int, float], ragged: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Farmland everywhere, then forest on the high and steep ground, then rivers and lakes.
+    """Put forest on high and steep ground, then rivers and lakes; the rest is farmland.
 
     Args:
-        elevation: (H, W) metres.
+        elevation: ``(H, W)`` in metres.
         share: wanted share of the scene per class.
-        ragged: weight of the fine outline of forests and lakes.
-        rng: numpy generator.
+        ragged: weight of the fine detail in the outlines of forests and lakes.
+        rng: NumPy generator.
 
     Returns:
-        class ids (H, W) uint8.
+        Class ids ``(H, W) uint8``.
     """
     label = np.full(elevation.shape, FARMLAND, np.uint8)
     fine = fractal(elevation.shape, 48, rng, octaves=4, decay=0.9)

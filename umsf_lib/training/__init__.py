@@ -1,7 +1,7 @@
-"""Training: one loop for everything that is trained, its checkpoints, and several processes.
+"""Training: one loop for all networks, its checkpoints, and several processes.
 
-In comes a function that gives the loss of a step, out come a trained module and the rows of its
-log.
+The loop takes a function that returns the loss of a step. It trains a module and returns the rows
+of the training log.
 """
 
 from .. import hand_on

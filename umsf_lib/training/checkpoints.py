@@ -1,8 +1,8 @@
-"""What an interruption leaves: a training that is resumed ends where an unbroken one does.
+"""Checkpoints: a resumed training gives the same result as an uninterrupted one.
 
 A checkpoint holds everything that the next steps depend on: weights, queues, optimiser, log, and
-the state of every source of random numbers. The schedule is a function of the step, and bfloat16
-needs no loss scaler, so neither has a state to keep.
+the state of all random number generators. The learning-rate schedule depends only on the step, and
+bfloat16 needs no loss scaler, so neither has a state to save.
 """
 
 from __future__ import annotations
@@ -29,30 +29,37 @@ from ..run import differences, sha256_of, write_atomically
 
 
 def pack(content: Mapping[str, Any]) -> memoryview:
-    """Bytes of a file for ``torch.load``; saved to a path, they would hold its temporary name."""
+    """Serialise for ``torch.load``.
+
+    ``torch.save`` to a path would write the temporary file name into the content.
+    """
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getbuffer()
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write tensors, atomically; equal states give equal files."""
+    """Write tensors to a file, atomically; equal states give identical files."""
     write_atomically(path, lambda temporary: temporary.write_bytes(pack(state)))
 
 
 @dataclass
 class Checkpoints:
-    """Checkpoints of one training: ``step-NNNNNN-<sha256 prefix>.pt``, the last two kept.
+    """Checkpoints of one training: files ``step-NNNNNN-<sha256 prefix>.pt``, the last two kept.
 
-    The hash in the name makes one rename the whole transaction, and shows a damaged file, which
-    ``torch.load`` itself would accept.
+    The hash in the name detects damaged files, which ``torch.load`` would accept. As the name
+    contains it, content and hash are written in one atomic rename.
+
+    Attributes:
+        folder: where the checkpoints are.
+        settings: settings of the training; a checkpoint with other settings is refused.
     """
 
     folder: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
-        """Write the state after ``step`` steps and drop all but the last two."""
+        """Write the state after ``step`` steps and delete all but the last two checkpoints."""
         content = pack({"step": step, "settings": dict(self.settings), **state})
         sha = hashlib.sha256(content).hexdigest()[:12]
         path = self.folder / f"step-{step:06d}-{sha}.pt"
@@ -62,22 +69,22 @@ class Checkpoints:
         return path
 
     def paths(self) -> list[Path]:
-        """Checkpoint files, oldest first."""
+        """Return the checkpoint files, oldest first."""
         return sorted(self.folder.glob("step-*.pt"), key=lambda path: int(path.stem.split("-")[1]))
 
     def load_latest(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or None; damaged ones are passed over with a warning.
+        """Load the newest undamaged checkpoint, or None; warn about damaged ones.
 
         Raises:
-            CheckpointError: it was made with other settings; the differences are listed.
+            CheckpointError: it was made with other settings; the message lists the differences.
         """
-        for half in self.folder.glob(".tmp-*.pt"):  # of a process that was killed while it wrote
+        for half in self.folder.glob(".tmp-*.pt"):  # left by a process killed while writing
             half.unlink(missing_ok=True)
         for path in reversed(self.paths()):
             if path.stem.rpartition("-")[2] == sha256_of(path)[:12]:
                 return load_checkpoint(path, self.settings)
             warnings.warn(
-                f"{path} is damaged: its content does not have the sha256 in its name; "
+                f"{path} is damaged: its content does not have the SHA-256 in its name; "
                 "training goes on from the one before it, or from the start.",
                 stacklevel=2,
             )
@@ -85,10 +92,10 @@ class Checkpoints:
 
 
 def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint on the CPU and compare its settings with the wanted ones.
+    """Read a checkpoint to the CPU and compare its settings with the given ones.
 
     Raises:
-        CheckpointError: unreadable, or made with other settings.
+        CheckpointError: it cannot be read or was made with other settings.
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -107,10 +114,10 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> None:
-    """Give a module the weights of a checkpoint.
+    """Load the weights of a checkpoint into a module.
 
     Raises:
-        CheckpointError: they are of another network, made by another version of this module.
+        CheckpointError: the weights belong to another version of the network.
     """
     try:
         module.load_state_dict(weights)
@@ -123,7 +130,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Any], path: Path) -> N
 
 
 def random_state(generator: torch.Generator) -> dict[str, Any]:
-    """State of the training's own generator, torch, CUDA, NumPy and Python, as plain data."""
+    """Return the state of ``generator`` and of torch, CUDA, NumPy and Python, as plain data."""
     kind, key, *rest = np.random.get_state(legacy=True)
     version, words, gauss = random.getstate()
     state: dict[str, Any] = {
@@ -138,7 +145,7 @@ def random_state(generator: torch.Generator) -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any], generator: torch.Generator) -> None:
-    """Inverse of ``random_state``."""
+    """Restore what ``random_state`` returned."""
     generator.set_state(state["generator"])
     torch.set_rng_state(state["torch"])
     kind, key, *rest = state["numpy"]
@@ -150,7 +157,7 @@ def restore_random_state(state: Mapping[str, Any], generator: torch.Generator) -
 
 
 class StepStart:
-    """What a forward pass changes, as it was before the step: a step that failed is taken back."""
+    """The state before a step that a forward pass changes, to undo a step that failed."""
 
     def __init__(self, module: nn.Module, generator: torch.Generator) -> None:
         self.generator = generator
@@ -159,20 +166,20 @@ class StepStart:
         self.then = [buffer.clone() for buffer in self.now]
 
     def remember(self) -> None:
-        """The step begins."""
+        """Save the state at the start of a step."""
         self.random = random_state(self.generator)
         if self.now:
             torch._foreach_copy_(self.then, self.now)
 
     def restore(self) -> None:
-        """The step has failed before the optimiser's turn."""
+        """Restore it after a step that failed before the optimiser step."""
         restore_random_state(self.random, self.generator)
         if self.now:
             torch._foreach_copy_(self.now, self.then)
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was asked to stop, and has written a checkpoint; the message says where."""
+    """Training was stopped by a signal after writing a checkpoint; the message says where."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -180,9 +187,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Notes Ctrl-C and SIGTERM until the step is done; a second Ctrl-C stops at once."""
+    """Delays Ctrl-C and SIGTERM until the step is done; a second Ctrl-C stops at once."""
 
-    number = 0  # of the signal; 0: none came
+    number = 0  # of the received signal; 0: none
 
     def __init__(self, enabled: bool) -> None:
         # Python lets only the main thread handle signals.
@@ -204,8 +211,8 @@ class StopRequest:
         self.number = number
 
     def stopped(self, done: int, steps: int, path: Path | None) -> Stopped:
-        """What to raise once the checkpoint is written."""
-        number = signal.Signals(self.number or signal.SIGTERM)  # another process may have got it
+        """Return the exception to raise after writing the checkpoint."""
+        number = signal.Signals(self.number or signal.SIGTERM)  # another process may have it
         return Stopped(
             f"stopped by {number.name} after step {done} of {steps}; checkpoint: {path}; the same "
             "command goes on from there.",

@@ -1,8 +1,8 @@
-"""Several processes, one training: what ``torchrun`` starts, and what the processes exchange.
+"""One training in several processes, which ``torchrun`` starts.
 
-All of them draw the same random numbers for the whole batch and compute their own rows of it, so
-the result depends on the batch and not on the number of processes. With one process every function
-returns what it was given.
+All processes draw the same random numbers for the whole batch, and each computes its own rows of
+the batch. The result therefore depends on the batch, not on the number of processes. With a single
+process, every function returns its input.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class ProcessLostError(UmsfError):
 
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
-    """Join the processes that ``torchrun`` started: NCCL between GPUs, gloo between CPUs.
+    """Connect the processes that ``torchrun`` started, by NCCL for GPUs and gloo for CPUs.
 
     Raises:
-        ConfigError: more processes than GPUs on this machine.
+        ConfigError: there are more processes than GPUs on this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -48,30 +48,31 @@ def processes() -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=TIMEOUT)
     yield
-    dist.destroy_process_group()  # not after an error: it may wait for a process that is gone
+    dist.destroy_process_group()  # not after an error, as it may wait for a process that has ended
 
 
 def world_size() -> int:
-    """Number of processes that work together."""
+    """Return the number of processes that work together."""
     joined = dist.is_available() and dist.is_initialized()
     return dist.get_world_size() if joined and not _alone else 1
 
 
 def rank() -> int:
-    """Number of this process; 0 is the one that writes."""
+    """Return the number of this process; process 0 writes the files."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """What the first process makes in the body is there when the others enter it, one by one.
+    """Let the processes execute the ``with`` block one after the other, the first process first.
 
-    In the body each of them works alone.
+    Files that the first process makes in the block thus exist when the others enter it. In the
+    block, each process works alone.
     """
     global _alone
     turn = rank()
     for _ in range(turn):
-        any_process(False)  # waits for those before
+        any_process(False)  # waits for the processes before this one
     here, _alone = world_size(), True
     try:
         yield
@@ -82,10 +83,10 @@ def first_process_first() -> Iterator[None]:
 
 
 def own_rows(count: int) -> slice:
-    """Rows of the whole batch that this process computes.
+    """Return the rows of the whole batch that this process computes.
 
     Raises:
-        ConfigError: the batch cannot be shared equally.
+        ConfigError: the batch cannot be divided equally.
     """
     number, rest = divmod(count, world_size())
     if rest or number == 0:
@@ -97,7 +98,7 @@ def own_rows(count: int) -> slice:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; told through the CPU, so no GPU is waited for."""
+    """Return whether the flag is set in any process; exchanged by CPU, without GPU waits."""
     if world_size() == 1:
         return flag
     told = torch.tensor(int(flag))
@@ -107,7 +108,7 @@ def any_process(flag: bool) -> bool:
 
 
 def mean_over_processes(values: Sequence[float]) -> list[float]:
-    """Mean of each number over the processes."""
+    """Return the mean of each number over the processes."""
     if world_size() == 1:
         return list(values)
     told = torch.tensor(values, dtype=torch.float64)
@@ -117,11 +118,11 @@ def mean_over_processes(values: Sequence[float]) -> list[float]:
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """Rows ``(M_r, D)`` of all processes behind each other, in the order of their ranks.
+    """Concatenate the rows ``(M_r, D)`` of all processes in the order of their ranks.
 
     Args:
-        rows: of this process.
-        counts: M_r of every process.
+        rows: rows of this process.
+        counts: number of rows M_r of every process.
     """
     if world_size() == 1:
         return rows
@@ -135,10 +136,10 @@ def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 @contextlib.contextmanager
 def report_lost_process() -> Iterator[None]:
-    """Turn the many errors of a broken connection into one.
+    """Replace the various errors of a broken connection by one.
 
     Raises:
-        ProcessLostError: instead of what torch raises then.
+        ProcessLostError: the connection to another process is broken.
     """
     try:
         yield

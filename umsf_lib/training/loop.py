@@ -1,7 +1,8 @@
-"""One training loop for everything that is trained: it takes a step function.
+"""One training loop for all networks, which takes a step function.
 
-It logs without waiting for the device at every step, checkpoints so that a resumed run ends where
-an unbroken one does, and says what to do when memory or numbers run out.
+It logs without waiting for the device at every step. It writes checkpoints, so that a resumed run
+gives the same result as an uninterrupted one. Its errors say what to do if memory is full or the
+loss is not finite.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ Metrics = Mapping[str, Tensor | float]
 
 
 def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
-    """Factor on the learning rate: linear rise over ``warmup`` steps, then half a cosine to 0."""
+    """Return the factor on the learning rate: linear over ``warmup`` steps, then a cosine to 0."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def print_progress(label: str, every_s: float = 5.0) -> Callable[[int, int, Row], None]:
-    """A progress function that prints one plain line every few seconds, so logs stay readable."""
+    """Return a progress function that prints one line every ``every_s`` seconds."""
     begin = last = time.monotonic()
     first = -1  # a resumed training does not begin at 0
 
@@ -80,34 +81,36 @@ def train(
     log_every: int = 10,
     progress: Callable[[int, int, Row], None] | None = None,
 ) -> list[Row]:
-    """Train ``module`` for ``steps`` steps, from its newest checkpoint if there is one.
+    """Train ``module`` up to step ``steps``, from its newest checkpoint if there is one.
 
-    Several processes (``distributed.processes``) call it alike; the first of them writes.
+    With several processes (see ``distributed.processes``), all of them call this function, and the
+    first process writes the files.
 
     Args:
-        module: holds every weight and buffer of the training, key networks and queues included.
-        loss_of: step number -> loss and further scalars to log. It may change nothing but random
-            states and normalisation statistics, so that a step that fails can be taken back.
-        optimizer: over the parameters that learn; its learning rates are the peaks.
-        steps: in total.
-        generator: the source of every random draw inside ``loss_of``; saved and restored.
-        batch: name and size of the batch, for the advice when memory is full.
-        warmup: steps of linear rise before the cosine.
-        amp: bfloat16 autocast, on CUDA only.
-        after_step: called after the optimiser step (momentum update of a teacher, enqueue).
-        checkpoints: where to save and resume; None: nowhere. With them, Ctrl-C and SIGTERM end
-            the training after its current step.
-        checkpoint_every: steps.
-        log_every: steps between rows of the log; the device is waited for only then.
+        module: holds all weights and buffers of the training, with key networks and queues.
+        loss_of: step number -> loss and further scalars to log. It must change nothing but random
+            states and normalisation statistics, so that a failed step can be undone.
+        optimizer: for the trained parameters; its learning rates are the peak values.
+        steps: total number of steps.
+        generator: source of all random draws in ``loss_of``; saved and restored.
+        batch: name and size of the batch, for the error message when memory is full.
+        warmup: number of steps with a linear rise of the learning rate, before the cosine.
+        amp: use bfloat16 autocast, on CUDA only.
+        after_step: called with the step number after the optimiser step (for the momentum update
+            of a teacher or a queue).
+        checkpoints: where to save and resume; None: no checkpoints. With checkpoints, Ctrl-C and
+            SIGTERM end the training after the current step.
+        checkpoint_every: number of steps between checkpoints.
+        log_every: number of steps between rows of the log; only these wait for the device.
         progress: called with step, steps and the newest row.
 
     Returns:
-        One row per ``log_every`` steps: ``step``, ``loss``, ``lr`` and what ``loss_of`` logs.
+        One row per ``log_every`` steps: ``step``, ``loss``, ``lr`` and the scalars of ``loss_of``.
 
     Raises:
-        ConfigError: the loss is no longer finite, or memory is full.
+        ConfigError: the loss or a weight is not finite, or memory is full.
         ProcessLostError: another process of this training has died.
-        Stopped: by Ctrl-C or SIGTERM.
+        Stopped: Ctrl-C or SIGTERM stopped the training.
     """
     state = _State(module, optimizer, generator, checkpoints)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -140,7 +143,7 @@ def train(
                 raise type(said)(f"{said} (in step {step + 1}); {kept}.") from error
             done = step + 1
             state.losses.append(loss.detach())
-            # A checkpoint without this step's row of the log would not be exact.
+            # A checkpoint needs this step's row of the log to be exact.
             rescued: Callable[[], str] = state.newest
             try:
                 if done % log_every == 0 or done == steps:
@@ -159,10 +162,10 @@ def train(
 
 
 def explain(error: Exception, batch: tuple[str, int]) -> UmsfError | None:
-    """What to tell a user of an error inside a step; None if it is none of theirs.
+    """Convert an error in a step to one that a user can fix; None if the user cannot.
 
     Args:
-        error: as it was raised.
+        error: the error that was raised.
         batch: see ``train``.
     """
     if isinstance(error, ProcessLostError):
@@ -177,7 +180,7 @@ def explain(error: Exception, batch: tuple[str, int]) -> UmsfError | None:
 
 
 class _State:
-    """What a checkpoint carries, and the losses that nobody has looked at yet."""
+    """The state that checkpoints hold, and the losses that have not been read yet."""
 
     def __init__(
         self,
@@ -192,7 +195,7 @@ class _State:
         self.losses: list[Tensor] = []  # still on the device
 
     def resume(self) -> int:
-        """Take the newest checkpoint's state, if there is one; returns the steps it has seen."""
+        """Restore the newest checkpoint, if there is one; return its number of steps."""
         if self.checkpoints is None:
             return 0
         state = self.checkpoints.load_latest()
@@ -205,8 +208,8 @@ class _State:
         return int(state["step"])
 
     def save(self, done: int) -> Path | None:
-        """Checkpoint after ``done`` steps, by the first process; never of numbers gone wrong."""
-        self._look(done)  # else every resume would start from them
+        """Save a checkpoint after ``done`` steps in the first process, if all values are finite."""
+        self._look(done)  # else a resumed training would start from values that are not finite
         weights = self.module.state_dict()
         finite = torch.stack([w.isfinite().all() for w in weights.values()])
         if not bool(finite.all()):  # one wait for the device
@@ -217,28 +220,28 @@ class _State:
         return self.checkpoints.save(done, state | {"random": random_state(self.generator)})
 
     def take_back(self, step: int, before: StepStart, error: UmsfError) -> str:
-        """Undo the failed step and checkpoint what was before it."""
+        """Undo the failed step and save a checkpoint of the state before it."""
         lost = isinstance(error, ProcessLostError)
         if self._saves(lost):
             before.restore()
         return self.kept(step, lost)
 
     def kept(self, done: int, lost: bool = True) -> str:
-        """Checkpoint after ``done`` steps if that is possible, after another process was lost."""
+        """Save a checkpoint after ``done`` steps if possible; say which one is the newest."""
         path = self.save(done) if self._saves(lost) else None
         return self.newest() if path is None else f"checkpoint after step {done}: {path}"
 
     def _saves(self, lost: bool) -> bool:
-        """Not of a lost process on a GPU, which may wait for it for ever."""
+        """Return whether to save; a GPU may wait for ever for a lost process."""
         return self.checkpoints is not None and not (lost and torch.cuda.is_available())
 
     def newest(self) -> str:
-        """Where the training would go on from."""
+        """Say from which checkpoint the training can be resumed."""
         paths = self.checkpoints.paths() if self.checkpoints else []
         return f"last good checkpoint: {paths[-1]}" if paths else "there is no checkpoint"
 
     def log(self, done: int, metrics: Metrics) -> None:
-        """Append a row, averaged over the processes; waits for the device."""
+        """Append a row to the log, averaged over the processes; waits for the device."""
         loss = self._look(done)[-1]
         device = next(self.module.parameters()).device
         values = [torch.as_tensor(v, device=device).detach().double() for v in metrics.values()]
@@ -248,7 +251,7 @@ class _State:
         self.rows.append({"step": float(done), "loss": means.pop("loss"), "lr": lr} | means)
 
     def _look(self, done: int) -> list[float]:
-        """The losses since the last look; one wait for the device."""
+        """Return the losses since the last call and check them; waits for the device once."""
         losses: list[float] = torch.stack(self.losses).tolist() if self.losses else []
         self.losses.clear()
         for step, loss in enumerate(losses, done - len(losses) + 1):
@@ -265,7 +268,7 @@ class _State:
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """The parameters that require a gradient."""
+    """Return the parameters that require a gradient."""
     return [p for p in parameters if p.requires_grad]
 
 
