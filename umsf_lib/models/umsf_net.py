@@ -24,7 +24,7 @@ SOURCE = {"cross_optical": "optical", "cross_sar": "sar"}  # projector -> featur
 
 
 def projection_head(channels: int, hidden: int, dim: int, norm: str) -> nn.Sequential:
-    """Two layers: ``(N, C) -> (N, D)``, not normalised."""
+    """Build a two-layer head ``(N, C) -> (N, D)``; its output is not normalised."""
     return nn.Sequential(
         nn.Linear(channels, hidden, bias=False),
         nn.BatchNorm1d(hidden) if norm == "batch" else group_norm(hidden),
@@ -34,7 +34,7 @@ def projection_head(channels: int, hidden: int, dim: int, norm: str) -> nn.Seque
 
 
 def clustering_head(channels: int, hidden: int, num_clusters: int) -> nn.Sequential:
-    """Two layers: ``(B, C, H, W) -> logits (B, K, H, W)``."""
+    """Build a two-layer head: tokens ``(B, C, H, W)`` -> logits ``(B, K, H, W)``."""
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, num_clusters, 1)
     )
@@ -43,20 +43,20 @@ def clustering_head(channels: int, hidden: int, num_clusters: int) -> nn.Sequent
 class UmsfNet(nn.Module):
     """UMSF-Net for one or two sensors.
 
-    The cross-modal contrast has projectors of its own, so that aligning the sensors does not
-    erase what only one of them sees (DeCUR, Wang et al. 2024). With one sensor, ``fused`` is that
-    sensor's map and there is nothing to fuse.
+    The cross-modal contrast has its own projectors, so aligning the sensors does not erase what
+    only one of them sees (DeCUR, Wang et al. 2024). With one sensor nothing is fused: ``fused`` is
+    that sensor's map.
     """
 
     def __init__(
         self, model: ModelConfig, layout: Layout, sar_log_std: Tensor, despeckle_channels: int = 16
     ) -> None:
-        """Build from settings.
+        """Build the network from settings.
 
         Args:
             model: sizes and choices.
-            layout: band counts and the place of red, green, blue.
-            sar_log_std: ``(Cs,)`` std that standardises ln intensity.
+            layout: band counts, and the positions of red, green and blue.
+            sar_log_std: ``(Cs,)`` std by which ln intensity was standardised.
             despeckle_channels: width of the front end.
         """
         super().__init__()
@@ -82,7 +82,7 @@ class UmsfNet(nn.Module):
 
     @property
     def despeckler(self) -> Despeckle | None:
-        """The front end of the SAR encoder, if there is one."""
+        """Front end of the SAR encoder, or None."""
         return None if self.sar is None else self.sar.despeckler
 
     def set_num_clusters(self, num_clusters: int) -> None:
@@ -93,18 +93,26 @@ class UmsfNet(nn.Module):
     def compile_blocks(self) -> None:
         """Compile residual blocks, despeckler and fusion one by one, in place.
 
-        Blocks of one form share their code (torch >= 2.5), also those of other networks, so that
-        it takes a third of the time that whole encoders take. What a compiler gains lies within a
-        block: batch norm, ReLU and the sum in few kernels.
+        Blocks of the same form share their code (torch >= 2.5), even across networks, so this takes
+        a third of the time that whole encoders would take. The speed-up comes from within a block:
+        batch norm, ReLU and the sum run in few kernels.
         """
         torch._dynamo.config.cache_size_limit = 64  # forms of blocks, training and not
         parts = {"BasicBlock", "Bottleneck", "ResidualBlock", "Despeckle"}
         for module in self.modules():
             if type(module).__name__ in parts or module is self.fusion:
-                module.compile(dynamic=False)  # blocks of other sizes are other code
+                module.compile(dynamic=False)  # blocks of other sizes are compiled separately
 
     def features(self, x_opt: Tensor | None, x_sar: Tensor | None) -> dict[str, Tensor]:
-        """Token maps ``optical``, ``sar`` (where there) and ``fused``, each ``(B, C, H, W)``."""
+        """Compute the token maps ``fused`` and, with two sensors, ``optical`` and ``sar``.
+
+        Args:
+            x_opt: ``(B, Co, h, w)`` standardised optical bands; None if not used.
+            x_sar: ``(B, Cs, h, w)`` standardised ln intensity; None if not used.
+
+        Returns:
+            Name -> ``(B, C, H, W)``.
+        """
         if self.fusion is None:
             single = self.optical(x_opt) if self.optical is not None else self.sar(x_sar)  # type: ignore[misc]
             return {"fused": single}
@@ -113,11 +121,11 @@ class UmsfNet(nn.Module):
         return maps | {"fused": fused}
 
     def project(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Projector -> ``(N, D)``, not normalised, of rows ``(N, C)`` read from ``features``."""
+        """Project rows ``(N, C)`` of ``features``: projector -> ``(N, D)``, not normalised."""
         return {n: head(rows[SOURCE.get(n, n)]) for n, head in self.projectors.items()}
 
     def forward(self, x_opt: Tensor | None, x_sar: Tensor | None) -> Tensor:
-        """Logits ``(B, K, H, W)`` of what the head tells apart; needs ``set_num_clusters``."""
+        """Compute the head's logits ``(B, K, H, W)``; call ``set_num_clusters`` first."""
         assert self.clustering is not None
         logits: Tensor = self.clustering(self.features(x_opt, x_sar)["fused"])
         return logits
@@ -125,16 +133,16 @@ class UmsfNet(nn.Module):
 
 @torch.no_grad()
 def central_attention(network: UmsfNet, window: dict[str, Tensor]) -> dict[str, Any]:
-    """Where the optical token in the middle of a window looks in the SAR map.
+    """Find where the optical token in the middle of a window attends in the SAR map.
 
     Args:
         network: in eval mode.
         window: ``optical`` and ``sar (1, C, h, w)`` standardised, on the network's device.
 
     Returns:
-        ``attention (heads, N)`` float32 on the CPU, rows sum to 1, None where the network has no
-        attention; ``token`` (row, column) of it; ``grid`` (H, W) with H W = N; ``gates (2, H, W)``.
-        The arguments of ``figures.attention_figure``.
+        Arguments of ``figures.attention_figure``: ``attention (heads, N)`` float32, rows sum to 1,
+        or None where the network has no attention; ``token``, its (row, column); ``grid`` (H, W)
+        with H W = N; ``gates (2, H, W)`` float32, only with attention.
     """
     if not isinstance(network.fusion, AttentionFusion):
         return {"attention": None, "token": (0, 0), "grid": (1, 1)}
