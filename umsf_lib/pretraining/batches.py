@@ -1,7 +1,7 @@
-"""A batch of pretraining: two views of each window, and where on the ground they lie.
+"""A pretraining batch: two views of each window, and where on the ground they lie.
 
-Geometry is drawn and matched on the CPU: what two views share decides the shapes of what follows,
-and a GPU that is asked for it keeps the host waiting. Pixels and their noise stay on the device.
+Geometry is drawn and matched on the CPU. The overlap of two views decides the shapes of later
+tensors, and reading it from a GPU would make the CPU wait. Pixels and noise stay on the device.
 """
 
 from __future__ import annotations
@@ -25,12 +25,21 @@ from .momentum import Places
 class Batch:
     """Two views of a batch of windows and the ground positions both see.
 
-    ``scene (B,)``, or the plane of scenes that lie side by side (``neighbours.ScenePlane``), where
-    all rows and columns are counted, in px; ``centre (B, 2)`` of the windows that the first view
-    shows and ``second_centre (B, 2)`` of those of the second, the same or neighbours; ``points_a``
-    and ``points_b (B, n, 2)`` in coordinates of the first and the second view; ``ground (B, n, 2)``
-    row, col; ``visible (B, n)`` in both views; all on the CPU. Where several processes share the
-    batch, these tell of all its windows, and the views are those of ``rows``.
+    The views hold the windows ``rows`` of this process. All other tensors describe the windows of
+    all processes and are on the CPU.
+
+    Attributes:
+        first: view of the windows.
+        second: view of the same windows or of neighbours.
+        scene: ``(B,)`` scene, or plane of scenes that lie side by side (``neighbours.ScenePlane``);
+            all rows and columns below are counted on it, in px.
+        centre: ``(B, 2)`` row, col of the middle of the first windows.
+        second_centre: ``(B, 2)`` row, col of the middle of the second windows.
+        points_a: ``(B, n, 2)`` positions (x, y) in coordinates of the first view.
+        points_b: ``(B, n, 2)`` the same positions in coordinates of the second view.
+        ground: ``(B, n, 2)`` the same positions as row, col.
+        visible: ``(B, n)`` bool, seen by both views.
+        rows: windows of this process.
     """
 
     first: View
@@ -45,13 +54,13 @@ class Batch:
     rows: slice = field(default_factory=lambda: slice(None))
 
     def own(self) -> Batch:
-        """The windows of this process only."""
+        """Return the batch with the windows of this process only."""
         names = ("scene", "centre", "second_centre", "points_a", "points_b", "ground", "visible")
         return replace(self, **{name: getattr(self, name)[self.rows] for name in names})
 
 
 def as_arrays(batch: Batch) -> tuple[list[dict[str, np.ndarray]], list[list[np.ndarray]]]:
-    """A batch for looking at: ``figures.views_figure``'s views, and points that both views see."""
+    """Convert a batch to the arguments ``views`` and ``points`` of ``figures.views_figure``."""
     views = [
         {role: images.cpu().numpy() for role, images in view.images.items()}
         for view in (batch.first, batch.second)
@@ -75,13 +84,13 @@ def two_views(
     """Draw two views of a batch and the positions that both see.
 
     Args:
-        windows: what the first and the second views show, of this process's rows, each with the
-            std of its ln intensity; see ``make_view``.
-        plane: ``(B,)`` of the whole batch; ``scene`` of ``Batch``.
-        corners: ``(B, 2)`` each, row, col of the first and the second windows, in px.
+        windows: pixels of the first and the second windows of this process, each with the std of
+            its ln intensity; see ``make_view``.
+        plane: ``(B,)`` scene or plane of the whole batch; see ``Batch``.
+        corners: ``(B, 2)`` row, col of the first pixel of the first and the second windows, px.
         views: window size and strengths.
-        tokens: positions to draw per window.
-        generator: of all draws, on the CPU; on a GPU it seeds those that are made there.
+        tokens: n, positions to draw per window.
+        generator: CPU generator of all draws; draws on a GPU are seeded from it.
     """
     count, size, rows = len(plane), views.window_px, own_rows(len(plane))
     device = next(iter(windows[0][0].values())).device
@@ -100,19 +109,19 @@ def two_views(
 
 
 def places(batch: Batch) -> tuple[Places, Places]:
-    """(scene, row, col) of the tokens seen by both views, and of the first windows; on the CPU."""
-    scene = batch.scene[:, None].expand_as(batch.visible)[batch.visible]
-    row, col = batch.ground[batch.visible].T
+    """Return scene, row, col of the tokens that both views see, and of the first windows."""
+    scene = batch.scene[:, None].expand_as(batch.visible)[batch.visible]  # (B,) -> (B, n) -> (M,)
+    row, col = batch.ground[batch.visible].T  # (B, n, 2) -> (M, 2) -> (M,) each
     return (scene, row, col), (batch.scene, batch.centre[:, 0], batch.centre[:, 1])
 
 
 def key_places(batch: Batch) -> tuple[Places, Places]:
-    """As ``places``, with the windows that the second view shows; tokens are of the same ground."""
-    row, col = batch.second_centre.T
+    """Return ``places`` for the keys: the same tokens, but the windows of the second view."""
+    row, col = batch.second_centre.T  # (B, 2) -> (B,) each
     return places(batch)[0], (batch.scene, row, col)
 
 
 def on_device(place: Places, device: torch.device) -> Places:
-    """The same places where they are needed, by one copy."""
+    """Copy places to a device in one transfer."""
     scene, row, col = to_device(torch.stack([x.float() for x in place]), device)  # exact: < 2^24
     return scene.long(), row, col

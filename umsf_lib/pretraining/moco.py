@@ -1,8 +1,8 @@
 """The step of momentum-contrast pretraining: a batch of two views in, a loss and new keys out.
 
-Three contrasts share it: within each sensor, across the sensors, and on the fused tokens (without
-which nothing would train the fusion). Each has its own projector and its own queue. Nothing here
-knows of files, and nothing waits for the device.
+There are three kinds of contrast: within each sensor, across the sensors, and between fused tokens
+(without which nothing would train the fusion). Each has its own projector and its own queue.
+Nothing here reads or writes files, and nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Keys = dict[str, tuple[Tensor, Tensor]]  # projector -> unit rows of tokens (M, 
 
 
 def contrasts_of(network: UmsfNet) -> dict[str, tuple[str, str]]:
-    """Contrast -> (query projector, key projector), those for which the network has both."""
+    """Return the network's contrasts: name -> (query projector, key projector)."""
     every = INTRA | CROSS | FUSED
     return {name: pair for name, pair in every.items() if set(pair) <= set(network.projectors)}
 
 
 def weighted_sum(parts: Mapping[str, Tensor], config: PretrainConfig) -> Tensor:
-    """The loss: its parts with the weight of their kind, which the parts of a kind share."""
+    """Add up the parts of the loss; parts of the same kind share the weight of their kind."""
     view, modality, neighbour = config.positives
     kinds = ((INTRA, view + neighbour), (CROSS, modality), (FUSED, config.fused))
     terms = []
@@ -65,18 +65,18 @@ class MomentumContrast(nn.Module):
         self.contrasts = contrasts_of(query)
 
     def train(self, mode: bool = True) -> MomentumContrast:
-        """As usual, but the key network stays in eval mode.
+        """Set the mode as usual, but keep the key network in eval mode.
 
-        There BatchNorm uses running statistics, so that no key depends on the rest of its batch and
-        nothing but its ground gives the positive away (Cai et al. 2021, EMAN). MoCo shuffles its
-        keys over the GPUs to the same end.
+        In eval mode BatchNorm uses running statistics, so no key depends on the rest of its batch,
+        and batch statistics cannot give the positive away (Cai et al. 2021, EMAN). MoCo shuffles
+        its keys over the GPUs for the same reason.
         """
         super().train(mode)
         self.key.eval()
         return self
 
     def tune_for_cuda(self, compiled: bool) -> None:
-        """Choose the GPU's fast paths: TF32, and torch.compile where asked for."""
+        """Turn on TF32 and, if ``compiled``, torch.compile."""
         torch.set_float32_matmul_precision("high")
         if compiled:
             self.query.compile_blocks()
@@ -85,20 +85,20 @@ class MomentumContrast(nn.Module):
 
     @property
     def queues(self) -> dict[str, Queue]:
-        """Queue per key projector."""
+        """Key projector -> its queue."""
         return cast("dict[str, Queue]", dict(self._queues.items()))
 
     def forward(self, batch: Batch, radius_px: float) -> tuple[Tensor, dict[str, Any]]:
-        """Loss of one batch, and what ``enqueue`` and the log need.
+        """Compute the loss of one batch, and what ``enqueue`` and the log need.
 
         Args:
             batch: two views with matched positions.
-            radius_px: keys of the same scene nearer than this are no negatives.
+            radius_px: keys of the same scene nearer than this are not used as negatives, px.
 
         Returns:
             Scalar loss, whose mean over the processes is that of the whole batch; dict with the
-            ``parts`` of the loss, ``query`` and ``key`` embeddings, the ``mask`` of the tokens'
-            negatives, the ``negatives`` of the fused tokens, and ``enqueue``: the keys of all
+            ``parts`` of the loss, ``query`` and ``key`` embeddings, the tokens' ``mask (M, Q)`` of
+            negatives, the fused tokens' ``negatives (Q, D)``, and ``enqueue``: the keys of all
             processes.
         """
         own = batch.own()
@@ -106,7 +106,7 @@ class MomentumContrast(nn.Module):
         with torch.no_grad():
             key = self.embed(self.key, own.second, own.points_b, own.visible)
         masks = self._masks(own, radius_px)
-        # Views of one process may share more ground than those of another; windows are as many.
+        # Processes may have different numbers of matched tokens, but equally many windows.
         tokens = int(own.visible.sum()) * world_size() / max(1, int(batch.visible.sum()))
         shares, tau = ((1 - self.config.pooled) * tokens, self.config.pooled), self.config.tau
         mine, others = zip(*self.contrasts.values(), strict=True)
@@ -124,8 +124,9 @@ class MomentumContrast(nn.Module):
         return weighted_sum(parts, self.config), extra
 
     def _masks(self, own: Batch, radius_px: float) -> list[Tensor]:
-        """Negatives that show neither the query's ground nor that of its positive."""
-        (tokens, first), (_, second) = places(own), key_places(own)  # tokens share their ground
+        """Mark the negatives that show neither the query's ground nor that of its positive."""
+        # A token and its positive have the same place.
+        (tokens, first), (_, second) = places(own), key_places(own)
         fused = self.queues["fused"]
         device = fused.entries.device
         token_mask, first_mask, second_mask = (
@@ -136,16 +137,16 @@ class MomentumContrast(nn.Module):
 
     @staticmethod
     def embed(network: UmsfNet, view: View, points: Tensor, visible: Tensor) -> Keys:
-        """Projector -> unit embeddings of the matched tokens ``(M, D)`` and pooled ``(B, D)``."""
+        """Return unit ``embeddings``: projector -> tokens ``(M, D)`` and windows ``(B, D)``."""
         return unit(embeddings(network, view, points, visible))
 
     @torch.no_grad()
     def enqueue(self, batch: Batch, keys: Keys) -> None:
-        """Put the keys of all processes into the queues; after the backward pass, which reads them.
+        """Put the keys of all processes into the queues; call after ``backward()``.
 
         Args:
-            batch: that they are of.
-            keys: ``enqueue`` of ``forward``.
+            batch: the batch of these keys.
+            keys: ``enqueue`` from ``forward``.
         """
         tokens, windows = key_places(batch)
         scene, row, col = (torch.cat(pair) for pair in zip(tokens, windows, strict=True))
@@ -155,7 +156,7 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def update_keys(self) -> None:
-        """EMA step of the key network."""
+        """Move the key network towards the query network by one EMA step."""
         momentum_update(self.key, self.query, self.config.ema)
 
 
@@ -165,34 +166,38 @@ def embeddings(
     points: Tensor,
     visible: Tensor,
 ) -> Keys:
-    """Projector -> embeddings of matched tokens ``(M, D)`` and pooled ``(B, D)``, float32 at least.
+    """Embed the matched tokens and the pooled windows of a view with every projector.
 
-    What no contrast reads is not projected: features are read, or averaged over the window, first.
+    Features are first read at the matched tokens, or averaged over the window, and then projected,
+    so nothing is projected that no contrast uses.
 
     Args:
-        network: that makes token maps and projects what is read from them.
-        view: of B windows.
-        points: ``(B, n, 2)`` where to read tokens, in view coordinates.
-        visible: ``(B, n)`` which of them to read.
+        network: makes the token maps and projects what is read from them.
+        view: view of B windows.
+        points: ``(B, n, 2)`` positions of tokens, (x, y) in view coordinates.
+        visible: ``(B, n)`` bool, the M positions to read.
+
+    Returns:
+        Projector -> tokens ``(M, D)`` and windows ``(B, D)``, float32 or wider, not normalised.
     """
     features = network.features(view.images.get("optical"), view.images.get("sar"))
     fused = features["fused"]
     index, weight = tokens_around(points, fused.shape[2], fused.shape[3])  # (4, B, n) each
     index, weight = (to_device(x[:, visible], fused.device) for x in (index, weight))  # (4, M)
     count, rows = index.shape[1], {}
-    for name, maps in features.items():  # (B, C, H, W)
+    for name, maps in features.items():  # (B, C, H, W) -> (M + B, C)
         rows[name] = torch.cat([read_tokens(maps, index, weight), maps.mean(dim=(2, 3))])
     projected = {name: at_least_float32(z) for name, z in network.project(rows).items()}
     return {name: (z[:count], z[count:]) for name, z in projected.items()}
 
 
 def stack_projectors(keys: Keys, names: Sequence[str], which: int) -> Tensor:
-    """``(N, M, D)``: tokens (0) or windows (1) of some projectors."""
+    """Stack the tokens (``which`` 0) or windows (1) of N projectors as ``(N, M, D)``."""
     return torch.stack([keys[name][which] for name in names])
 
 
 def unit(rows: Keys) -> Keys:
-    """The same embeddings with unit rows."""
+    """Normalise all rows to unit length."""
     return {
         name: (F.normalize(tokens, dim=1), F.normalize(pooled, dim=1))
         for name, (tokens, pooled) in rows.items()
@@ -200,7 +205,7 @@ def unit(rows: Keys) -> Keys:
 
 
 def gather_keys(keys: Keys, batch: Batch) -> Keys:
-    """Keys of all processes in the order of the whole batch."""
+    """Gather the keys of all processes in the order of the whole batch."""
     if world_size() == 1:
         return keys
     shares = [len(batch.scene) // world_size()] * world_size()
