@@ -64,7 +64,7 @@ def blur(images: Tensor) -> Tensor:
 
 
 def photometric_optical(x: Tensor, config: ViewConfig, source: Source) -> Tensor:
-    """Apply gain and offset per band, common haze and rare blur to standardised bands.
+    """Apply gain and offset per band, common haze and occasional blur to standardised bands.
 
     Args:
         x: ``(B, C, h, w)`` standardised bands.
