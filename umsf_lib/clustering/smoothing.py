@@ -57,7 +57,7 @@ def smooth_tokens(posteriors: Tensor, guide: Tensor, stride: int, sigma_px: floa
         return posteriors
     bands = F.avg_pool2d(guide, stride, ceil_mode=True)
     slopes, offsets = linear_fits(posteriors, bands, sigma_px / stride)  # (C, K, h, w), (K, h, w)
-    return _posteriors(offsets + torch.einsum("ckhw,chw->khw", slopes, bands))
+    return _posteriors(offsets + torch.einsum("ckhw,chw->khw", slopes, bands))  # (K, h, w)
 
 
 def smooth_pixels(posteriors: Tensor, guide: Tensor, stride: int, sigma_px: float) -> Tensor:

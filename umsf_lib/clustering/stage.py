@@ -244,7 +244,7 @@ def sample_features(found: Clustered, task: ClusteringTask) -> dict[str, np.ndar
         chosen = rng.choice(count, min(count, PLOT_TOKENS // len(scenes)), replace=False)
         row, col = (i * stride + stride // 2 for i in np.divmod(chosen, maps.shape[2]))
         here = torch.from_numpy(chosen).to(maps.device)
-        # (3 C, h, w) -> (3 C, n) -> (n, 3 C) -> (n, C) for each kind of token
+        # With k kinds of token: (k C, h, w) -> (k C, n) -> (n, k C) -> k arrays (n, C)
         parts = np.split(maps.flatten(1)[:, here].T.cpu().numpy(), len(names), axis=1)
         # (K, h, w) -> (h, w) -> (n,)
         clusters = classifier.posteriors(scene).argmax(0).flatten()[here].cpu().numpy()
