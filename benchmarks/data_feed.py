@@ -1,29 +1,29 @@
-"""Windows per second: the tutorial's memory maps beside what reads GeoTIFF files batch by batch.
+"""Windows per second: the tutorial's memory maps beside readers of GeoTIFF files.
 
     python benchmarks/data_feed.py [--scenes 25] [--seconds 24]
 
-Three ways to the same standardised float32 windows (256 px, 5 bands, drawn at random from scenes of
-the size of WHU-OPT-SAR, deflated in tiles), side by side in one run:
+One run compares three ways to get the same standardised float32 windows (256 px, 5 bands, drawn at
+random from scenes of the size of WHU-OPT-SAR, deflated in tiles):
 
 - ours: ``PixelStore.windows`` over memory maps, in this process, with all its threads;
 - dataloader: rasterio's windowed reads in a torch ``DataLoader`` with two workers, files kept open;
-- torchgeo: the boxes of the same windows (its random sampler draws such, of whole pixels) asked of
-  its ``RasterDataset`` for each sensor in such a loader, where it is installed.
+- torchgeo, if installed: queries of its ``RasterDataset`` for each sensor in such a loader, with
+  the boxes of the same windows (its random sampler draws boxes of whole pixels, too).
 
-The ways take turns, three each, and the median turn counts; each begins with seconds that do not
-count, for workers, caches and page tables to settle. First of all, batches of every way are
-compared with ours.
+The ways take turns, three each, and the median turn counts. Each turn begins with some seconds that
+do not count, so that workers, caches and page tables can settle. Before all turns, batches of every
+way are compared with ours.
 
-What is cached: this run has just written all files, so the system's page cache holds them where
-memory allows (0.14 GB a scene prepared). GDAL keeps what it decompressed in a block cache, 5 % of
-the memory in each process; WHU-OPT-SAR (100 scenes, 10.3 GB decompressed) is many times that. With
-fewer scenes, GDAL's cache is set to the same share of them (``GDAL_CACHEMAX``). Scenes beyond the
-third are hard links to the first three at other places: other files to GDAL, torchgeo and ours.
+Caches: this run has just written all files, so the system's page cache holds them if memory allows
+(0.14 GB per prepared scene). GDAL keeps decompressed data in a block cache of 5 % of the memory in
+each process; WHU-OPT-SAR (100 scenes, 10.3 GB decompressed) is many times that. With fewer scenes,
+GDAL's cache is set to the same share of them (``GDAL_CACHEMAX``). Scenes beyond the third are hard
+links to the first three at other places, so GDAL, torchgeo and our code see different files.
 
-``prepare`` is measured, too, with 4 scenes and with all: MB of decompressed imagery per second, and
-the most anonymous memory that the process (its libraries included) had meanwhile.
+``prepare`` is measured as well, with 4 scenes and with all: MB of decompressed imagery per second,
+and the peak of anonymous memory of the process (its libraries included).
 
-The last line is JSON; ``ratio`` is ours over the best of the others.
+The last line is JSON; ``ratio`` is our rate divided by the best rate of the others.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ Batch = dict[str, Tensor]
 
 
 def write_large_scenes(folder: Path, count: int) -> None:
-    """Scenes of the size of WHU-OPT-SAR in its layout; the texture is simulated, so it compresses
-    as imagery does."""
+    """Write scenes of WHU-OPT-SAR's size in its layout, with simulated texture that compresses
+    like imagery."""
     crs, names = rasterio.CRS.from_epsg(4326), scene_names(count)
     for seed, name in enumerate(names[:DIFFERENT]):
         piece = simulate_scene(seed, PIECE, PIECE)
@@ -83,7 +83,7 @@ def write_large_scenes(folder: Path, count: int) -> None:
 
 
 def link_scenes(source: Path, folder: Path, names: list[str]) -> None:
-    """The first scenes of ``source`` again under other names; GDAL's auxiliary files move them."""
+    """Link the first scenes of ``source`` under other names; auxiliary files of GDAL move them."""
     for role in ROLES:
         (folder / role).mkdir(parents=True, exist_ok=True)
         for number, name in enumerate(names):
@@ -96,7 +96,7 @@ def link_scenes(source: Path, folder: Path, names: list[str]) -> None:
 
 @contextmanager
 def peak_anonymous_gb() -> Iterator[list[float]]:
-    """A list whose last item becomes the most anonymous memory inside the block (Linux only)."""
+    """Yield a list whose item becomes the block's peak of anonymous memory, GB (Linux only)."""
     seen, done, status = [0.0], threading.Event(), Path("/proc/self/status")
 
     def watch() -> None:
@@ -114,7 +114,7 @@ def peak_anonymous_gb() -> Iterator[list[float]]:
 
 
 def prepared(root: Path, target: Path) -> tuple[SceneSet, dict[str, Any]]:
-    """Prepare the scenes under ``root``; also what it took."""
+    """Prepare the scenes under ``root``; also returns the cost."""
     with peak_anonymous_gb() as peak:
         begin = time.perf_counter()
         scenes = prepare(root, load_layout("whu-opt-sar"), target)
@@ -125,7 +125,7 @@ def prepared(root: Path, target: Path) -> tuple[SceneSet, dict[str, Any]]:
 
 
 class RasterioWindows(Dataset[Batch]):
-    """What a careful reader writes by hand: open files, windowed reads, one sample at a time."""
+    """Careful hand-written data set: files kept open, windowed reads, one sample at a time."""
 
     def __init__(self, store: PixelStore, paths: list[dict[str, Path]], places: Tensor) -> None:
         self.paths, self.places, self.sar_scaling = paths, places, store.layout.sar.scaling
@@ -161,7 +161,7 @@ class RasterioWindows(Dataset[Batch]):
 
 
 def torchgeo_windows(plain: RasterioWindows, folder: Path) -> Dataset[Batch] | None:
-    """The same samples read by torchgeo, or None where it is not installed."""
+    """Make a data set of the same samples read by torchgeo, or None if it is not installed."""
     try:
         from torchgeo.datasets import RasterDataset
     except ImportError:
@@ -197,7 +197,7 @@ def loaded(windows: Dataset[Batch]) -> Iterator[Batch]:
 
 
 def rate(batches: Iterator[Batch], seconds: float) -> float:
-    """Windows per second over a span of time."""
+    """Measure windows per second over some seconds."""
     begin, count = time.perf_counter(), 0
     while (now := time.perf_counter()) - begin < seconds:
         count += len(next(batches)["valid"])
@@ -205,7 +205,7 @@ def rate(batches: Iterator[Batch], seconds: float) -> float:
 
 
 def assert_same(ways: dict[str, Iterator[Batch]]) -> None:
-    """Every way gives the windows that ours gives; logarithms may differ in the last bit."""
+    """Check that every way gives the windows of ours; logarithms may differ in the last bit."""
     for _ in range(COMPARED):
         batches = {name: next(way) for name, way in ways.items()}
         for name, batch in batches.items():
@@ -216,7 +216,7 @@ def assert_same(ways: dict[str, Iterator[Batch]]) -> None:
 
 
 def take_turns(ways: dict[str, Iterator[Batch]], seconds: float) -> dict[str, float]:
-    """Median windows per second of each way."""
+    """Measure the median windows per second of each way."""
     turns: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(TURNS):
         for name, way in ways.items():

@@ -2,7 +2,7 @@
 
     python benchmarks/fill_tables.py
 
-A table stands between a mark that names what makes it and ``<!-- end -->``; other text stays.
+A table lies between a mark that names its source and ``<!-- end -->``. Other text stays unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BLOCK = re.compile(r"(<!-- (umsf|gpu_table\.py) ?(.*?) ?-->\n\n)(.*?)(<!-- end -
 
 
 def made(maker: str, arguments: str) -> str:
-    """The table that a mark asks for."""
+    """Make the table that a mark asks for."""
     if maker == "gpu_table.py":
         return gpu_table.table(gpu_table.RESULTS)
     out = io.StringIO()
@@ -35,7 +35,7 @@ def made(maker: str, arguments: str) -> str:
 
 
 def fill(text: str) -> str:
-    """The text with every table made anew."""
+    """Return the text with every table made anew."""
     return BLOCK.sub(lambda m: m[1] + made(m[2], m[3]) + m[5], text)
 
 

@@ -1,15 +1,15 @@
-"""The parts of gpu.sh: what a GPU can tell, in the order of worth.
+"""The parts of gpu.sh: measurements on a GPU, the most important first.
 
 - ``right``: twenty steps of ``quick`` from the same batches on the CPU and on the GPU; kill -9 and
-  resume with ``deterministic=true``; how far two runs in the default mode differ.
+  resume with ``deterministic=true``; the difference of two runs in the default mode.
 - ``fast``: ``pretraining.py --full``, eager and compiled; a profile of the step.
-- ``pays``: ``standard`` pretraining on ``realistic`` scenes with AdamW, longer and longer; what a
-  linear probe and a mixture find in its tokens, beside local statistics and random weights.
+- ``pays``: ``standard`` pretraining on ``realistic`` scenes with AdamW, in runs of growing length;
+  scores of a linear probe and a mixture on its tokens, beside local statistics and random weights.
 - ``rest``: self-training, scores and a map of 4096 x 4096 px, on the GPU and on the machine's CPU.
 - ``paper``: twenty steps of the ``paper`` profile: memory, seconds, hours for WHU-OPT-SAR.
 
-Each part is a process of its own with a bound on its time; one that fails or runs over does not
-stop the next. What is measured goes into ``gpu.json`` at once. All data is synthetic.
+Each part runs in its own process with a time limit. A part that fails or takes too long does not
+stop the next one. Measurements are written to ``gpu.json`` at once. All data is synthetic.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ FEW = "synthetic.train=2 synthetic.val=1 synthetic.test=1"  # of right
 
 @dataclass(frozen=True)
 class Kit:
-    """What every part is given.
+    """Inputs of every part.
 
     Attributes:
         out: folder of the results.
-        small: small sizes.
-        device: to be measured.
-        deadline: ``time.monotonic`` at which this part is stopped.
+        small: use small sizes.
+        device: the device to measure.
+        deadline: value of ``time.monotonic``, in s, at which this part is stopped.
     """
 
     out: Path
@@ -72,7 +72,7 @@ class Kit:
     deadline: float
 
     def keep(self, part: str, **values: Any) -> None:
-        """Add to what is known of a part, on disk before this returns."""
+        """Add values to the results of a part; they are on disk when this returns."""
         path = self.out / "gpu.json"
         known = json.loads(path.read_text())
         known["parts"][part] |= values
@@ -81,12 +81,12 @@ class Kit:
 
     @property
     def profile(self) -> str:
-        """Of the small stages."""
+        """Profile of the small stages."""
         return "tiny" if self.small else "quick"
 
 
 def right(kit: Kit) -> None:
-    """Same losses as on a CPU; same bits after kill -9; how far two default runs differ."""
+    """Compare losses with a CPU's, bits after kill -9 and resume, and two default runs."""
     from umsf_lib.data.stage import load_data
     from umsf_lib.run import Run
 
@@ -103,7 +103,7 @@ def right(kit: Kit) -> None:
 
 
 def begin_run(kit: Kit, name: str, deterministic: bool) -> subprocess.Popen[bytes]:
-    """Start a short pretraining in a process of its own."""
+    """Start a short pretraining in its own process."""
     steps, often = (5, 4) if kit.small else (30, 10)
     numbers = f"pretrain.epochs=2 pretrain.steps_per_epoch={steps}"
     numbers += f" pretrain.checkpoint_every={often}"
@@ -113,13 +113,13 @@ def begin_run(kit: Kit, name: str, deterministic: bool) -> subprocess.Popen[byte
 
 
 def same_losses(kit: Kit, run: Any, data: Any) -> dict[str, Any]:
-    """Twenty steps from the same batches on the CPU and on the GPU, in float32 and in float64.
+    """Take twenty steps from the same batches on the CPU and the GPU, in float32 and in float64.
 
-    Training enlarges rounding, so that float32 leaves float64 on one device, too (``rounding``);
-    in float64 the two devices must agree to many digits.
+    Training amplifies rounding errors, so float32 departs from float64 even on one device
+    (``rounding``). In float64 the two devices must agree to many digits.
 
     Returns:
-        ``losses`` of each way, and by step the relative differences of some pairs.
+        ``losses`` of each way, and the relative differences of some pairs, step by step.
     """
     from umsf_lib.models.stage import train_despeckler
     from umsf_lib.pretraining.stage import build_learner, new_optimizer
@@ -158,7 +158,7 @@ def same_losses(kit: Kit, run: Any, data: Any) -> dict[str, Any]:
 
 
 def moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A batch with its images, and the places of its tokens, elsewhere or in another dtype."""
+    """Move a batch's images to a device and dtype; the positions of its tokens get the dtype."""
     views = [
         replace(view, images={role: x.to(device, dtype) for role, x in view.images.items()})
         for view in (batch.first, batch.second)
@@ -168,7 +168,7 @@ def moved(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def interrupted(kit: Kit, running: dict[str, subprocess.Popen[bytes]]) -> dict[str, Any]:
-    """A run killed and resumed beside a whole one; on a GPU two default runs as well."""
+    """Compare a killed and resumed run with an unbroken one; on a GPU also two default runs."""
     victim, folder = begin_run(kit, "killed", True), run_folder("killed") / "checkpoints"
     while victim.poll() is None and not list(folder.glob("step-*.pt")):
         time.sleep(0.005)
@@ -194,7 +194,7 @@ def interrupted(kit: Kit, running: dict[str, subprocess.Popen[bytes]]) -> dict[s
 
 
 def same_bits(a: Any, b: Any) -> bool:
-    """Whether two checkpoints hold the same: weights, queues, optimiser, log, random states."""
+    """Return whether two checkpoints are equal: weights, queues, optimiser, log, random states."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -205,17 +205,17 @@ def same_bits(a: Any, b: Any) -> bool:
 
 
 def run_folder(name: str) -> Path:
-    """Of a run of this kit."""
+    """Return the folder of a run of this kit."""
     return Path(os.environ["UMSF_ROOT"]) / "runs" / name
 
 
 def newest(folder: Path) -> str:
-    """Name of the newest checkpoint."""
+    """Return the name of the newest checkpoint."""
     return max((path.name for path in folder.glob("step-*.pt")), default="none")
 
 
 def fast(kit: Kit) -> None:
-    """Pairs a second of the full step, its efficiency, ratio to the peer, and where time goes."""
+    """Measure the full step: pairs per second, efficiency, ratio to a peer, profile."""
     import pretraining as step
 
     cuda = kit.device.type == "cuda"
@@ -251,7 +251,7 @@ def fast(kit: Kit) -> None:
 
 
 def pays(kit: Kit) -> None:
-    """Pretraining of several lengths, each with a schedule of its own, and what its tokens tell."""
+    """Pretrain for several lengths, each with its own schedule, and score the tokens."""
     from umsf_lib.clustering.stage import feature_tokens
     from umsf_lib.clustering.task import ClusteringTask
     from umsf_lib.clustering.tokens import StatisticTokens
@@ -299,7 +299,7 @@ def pays(kit: Kit) -> None:
         return took / steps
 
     def fitting(each: float) -> int:
-        """Steps for which there is time, what comes after them included."""
+        """Return the number of steps for which there is time, including what follows them."""
         after = 1.3 * curve[-1]["judged_s"] + 5
         return int((kit.deadline - time.monotonic() - after) / each) // 10 * 10
 
@@ -315,7 +315,7 @@ def pays(kit: Kit) -> None:
 
 
 def judged_tokens(token_map: Any, task: Any, small: bool) -> dict[str, Any]:
-    """Linear probe with few labels of validation scenes; many-to-one of a mixture without any."""
+    """Score tokens by a linear probe with few validation labels and by a mixture without labels."""
     from sklearn.decomposition import PCA
 
     from umsf_lib.clustering.mixture import fit_mixture
@@ -341,7 +341,7 @@ def judged_tokens(token_map: Any, task: Any, small: bool) -> dict[str, Any]:
 
 
 def keep_weights(kit: Kit, network: torch.nn.Module, name: str) -> None:
-    """The network in float16, in place of the one before, where it is small enough to travel."""
+    """Save the network in float16 over the previous one, if it is small enough to copy around."""
     weights = {k: w.half() if w.is_floating_point() else w for k, w in network.state_dict().items()}
     size = sum(w.numel() * w.element_size() for w in weights.values())
     if size > WEIGHTS_BYTES:
@@ -352,7 +352,7 @@ def keep_weights(kit: Kit, network: torch.nn.Module, name: str) -> None:
 
 
 def rest(kit: Kit) -> None:
-    """Seconds and peak memory of stages: those of this machine's GPU beside those of its CPU."""
+    """Measure seconds and peak memory of stages on this machine's GPU and on its CPU."""
     from umsf_lib.data.layout import load_layout
     from umsf_lib.data.rasters import opened, write_raster
     from umsf_lib.data.stage import load_data
@@ -380,7 +380,7 @@ def rest(kit: Kit) -> None:
 
 
 def measure_stages(kit: Kit, run: Any, scenes: Any, mapped: str) -> None:
-    """Keep what each stage costs on the run's device; of the maps only that of scene ``mapped``."""
+    """Keep the cost of each stage on the run's device; only scene ``mapped`` is mapped."""
     from umsf_lib.clustering.stage import cluster
     from umsf_lib.clustering.task import ClusteringTask
     from umsf_lib.evaluation.stage import evaluate, fitted_matching
@@ -410,7 +410,7 @@ def measure_stages(kit: Kit, run: Any, scenes: Any, mapped: str) -> None:
 
 
 def paper(kit: Kit) -> None:
-    """The profile's own sizes on random scenes of WHU-OPT-SAR's; from random weights."""
+    """Run the profile's own sizes from random weights, on random scenes of WHU-OPT-SAR's size."""
     from umsf_lib.models.stage import train_despeckler
     from umsf_lib.pretraining.stage import LOG_EVERY, pretrain
     from umsf_lib.run import Run
@@ -445,7 +445,7 @@ def paper(kit: Kit) -> None:
 
 
 def random_scenes(run: Any, count: int, height: int, width: int) -> Any:
-    """Prepared scenes of random bytes, with the stage ``data`` that a run wants of them."""
+    """Make prepared scenes of random bytes, and the stage ``data`` that a run needs."""
     from umsf_lib.data.layout import load_layout
     from umsf_lib.data.scene_set import NORMALISATION, SceneRecord, SceneSet, normalisation
 
@@ -479,7 +479,7 @@ PARTS: dict[str, Callable[[Kit], None]] = {
 
 
 def scenes(kit: Kit) -> None:
-    """Make the scenes of ``pays``, beside another part."""
+    """Make the scenes of ``pays`` while another part runs."""
     from umsf_lib.data.stage import load_data
     from umsf_lib.run import Run
 
@@ -491,7 +491,7 @@ def scenes(kit: Kit) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, in one sentence."""
+    """Describe an error in one sentence."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"the disk is full ({error.filename or tempfile.gettempdir()}); free {DISK_GB} GB."
     if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -502,7 +502,7 @@ def one_line(error: BaseException) -> str:
 
 
 def describe(device: torch.device, small: bool) -> dict[str, Any]:
-    """Where and of what the numbers are."""
+    """Describe the machine and the code that the numbers belong to."""
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
@@ -519,7 +519,7 @@ def describe(device: torch.device, small: bool) -> dict[str, Any]:
 
 
 def driver() -> str:
-    """Version of the GPU's driver; '' where nvidia-smi does not say."""
+    """Return the version of the GPU's driver; '' if nvidia-smi does not give it."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
@@ -528,7 +528,7 @@ def driver() -> str:
 
 
 def source_digest() -> str:
-    """Short sha256 of the library and the benchmarks, for a copy without git."""
+    """Return a short sha256 of the library and the benchmarks, for a copy without git."""
     home, found = HERE.parents[1], hashlib.sha256()
     for folder in ("umsf_lib", "benchmarks"):
         for path in sorted((home / folder).rglob("*")):
@@ -538,7 +538,7 @@ def source_digest() -> str:
 
 
 def obstacle(part: str, device: torch.device, work: Path) -> str:
-    """Why a part cannot run on this machine, in one sentence; '' if it can."""
+    """Say in one sentence why a part cannot run on this machine; '' if it can."""
     if part not in WITHOUT_RASTERIO and importlib.util.find_spec("rasterio") is None:
         return "rasterio is missing; name a folder of wheels with --wheels (see benchmarks/gpu.sh)."
     needed = 2 if device.type == "cpu" else DISK_GB
@@ -552,13 +552,16 @@ def obstacle(part: str, device: torch.device, work: Path) -> str:
 
 
 def command_of(part: str, options: argparse.Namespace, deadline: float) -> list[str]:
-    """What runs one part; ``deadline`` as ``time.monotonic`` counts, which all processes share."""
+    """Return the command that runs one part; ``deadline`` is a ``time.monotonic`` value.
+
+    All processes share this clock.
+    """
     command = [sys.executable, str(HERE), "--part", part, "--out", str(options.out)]
     return command + ["--deadline", f"{deadline:.1f}"] + ["--small"] * options.small
 
 
 def run_part(part: str, options: argparse.Namespace, bound: float) -> str:
-    """Run a part in a process of its own; returns what became of it, in a few words."""
+    """Run a part in its own process; returns its outcome in a few words."""
     begin = time.monotonic()
     process = start(command_of(part, options, begin + bound), options.out / f"{part}.log")
     try:
@@ -574,7 +577,7 @@ def run_part(part: str, options: argparse.Namespace, bound: float) -> str:
 
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a process that can be stopped with all that it starts."""
+    """Start a process that can be stopped together with its child processes."""
     with log.open("w") as file:
         return subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -582,14 +585,14 @@ def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process with all that it has started."""
+    """Stop a process together with its child processes."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def run_all(options: argparse.Namespace, device: torch.device) -> int:
-    """All parts, one after the other; 0 if each was done."""
+    """Run all parts one after the other; returns 0 if all were done."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all below is tidied up
     begin, ends = time.monotonic(), []
     total = SMALL_S if options.small else TOTAL_S
@@ -628,7 +631,7 @@ def run_all(options: argparse.Namespace, device: torch.device) -> int:
 
 
 def wait_for_scenes(kit: Kit, helper: subprocess.Popen[bytes], work: Path) -> str:
-    """Why there are no scenes for ``pays``; '' if there are."""
+    """Wait for the scenes of ``pays``; returns why there are none, '' if there are."""
     since = time.monotonic()
     try:
         status: int | None = helper.wait(SCENES_S)
@@ -673,7 +676,7 @@ def main() -> int:
 
 
 def run_one(options: argparse.Namespace, device: torch.device) -> int:
-    """Inside the process of one part."""
+    """Run one part, inside its own process."""
     kit = Kit(options.out, options.small, device, options.deadline)
     try:
         (PARTS | {"scenes": scenes})[options.part](kit)

@@ -15,10 +15,10 @@ RESULTS = Path(__file__).resolve().parent / "results" / "gpu"
 
 
 def table(folder: Path) -> str:
-    """Markdown of the newest measurement of each device; ``not measured`` where there is none.
+    """Write the newest measurement of each device as Markdown; ``not measured`` if there is none.
 
     Args:
-        folder: of ``gpu.json`` files under any names; those of ``--small`` do not count.
+        folder: holds ``gpu.json`` files under any names; those of ``--small`` do not count.
     """
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     devices: dict[str, dict[str, Any]] = {}
@@ -39,7 +39,7 @@ def table(folder: Path) -> str:
 
 
 def pace(parts: dict[str, Any], row: str) -> str:
-    """A row of ``fast`` in words."""
+    """Describe a row of ``fast`` in words."""
     of = parts["fast"][row]
     found = f"{of['pairs_per_s']:.0f} pairs/s, efficiency {of['efficiency']:.2f}"
     found += f", feed {of['feed_share']:.0%}, {of['peak_memory_gb']:.0f} GB"
@@ -47,7 +47,7 @@ def pace(parts: dict[str, Any], row: str) -> str:
 
 
 def learned(parts: dict[str, Any], tokens: str) -> str:
-    """Accuracy of the probe with 500 labels a class, by steps."""
+    """List the accuracies of the probe with 500 labels per class, by steps."""
     of = [c for c in parts["pays"]["curve"] if c["tokens"] == tokens]
     ways = [
         f"{c.get('optimizer', 'random')} {c['steps']} steps " if "steps" in c else "" for c in of
@@ -57,7 +57,7 @@ def learned(parts: dict[str, Any], tokens: str) -> str:
 
 
 def cost(parts: dict[str, Any], stage: str) -> str:
-    """Seconds and gigabytes of a stage on the GPU, and on the machine's CPU where measured."""
+    """List seconds and gigabytes of a stage on the GPU, and on the machine's CPU if measured."""
     gpu, cpu = parts["rest"]["cuda"][stage], parts["rest"].get("cpu", {}).get(stage)
     found = f"{gpu['wall_s']:.1f} s, {gpu['peak_gpu_gb']:.1f} GB"
     return found + (f"; CPU {cpu['wall_s']:.1f} s, {cpu['peak_gb']:.1f} GB" if cpu else "")

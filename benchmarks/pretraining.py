@@ -2,23 +2,23 @@
 
     python benchmarks/pretraining.py [--small | --full] [--data FOLDER] [--rounds 5] [--compile]
 
-Needs this checkout, torch, torchvision, numpy, scipy and pyyaml only, so it can be carried to any
-GPU machine. All
-train the same two encoders (same backbone, output stride and despeckling front end) on windows of
-4 + 1 bands, in turns, round after round, and the medians count:
+It needs only this checkout, torch, torchvision, numpy, scipy and pyyaml, so it can be copied to any
+GPU machine. All ways train the same two encoders (same backbone, output stride and despeckling
+front end) on windows of 4 + 1 bands. They take turns, round after round, and the medians count:
 
 - (a) this step: windows cut from scenes, two views, query and key passes, fusion, five contrasts
-  with their queues, one backward, fused optimiser, momentum update;
-- (b) the limit: forward, backward and update of the bare encoders with the same tricks, on images
-  that are there already; no keys, heads, queues or views;
+  with their queues, one backward pass, fused optimiser, momentum update;
+- (b) the limit: forward, backward and update of the bare encoders with the same optimisations, on
+  images that are already on the device; no keys, heads, queues or views;
 - (c) a peer in the manner of facebookresearch/moco: one MoCo per sensor, eager, TF32, transforms of
   single images on the CPU in a DataLoader, shuffled keys, parameter-wise momentum update. It
   compares pooled windows only: no fusion, no cross-sensor contrast, no matched tokens;
-- (c') the same with lightly's components, where it is installed.
+- (c') the same with lightly's components, if it is installed.
 
-A pair is 2 images trained and 2 passed forward, that is 2.67 trained images: the unit in which (a)
-is divided by (b). The last line is JSON. ``--small`` (the default without CUDA) is the same code
-with ResNet-18, 64 px and few steps; ``--data`` is a folder below data/prepared/ (real windows).
+A pair is 2 images trained and 2 passed forward, which equals 2.67 trained images. The efficiency of
+(a) relative to (b) is computed in this unit. The last line is JSON. ``--small`` (the default
+without CUDA) is the same code with ResNet-18, 64 px and few steps. ``--data`` is a folder below
+data/prepared/ (real windows).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ FULL = SimpleNamespace(
 
 
 class Pixels:
-    """Scenes of uint8 pixels behind each other, from which a batch of windows is one gather."""
+    """Scenes of uint8 pixels in one row, so that one gather reads a batch of windows."""
 
     def __init__(self, flats: dict[str, Tensor], places: list[tuple[int, int, int]]) -> None:
         self.flats, self.places = flats, torch.tensor(places)  # (C, P); (S, 3) offset, h, w
@@ -102,7 +102,7 @@ class Pixels:
 
     @classmethod
     def prepared(cls, folder: Path, device: torch.device) -> Pixels:
-        """Memory maps that the tutorial has prepared, on the device."""
+        """Load memory maps that the tutorial has prepared to the device."""
         scenes = json.loads((folder / "manifest.json").read_text())["scenes"]
         flats = {role: torch.from_numpy(np.load(folder / f"{role}.npy")) for role in BANDS}
         for role, flat in flats.items():
@@ -112,14 +112,14 @@ class Pixels:
         return cls({role: flat.to(device) for role, flat in flats.items()}, places)
 
     def draw(self, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Scene, row, col of random windows."""
+        """Draw scene, row, col of random windows."""
         scene = torch.randint(len(self.places), (count,), generator=generator)
         room = self.places[scene, 1:] - size + 1
         row, col = (torch.rand(count, 2, generator=generator) * room).long().T
         return scene, row, col
 
     def raw(self, where: tuple[Tensor, ...], size: int) -> dict[str, Tensor]:
-        """Source values ``(B, C, size, size)``."""
+        """Read source values ``(B, C, size, size)`` uint8."""
         scene, row, col = where
         offset, _, width = self.places[scene].T
         corner = torch.stack([offset + row * width + col, width])  # (2, B)
@@ -129,14 +129,14 @@ class Pixels:
         return {role: flat[:, index].transpose(0, 1) for role, flat in self.flats.items()}
 
     def windows(self, where: tuple[Tensor, ...], size: int) -> dict[str, Tensor]:
-        """Standardised windows, SAR as ln intensity."""
+        """Read standardised windows, SAR as ln intensity."""
         found = {role: standardised(x.float(), role) for role, x in self.raw(where, size).items()}
         log_std = torch.full((len(where[0]), BANDS["sar"], 1, 1), LOG_STD)
         return found | {"sar_log_std": to_device(log_std, self.device)}
 
 
 def standardised(x: Tensor, role: str) -> Tensor:
-    """Fixed mean and standard deviation, near those of WHU-OPT-SAR."""
+    """Standardise by a fixed mean and standard deviation, near those of WHU-OPT-SAR."""
     return (2 * x.log() - 7) / LOG_STD if role == "sar" else (x - 100) / 20
 
 
@@ -173,7 +173,7 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 class Ours:
-    """(a): what ``pretrain`` does in a step, without its log."""
+    """(a): a step of ``pretrain``, without its log."""
 
     def __init__(self, form: SimpleNamespace, pixels: Pixels, batch: int) -> None:
         self.form, self.pixels, self.batch, device = form, pixels, batch, pixels.device
@@ -202,7 +202,7 @@ class Ours:
 
 
 class Bare:
-    """(b): the encoders alone, on images that lie on the device."""
+    """(b): the encoders alone, on images that are already on the device."""
 
     def __init__(self, form: SimpleNamespace, pixels: Pixels, batch: int) -> None:
         network, self.device = new_network(form), pixels.device
@@ -254,7 +254,7 @@ class TwoCrops(Dataset[dict[str, tuple[Tensor, Tensor]]]):
 
 
 def pooled_encoder(encoder: nn.Module, channels: int, dim: int) -> nn.Sequential:
-    """MoCo v2's network: encoder, average pooling, two layers."""
+    """Build MoCo v2's network: encoder, average pooling, two layers."""
     head = (nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, dim))
     return nn.Sequential(encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head)
 
@@ -295,7 +295,7 @@ class Moco(nn.Module):
 
 
 def lightly_moco(encoder: nn.Module, form: SimpleNamespace) -> nn.Module:
-    """The same from lightly's components."""
+    """Build the same from lightly's components."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import MoCoProjectionHead
     from lightly.models.utils import (
@@ -369,7 +369,7 @@ def wait(device: torch.device) -> None:
 
 
 def seconds(step: Callable[[], Any], steps: int, device: torch.device) -> float:
-    """Mean of some steps, the device's queue being empty before and after."""
+    """Measure the mean time of some steps; the device's queue is empty before and after."""
     wait(device)
     begin = time.perf_counter()
     for _ in range(steps):
@@ -381,9 +381,10 @@ def seconds(step: Callable[[], Any], steps: int, device: torch.device) -> float:
 def in_turns(
     ways: dict[str, Callable[[], Any]], steps: int, rounds: int, device: torch.device
 ) -> dict[str, float]:
-    """Median seconds per step; all ways are warmed up, and share whatever else the machine does.
+    """Measure median seconds per step of each way, in turns, after a warm-up.
 
-    Their order changes from round to round: what ran before a step has the caches.
+    Taking turns shares other load of the machine between the ways. Their order changes from round
+    to round, because the caches hold data of the way that ran before.
     """
     order = random.Random(0)
     taken: dict[str, list[float]] = {}
@@ -413,7 +414,7 @@ def peers(form: SimpleNamespace, pixels: Pixels, batch: int, workers: int) -> di
 
 
 def peak_memory_gb(step: Callable[[], Any], device: torch.device) -> float:
-    """Of one step on a GPU; of the whole process so far on a CPU."""
+    """Measure the peak memory of one step on a GPU, or of the whole process so far on a CPU."""
     if device.type != "cuda":
         import resource  # Unix only
 
@@ -424,20 +425,20 @@ def peak_memory_gb(step: Callable[[], Any], device: torch.device) -> float:
 
 
 def flops_of(step: Callable[[], Any]) -> int:
-    """Of convolutions and matrix products, forward and backward."""
+    """Count the FLOPs of convolutions and matrix products, forward and backward."""
     with FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
 
 
 def profile(step: Callable[[], Any], device: torch.device, steps: int = 2) -> dict[str, Any]:
-    """Where the time of a step goes: the longest kernels, and how long the GPU waits for the host.
+    """Profile a step: the longest kernels, and how long the GPU waits for the host.
 
     Returns:
-        per step: ``span_s`` from the first kernel to the end of the last, ``idle_s`` of it without
-        any, ``kernels`` (number), ``host_waits`` (calls in which the host waits for the
-        GPU); and ``longest``: the ten names that take most, with seconds and calls. On a CPU
-        operators take the place of kernels, those that call others included.
+        Per step: ``span_s`` from the start of the first kernel to the end of the last, ``idle_s``
+        without any kernel in this span, ``kernels`` (number), ``host_waits`` (calls in which the
+        host waits for the GPU), and ``longest``: the ten kernels that take the most time, with
+        seconds and calls. On a CPU these are operators, including those that call others.
     """
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -482,16 +483,16 @@ def measure(
     data: str = "random",
     peer: bool = True,
 ) -> dict[str, Any]:
-    """A row of results.
+    """Measure a row of results.
 
     Args:
         form: ``SMALL`` or ``FULL``, or one like them.
-        pixels: to cut windows from.
-        batch: windows.
+        pixels: source of the windows.
+        batch: number of windows.
         rounds: see ``in_turns``.
-        steps: in each round; 0: those of the form.
-        workers: of the peer's DataLoader.
-        data: what the pixels are.
+        steps: steps in each round; 0 for those of the form.
+        workers: workers of the peer's DataLoader.
+        data: name of the pixels in the results.
         peer: whether (c) takes part.
     """
     device = pixels.device
@@ -546,7 +547,7 @@ def measure(
 
 
 def projection(row: dict[str, Any]) -> str:
-    """What the paper profile's epochs would take at the measured rate."""
+    """Say how long the paper profile's epochs would take at the measured rate."""
     form = f"{row['backbone']}, {row['window_px']} px, batch {row['batch']}"
     return (
         f"{form}: {row['pairs_per_s']} pairs/s; at this rate an epoch of {EPOCH} windows takes "

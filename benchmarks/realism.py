@@ -1,8 +1,8 @@
-"""Is the simulator like the land it stands for? Its statistics beside those of real imagery.
+"""Compare statistics of simulated scenes with those of real imagery.
 
-Targets were measured on WHU-OPT-SAR: whole scenes for levels, spreads and class shares; eleven
-256-px tiles, stretched and resampled, for classes and texture, so those are for orientation. The
-near infrared of a class was never measured and has no target.
+The targets were measured on WHU-OPT-SAR: on whole scenes for levels, spreads and class shares; on
+eleven 256-px tiles, stretched and resampled, for classes and texture, so these are only a guide.
+The near infrared of a class was never measured and has no target.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TILE_PX = 256
 
 @dataclass(frozen=True)
 class Comparison:
-    """One statistic of the simulator, its target, and how far apart they may lie."""
+    """One statistic of the simulator, its target, and the tolerated difference."""
 
     group: str  # of statistics of one kind, "class shares"
     name: str  # "road share %"
@@ -49,7 +49,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether the value lies within the tolerance; a NaN does not."""
+        """Whether the value is within the tolerance; NaN is not."""
         return bool(abs(self.value - self.target) <= self.tolerance)
 
     @property
@@ -59,14 +59,14 @@ class Comparison:
 
 
 def compare(images: Sequence[NDArray[np.uint8]], labels: Sequence[NDArray[np.uint8]]) -> list:
-    """All statistics of some scenes.
+    """Compute all statistics of some scenes.
 
     Args:
         images: ``(5, H, W)`` DN in the order of ``BANDS``, one per scene; sides of 256 px or more.
         labels: ``(H, W)`` class ids in the order of ``CLASSES``.
 
     Returns:
-        ``Comparison`` per statistic.
+        One ``Comparison`` per statistic.
     """
     rows = levels(images) + class_shares(labels)
     images, labels = ([t for array in arrays for t in tiles(array)] for arrays in (images, labels))
@@ -81,14 +81,14 @@ def _relative(group: str, name: str, target: float, value: float, share: float) 
 
 
 def tiles(array: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """Tiles of 256 px, as the real ones were, of an array ``(..., H, W)``; the rest is cut off."""
+    """Cut ``(..., H, W)`` into tiles of 256 px, like the real ones; the rest is dropped."""
     height, width = array.shape[-2:]
     rows, cols = (range(0, side - TILE_PX + 1, TILE_PX) for side in (height, width))
     return [array[..., r : r + TILE_PX, c : c + TILE_PX] for r in rows for c in cols]
 
 
 def levels(images: Sequence[NDArray[np.uint8]]) -> list[Comparison]:
-    """Mean (within 10 %) and std (30 %) of each band over all scenes."""
+    """Compare mean (within 10 %) and std (30 %) of each band over all scenes."""
     pixels = [image.reshape(len(BANDS), -1).astype(np.float32) for image in images]
     mean = np.mean([p.mean(axis=1) for p in pixels], axis=0)
     square = np.mean([np.square(p).mean(axis=1) for p in pixels], axis=0)
@@ -104,7 +104,7 @@ def levels(images: Sequence[NDArray[np.uint8]]) -> list[Comparison]:
 
 
 def class_shares(labels: Sequence[NDArray[np.uint8]]) -> list[Comparison]:
-    """Share of each class over all scenes in percent, within 30 % of itself."""
+    """Compare the share of each class over all scenes in percent, within 30 % of the target."""
     counts = sum(np.bincount(label.ravel(), minlength=len(CLASSES)) for label in labels)
     shares = 100 * np.asarray(counts) / np.sum(counts)
     pairs = zip(CLASSES, SHARES, shares, strict=True)
@@ -117,9 +117,9 @@ def class_shares(labels: Sequence[NDArray[np.uint8]]) -> list[Comparison]:
 def class_contrasts(
     images: Sequence[NDArray[np.uint8]], labels: Sequence[NDArray[np.uint8]]
 ) -> list[Comparison]:
-    """Class mean minus tile mean (within 50 % or 3 DN), std within the class (25 %), per band.
+    """Compare class mean minus tile mean (within 50 % or 3 DN) and std within the class (25 %).
 
-    Pixels of all tiles together, each tile first relative to its own mean.
+    The pixels of all tiles are pooled, after the mean of each tile was subtracted.
     """
     relative = [_own_mean_removed(image[list(CONTRAST_BANDS)]) for image in images]
     rows = []
@@ -145,7 +145,10 @@ def _own_mean_removed(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def autocorrelations(images: Sequence[NDArray[np.uint8]]) -> list[Comparison]:
-    """Along rows at several lags, within .08; optical is the mean over blue, green and red."""
+    """Compare autocorrelation along rows at several lags, within 0.08.
+
+    The optical value is the mean over blue, green and red.
+    """
     found = np.mean([[autocorrelation(band, LAGS) for band in image] for image in images], axis=0)
     values = {"optical": found[:3].mean(axis=0), "sar": found[4]}
     return [
@@ -158,7 +161,7 @@ def autocorrelations(images: Sequence[NDArray[np.uint8]]) -> list[Comparison]:
 
 
 def autocorrelation(band: NDArray[np.uint8], lags: Sequence[int]) -> list[float]:
-    """Correlation of a band ``(H, W)`` with itself, moved along its rows by each lag (px)."""
+    """Correlate a band ``(H, W)`` with itself, shifted along its rows by each lag (px)."""
     values = band.astype(np.float32)
     values = values - values.mean()
     power = float(np.square(values).mean()) or np.nan  # a constant band correlates with nothing
@@ -168,7 +171,7 @@ def autocorrelation(band: NDArray[np.uint8], lags: Sequence[int]) -> list[float]
 def variations(
     images: Sequence[NDArray[np.uint8]], labels: Sequence[NDArray[np.uint8]]
 ) -> list[Comparison]:
-    """Median coefficient of variation of SAR in windows of 8 x 8 px of one cover, within 15 %."""
+    """Compare the median coefficient of variation of SAR in 8 x 8 px of one cover, within 15 %."""
     rows = []
     for name, (classes, target) in VARIATION.items():
         pairs = zip(images, labels, strict=True)
@@ -179,7 +182,7 @@ def variations(
 
 
 def variation(band: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Std / mean ``(n,)`` of the windows of 8 x 8 px that lie wholly inside a mask ``(H, W)``."""
+    """Compute std / mean ``(n,)`` of windows of 8 x 8 px that lie inside a mask ``(H, W)``."""
     height, width = (side // CV_SIDE * CV_SIDE for side in band.shape)
     shape = (height // CV_SIDE, CV_SIDE, width // CV_SIDE, CV_SIDE)
     windows = band[:height, :width].reshape(shape).astype(np.float32)
@@ -190,5 +193,5 @@ def variation(band: NDArray[np.uint8], inside: NDArray[np.bool_]) -> NDArray[np.
 
 
 def boundary_density(label: NDArray[np.uint8]) -> float:
-    """Share of horizontal steps from pixel to pixel that change the class."""
+    """Return the share of horizontal steps from pixel to pixel that change the class."""
     return float((label[:, 1:] != label[:, :-1]).mean())

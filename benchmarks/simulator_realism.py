@@ -1,13 +1,13 @@
-"""The simulator beside measurements of real WHU-OPT-SAR imagery, and how hard its scenes are.
+"""The simulator compared with real WHU-OPT-SAR imagery, and how hard its scenes are.
 
     python benchmarks/simulator_realism.py [--scenes 20] [--size 1024] [--difficulty realistic]
 
-Prints each statistic with target, value, tolerance and whether it passed. Then what can be read
-from the scenes with both sensors and with each alone, by the tutorial's own local statistics of
-prepared scenes: accuracy of a random forest with labels, ACC and NMI of the tutorial's mixture
-(quick profile, smoothed as its maps are) without; always learnt from one half of the scenes and
-scored on the other, both ways, the mixture with several seeds. Then the seconds that a scene of
-2048 px takes. The last line is all of it as JSON.
+First it prints each statistic with target, value, tolerance and whether it passed. Then it scores
+the tutorial's local statistics of prepared scenes, with both sensors and with each alone: accuracy
+of a random forest (with labels), ACC and NMI of the tutorial's mixture (without labels; quick
+profile, smoothed as its maps are). Each method learns from one half of the scenes and is scored on
+the other, both ways; the mixture has several seeds. Last come the seconds that a scene of 2048 px
+takes. The last line is all of it as JSON.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def compare_scenes(scenes: SceneSet) -> list[Comparison]:
 
 
 def separability(scenes: SceneSet, sensors: str) -> dict[str, float]:
-    """Mean accuracies of a forest (with labels) and of mixtures (without), and their spread."""
+    """Compute mean scores of a forest (with labels) and of mixtures (without), and their spread."""
     config = load_config("quick", overrides=f"model.sensors={sensors}")
     store = open_store(scenes, config, torch.device("cpu"))
     every = list(range(len(scenes.records)))
@@ -138,7 +138,7 @@ def mixture_scores(
     learn: Sequence[int],
     score: Sequence[int],
 ) -> tuple[float, float]:
-    """ACC and NMI as the tutorial finds them; clusters are matched on the half learnt from."""
+    """Compute ACC and NMI as the tutorial does; clusters are matched on the half learnt from."""
     k, stride, settings = len(CLASSES), config.model.stride, config.cluster
     token_map = tokens.__getitem__
     sample = draw_tokens(token_map, store, learn, stride, settings.tokens, seed)

@@ -1,8 +1,8 @@
-"""Baselines under one contract: ``fit(run, task) -> Classifier``.
+"""Baselines with one interface: ``fit(run, task) -> Classifier``.
 
-Each gets the inputs, the standardisation, the clusters and the smoothing that our method gets; the
-learned ones also its encoders, its windows and as many of them. They train in a stage of the run,
-minutes each, so they are asked for by name.
+Each gets the same inputs, standardisation, number of clusters and smoothing as our method. The
+learned ones also get its encoders and as many of its windows. They train for minutes each, in a
+stage of the run, so they only run if they are asked for by name.
 """
 
 from collections.abc import Callable
@@ -43,8 +43,8 @@ LEARNED: dict[str, Callable[..., Classifier]] = {
     "swav": fit_swav,
     "scan": fit_scan,
 }
-# The one method that sees labels, those of the training scenes: no rival, but what they all stay
-# below.
+# The only method that sees labels, those of the training scenes. It does not compete with the
+# others, which all stay below it.
 CEILING: dict[str, Callable[..., Classifier]] = {"supervised": fit_supervised}
 
 __all__ = ["BASELINES", "CEILING", "LEARNED", "Fit", "has_ceiling"]

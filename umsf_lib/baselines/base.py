@@ -1,7 +1,7 @@
-"""What the learned baselines share: budget of windows, stage, training loop.
+"""Shared parts of the learned baselines: budget of windows, stage, training loop.
 
-Each is our own network with another head, trained on the same windows by ``loop.train`` and
-mapped like ours, so that only the method differs.
+Each baseline is our own network with another head. It is trained on the same windows by
+``loop.train`` and makes maps in the same way, so only the method differs.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ..training.loop import Metrics, Row, train, trainable, write_rows
 
 Progress = Callable[[int, int, Row], None]
 LossOf = Callable[[int], tuple[Tensor, Metrics]]
-# Bench, progress, network with its head -> what is to be kept of it, and the log.
+# Task, progress, network with its head -> the network to keep, and the log.
 Learn = Callable[[ClusteringTask, Progress | None, UmsfNet], tuple[UmsfNet, list[Row]]]
 
 
 def baseline_steps(task: ClusteringTask, *, pretrained: bool) -> int:
-    """Steps of ``pretrain.batch`` windows in which a baseline sees as many windows as ours.
+    """Return the steps in which a baseline sees as many windows as our method.
 
-    Those of pretraining and self-training together, or of self-training alone where it starts
-    from our pretrained network.
+    A step has ``pretrain.batch`` windows. The windows of pretraining and self-training count, or
+    those of self-training alone if the baseline starts from our pretrained network.
     """
     config, views = task.config, task.config.views
     tiles = training_tiles(task.scenes, views.window_px, views.overlap_px)
@@ -47,7 +47,7 @@ def baseline_steps(task: ClusteringTask, *, pretrained: bool) -> int:
 
 
 def dense(config: Config) -> Config:
-    """With as many matched tokens per window as the baselines take for samples."""
+    """Return the config with ``baseline.tokens`` matched tokens per window."""
     return replace(config, pretrain=replace(config.pretrain, tokens=config.baseline.tokens))
 
 
@@ -62,19 +62,19 @@ def learned(
     progress: Progress | None,
     views: ViewConfig | None = None,
 ) -> Classifier:
-    """Train in the stage ``name``, unless it is done, and load.
+    """Train in the stage ``name`` unless it is done, and load the result.
 
-    Writes the network and its log ``<name>.csv``.
+    It writes the network and its log ``<name>.csv``.
 
     Args:
-        run: whose network, windows and seed are used.
+        run: its network, windows and seed are used.
         task: scenes and settings.
-        name: of the method, its stage and its files.
+        name: name of the method, its stage and its files.
         head: makes the module that maps fused tokens to logits of the clusters.
         learn: trains the network.
         pretrained: start from our pretrained network, not from random weights.
         progress: see ``loop.train``.
-        views: other ones than our self-training has; development scenes say which (``tried.md``).
+        views: replaces the views of our self-training; chosen on development scenes (``tried.md``).
     """
     inputs = pretraining_inputs(run) | run.config.section("cluster", "baseline", "map")
     views = views or keep_texture(run.config.views)
@@ -110,9 +110,9 @@ def train_module(
     average: nn.Module | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """``loop.train`` with AdamW, a short warm-up and a cosine.
+    """Run ``loop.train`` with AdamW, a short warm-up and a cosine schedule.
 
-    ``average`` becomes the exponential average of the module, as that of our self-training.
+    ``average`` becomes the EMA of the module, as in our self-training.
     """
     settings = trainable(module.parameters())
     optimizer = torch.optim.AdamW(settings, config.baseline.lr, weight_decay=1e-4)
@@ -137,16 +137,16 @@ def train_module(
 
 
 def fused_map(network: UmsfNet, windows: dict[str, Tensor]) -> Tensor:
-    """Fused tokens ``(B, C, h, w)`` of a batch of windows or of a view's images."""
+    """Compute the fused tokens ``(B, C, h, w)`` of a batch of windows or of a view's images."""
     return network.features(windows)["fused"]
 
 
 def training_tokens(
     network: UmsfNet, task: ClusteringTask, read: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """``(n, D)`` tokens of training scenes after ``read``: (B, C, h, w) -> (B, D, h, w).
+    """Draw tokens ``(n, D)`` float32 of training scenes after ``read``.
 
-    Leaves the network in eval mode.
+    ``read`` maps ``(B, C, h, w)`` to ``(B, D, h, w)``. The network is left in eval mode.
     """
     config = task.config.map
 

@@ -1,4 +1,4 @@
-"""k-means on single pixels, and on local statistics."""
+"""k-means and Gaussian mixtures on pixels, on local statistics and on random features."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from .base import fused_map
 
 
 def kmeans_pixels(run: Run, task: ClusteringTask) -> Classifier:
-    """k-means on the bands of single pixels (``ClusteringTask.pixels``)."""
+    """Fit k-means to the bands of single pixels (``ClusteringTask.pixels``)."""
     return task.cluster("kmeans-pixels", "kmeans", task.pixels, stride=1)
 
 
 def kmeans_statistics(run: Run, task: ClusteringTask) -> Classifier:
-    """k-means on local statistics: mean and log std at several scales."""
+    """Fit k-means to local statistics: mean and log std at several scales."""
     return task.cluster("kmeans-statistics", "kmeans", task.statistics, task.stride)
 
 
 def mixture_pixels(run: Run, task: ClusteringTask) -> Classifier:
-    """One component per cluster on the bands of single pixels (``ClusteringTask.pixels``)."""
+    """Fit one component per cluster to the bands of single pixels (``ClusteringTask.pixels``)."""
     return task.cluster("mixture-pixels", "mixture", task.pixels, stride=1)
 
 
 def mixture_statistics(run: Run, task: ClusteringTask) -> Classifier:
-    """One component per cluster (``mixture.fit_mixture``) on local statistics."""
+    """Fit one component per cluster (``mixture.fit_mixture``) to local statistics."""
     return task.cluster("mixture-statistics", "mixture", task.statistics, task.stride)
 
 
 def merged_statistics(run: Run, task: ClusteringTask) -> Classifier:
-    """The mixture that teaches the network, merged without one (``mixture.fit_merged``)."""
+    """Fit the mixture that teaches our network, and merge it alone (``mixture.fit_merged``)."""
     return task.cluster("merged-statistics", "merged", task.statistics, task.stride)
 
 
@@ -43,7 +43,7 @@ BATCHES = 8  # enough for running statistics
 
 
 def random_tokens(run: Run, task: ClusteringTask) -> TokenMap:
-    """Fused tokens of the network before any training; only batch norm has seen the data."""
+    """Return fused tokens of the untrained network; only batch norm has seen the data."""
 
     def make() -> TokenMap:
         network = new_network(run, task.scenes).to(run.device)
@@ -55,7 +55,7 @@ def random_tokens(run: Run, task: ClusteringTask) -> TokenMap:
 
 @torch.no_grad()
 def settle_norms(network: UmsfNet, task: ClusteringTask) -> None:
-    """Give batch norm the moments of the data: its initial ones would leave features unscaled."""
+    """Give batch norm the mean and variance of the data; without them features stay unscaled."""
     source = WindowSource(task.scenes, task.store, task.config)
     generator = torch.Generator().manual_seed(task.config.seed)
     network.train()
@@ -67,10 +67,10 @@ def settle_norms(network: UmsfNet, task: ClusteringTask) -> None:
 
 
 def kmeans_random(run: Run, task: ClusteringTask) -> Classifier:
-    """k-means on tokens of random weights."""
+    """Fit k-means to tokens of random weights."""
     return task.cluster("kmeans-random", "kmeans", random_tokens(run, task), task.stride)
 
 
 def mixture_random(run: Run, task: ClusteringTask) -> Classifier:
-    """Full Gaussian mixture on tokens of random weights."""
+    """Fit a full Gaussian mixture to tokens of random weights."""
     return task.cluster("mixture-random", "mixture", random_tokens(run, task), task.stride)

@@ -1,8 +1,8 @@
 """DeepCluster v2: cluster a memory of embeddings, then predict the clusters (Caron et al. 2020).
 
-Published: one pooled embedding per image and crop, 3 heads of 3 000 centroids, a clustering per
+Published: one pooled embedding per image and crop, 3 heads of 3 000 centroids, one clustering per
 epoch. Here: a grid of dense tokens per training window, ten centroids per cluster and head, ten
-clusterings over the training (which is but a few epochs long), then the centroids merged to K.
+clusterings during training (which is only a few epochs long); then the centroids are merged to K.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CLUSTERINGS = 10  # over the whole training
 def fit_deepcluster(
     run: Run, task: ClusteringTask, *, progress: Progress | None = None
 ) -> Classifier:
-    """DeepCluster v2 from random weights, the centroids of one head merged to the clusters."""
+    """Train DeepCluster v2 from random weights, then merge one head's centroids to clusters."""
     head = partial(prototype_head, task)
     return learned(run, task, "deepcluster", head, learn, pretrained=False, progress=progress)
 
@@ -39,24 +39,24 @@ def fit_deepcluster(
 def spherical_kmeans(
     z: Tensor, clusters: int, generator: torch.Generator, iterations: int = KMEANS_ITERATIONS
 ) -> tuple[Tensor, Tensor]:
-    """k-means by cosine, from random members; an empty cluster keeps its centroid.
+    """Run k-means with cosines, starting from random rows; an empty cluster keeps its centroid.
 
     Args:
         z: ``(n, D)`` unit rows.
         clusters: P.
-        generator: of the first centroids.
-        iterations: each an assignment and a mean, put back on the sphere.
+        generator: CPU generator that chooses the first centroids.
+        iterations: number of rounds of assignment and normalised mean.
 
     Returns:
-        Unit centroids ``(P, D)``, and the nearest one of each row ``(n,)``.
+        Unit centroids ``(P, D)``, and the index ``(n,)`` of the nearest one of each row.
 
     Raises:
-        ConfigError: more clusters than rows.
+        ConfigError: if there are more clusters than rows.
     """
     if clusters > len(z):
         raise ConfigError(
-            f"baseline.prototypes asks for {clusters} clusters of {len(z)} tokens; lower it, or "
-            "raise baseline.tokens."
+            f"baseline.prototypes asks for {clusters} clusters of {len(z)} tokens; lower "
+            "baseline.prototypes or raise baseline.tokens."
         )
     first = torch.randperm(len(z), generator=generator)[:clusters]
     centroids = z[first.to(z.device)]
@@ -92,27 +92,31 @@ class Memory:
         self.valid = task.store.valid_at(scene.expand_as(places[0]), *places).to(device)
 
     def views(self, which: Tensor, generator: torch.Generator) -> list[View]:
-        """Two views of the windows ``which (B,)``."""
+        """Make two views of the windows ``which (B,)``."""
         store, (scene, row, col) = self.task.store, self.tiles[which].T
         windows = store.windows(scene, row, col, self.size)
         views = self.task.config.views
         return [make_view(windows, views, generator) for _ in range(2)]
 
     def embed(self, network: UmsfNet, view: View) -> tuple[Tensor, Tensor]:
-        """Embeddings ``(B, n, D)`` of the grid in a view, and ``(B, n)`` bool: the view has it."""
+        """Embed the grid in a view: ``(B, n, D)``, and ``(B, n)`` bool, True if it is visible."""
         points = invert_affine(view.theta, self.grid.expand(len(view.theta), -1, -1))
         maps = network.clustering.embed(fused_map(network, view.images))  # type: ignore[union-attr, operator]
         return F.normalize(sample_tokens(maps, points), dim=2), (points.abs() < 1).all(dim=2)
 
     @torch.no_grad()
     def fill(self, network: UmsfNet, generator: torch.Generator) -> None:
-        """One pass over all windows, as before the first epoch."""
+        """Fill the memory in one pass over all windows, before training."""
         for some in torch.arange(len(self.tiles)).split(self.task.config.pretrain.batch):
             for bank, view in zip(self.entries, self.views(some, generator), strict=True):
                 bank[some] = self.embed(network, view)[0]
 
     def cluster(self, clusters: int, heads: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Centroids ``(H, P, D)`` and assignments ``(H, T, n)``; the heads share the two banks."""
+        """Cluster the memory; the heads take turns with the embeddings of the two views.
+
+        Returns:
+            Centroids ``(H, P, D)`` and assignments ``(H, T, n)``.
+        """
         found = [
             spherical_kmeans(self.entries[head % 2][self.valid], clusters, generator)
             for head in range(heads)
@@ -125,7 +129,10 @@ class Memory:
 def learn(
     task: ClusteringTask, progress: Progress | None, network: UmsfNet
 ) -> tuple[UmsfNet, list[Row]]:
-    """Alternate: cluster the memory, train on its assignments, renew what the training saw."""
+    """Alternate: cluster the memory, train on its assignments, update the entries seen in training.
+
+    The prototypes of the network's head are set at the end.
+    """
     config, head = task.config, network.clustering
     assert isinstance(head, PrototypeHead)
     head.prototypes.requires_grad_(False)  # centroids are set, not learned

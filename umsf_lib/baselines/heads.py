@@ -17,7 +17,7 @@ TEMPERATURE = 0.1  # of cosines to prototypes (Caron et al. 2020)
 
 
 class PrototypeHead(nn.Module):
-    """Projection onto the unit sphere and prototypes there, each of which belongs to a cluster."""
+    """Projection onto the unit sphere, and prototypes there that each belong to a cluster."""
 
     groups: Tensor
 
@@ -30,13 +30,13 @@ class PrototypeHead(nn.Module):
         self.register_buffer("groups", torch.arange(prototypes) % num_clusters)  # (P,)
 
     def embed(self, features: Tensor) -> Tensor:
-        """Maps ``(B, C, h, w)`` -> ``(B, D, h, w)``, unit vectors."""
+        """Project maps ``(B, C, h, w)`` to unit vectors ``(B, D, h, w)``."""
         rows = features.movedim(1, 3)  # (B, h, w, C)
         unit = F.normalize(self.projection(rows.flatten(0, 2)).float(), dim=1)
         return unit.unflatten(0, rows.shape[:3]).movedim(3, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits ``(B, K, h, w)``: a cluster's probability is the sum of its prototypes'."""
+        """Compute logits ``(B, K, h, w)``; a cluster's probability sums over its prototypes."""
         prototypes = F.normalize(self.prototypes, dim=1)
         scores = torch.einsum("bdhw,pd->bphw", self.embed(features), prototypes)
         members = F.one_hot(self.groups, self.num_clusters).float()  # (P, K)
@@ -45,7 +45,7 @@ class PrototypeHead(nn.Module):
 
     @torch.no_grad()
     def settle(self, candidates: Tensor, tokens: Tensor) -> None:
-        """Take the candidate prototypes whose merged clusters agree most with the others'.
+        """Keep the candidate prototypes whose merged clusters agree most with those of the others.
 
         Args:
             candidates: ``(H, P, D)`` unit prototypes of several heads.
@@ -62,20 +62,23 @@ class PrototypeHead(nn.Module):
 
 
 def prototype_head(task: ClusteringTask) -> PrototypeHead:
-    """A fresh head with ``baseline.prototypes`` for each cluster."""
+    """Make a new head with ``baseline.prototypes`` prototypes for each cluster."""
     config, clusters = task.config, task.num_clusters
     return PrototypeHead(config.model, config.baseline.prototypes * clusters, clusters)
 
 
 def merged(shares: np.ndarray, num_clusters: int) -> np.ndarray:
-    """Cluster ``(P,)`` of each prototype: those that the same tokens waver between are joined.
+    """Merge prototypes that the same tokens are undecided between.
 
-    Average linkage of the cosines between the rows of ``shares' shares``. The distance between
-    prototypes themselves says less: SwAV's are no centres of anything.
+    The method is average linkage of the cosines between the rows of ``shares.T @ shares``. The
+    distance between prototypes says less, because SwAV's prototypes are not cluster centres.
 
     Args:
         shares: ``(n, P)`` probability of each prototype for each token.
         num_clusters: K <= P.
+
+    Returns:
+        ``(P,)`` int, cluster of each prototype.
     """
     linkage = AgglomerativeClustering(num_clusters, metric="cosine", linkage="average")
     result: np.ndarray = linkage.fit_predict(shares.T @ shares)
@@ -83,7 +86,7 @@ def merged(shares: np.ndarray, num_clusters: int) -> np.ndarray:
 
 
 class Heads(nn.Module):
-    """Several clustering heads, of which one answers."""
+    """Several clustering heads, of which one is used for the output."""
 
     chosen: Tensor
 
@@ -96,6 +99,6 @@ class Heads(nn.Module):
         self.register_buffer("chosen", torch.tensor(0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits ``(B, K, h, w)`` of the chosen head."""
+        """Compute the logits ``(B, K, h, w)`` of the chosen head."""
         logits: Tensor = self.all[int(self.chosen)](features)
         return logits

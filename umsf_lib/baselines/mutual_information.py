@@ -1,10 +1,11 @@
 """The plain mutual-information head: the published clustering loss, without a teacher.
 
-``H(p_i) - H(mean p)`` is minus the mutual information of token and cluster (``clustering_loss``
-with balance 1 and equal sizes), plus the symmetric divergence of two views, in the published
-weights .5 and .5. Published: one pooled vector per patch, one head. Here: dense tokens, or pooled
-vectors where all of the contrast is pooled, too (``pretrain.pooled`` 1, variant ``as_published``);
-several heads, the one with the highest mutual information on training tokens kept.
+The loss is minus the mutual information of token and cluster, ``H(p_i) - H(mean p)``
+(``clustering_loss`` with balance 1 and equal sizes), plus the symmetric KL divergence of two views,
+with the published weights 0.5 and 0.5. Published: one pooled vector per patch, one head. Here:
+dense tokens, or pooled vectors if the contrast is fully pooled too (``pretrain.pooled`` 1, variant
+``as_published``); several heads, of which the one with the highest mutual information on training
+tokens is kept.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BALANCE = 1.0  # any other weight is no mutual information
 def fit_mutual_information(
     run: Run, task: ClusteringTask, *, progress: Progress | None = None
 ) -> Classifier:
-    """Clustering loss and consistency on our pretrained network, all weights trained."""
+    """Train all weights of our pretrained network with the clustering loss and consistency."""
 
     def head() -> Heads:
         return Heads(run.config.model, run.config.baseline.heads, task.num_clusters)
@@ -42,7 +43,7 @@ def fit_mutual_information(
 def learn(
     task: ClusteringTask, progress: Progress | None, network: UmsfNet
 ) -> tuple[UmsfNet, list[Row]]:
-    """Train all heads at once, keep the one with the lowest loss on training tokens."""
+    """Train all heads at once, and keep the one with the lowest loss on training tokens."""
     config = dense(task.config)
     settings, heads = config.cluster, network.clustering
     assert isinstance(heads, Heads)

@@ -1,10 +1,10 @@
-"""SCAN: neighbours must share a cluster, then confident tokens teach (Van Gansbeke et al. 2020).
+"""SCAN: neighbours must share a cluster, then confident tokens are self-labelled.
 
-Published: MoCo features, 20 to 50 neighbours mined before the MLP, ten linear heads on frozen
-features at ImageNet size, entropy weight 5 (2 in the code's default), self-labelling of images
-above probability .99 under strong augmentation. Here: fused dense tokens of our own pretrained
-network, neighbours among a sample of training tokens, entropy weights swept and chosen without
-labels, self-labelling of dense tokens with a cut-out square; the exponential average is kept.
+Source: Van Gansbeke et al. 2020. Published: MoCo features, 20 to 50 neighbours mined before the
+MLP, ten linear heads on frozen features for ImageNet, entropy weight 5 (2 in the code's default),
+self-labelling of images above probability 0.99 under strong augmentation. Here: fused dense tokens
+of our own pretrained network, neighbours from a sample of training tokens, entropy weights swept
+and chosen without labels, self-labelling of dense tokens with a cut-out square; the EMA is kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CUT = 0.3  # side of the cut-out square, in windows
 
 
 def fit_scan(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
-    """SCAN on our pretrained network: linear heads on its tokens, then self-labelling of it all."""
+    """Run SCAN on our pretrained network: linear heads on its tokens, then self-labelling."""
 
     def head() -> nn.Module:
         return nn.Conv2d(run.config.model.channels, task.num_clusters, 1)
@@ -44,7 +44,7 @@ def fit_scan(run: Run, task: ClusteringTask, *, progress: Progress | None = None
 
 
 def nearest_neighbours(tokens: Tensor, count: int = NEIGHBOURS, chunk: int = 1024) -> Tensor:
-    """Indices ``(n, 1 + count)`` by inner product of normalised rows ``(n, D)``, itself first."""
+    """Find the nearest rows by cosine: ``(n, D)`` -> indices ``(n, 1 + count)``, itself first."""
     unit = F.normalize(tokens, dim=1)
     rows = []
     for start in range(0, len(unit), chunk):
@@ -56,7 +56,7 @@ def nearest_neighbours(tokens: Tensor, count: int = NEIGHBOURS, chunk: int = 102
 
 
 def scan_terms(anchor: Tensor, neighbour: Tensor) -> tuple[Tensor, Tensor]:
-    """Consistency and entropy of probabilities ``(..., M, K)`` of tokens and of their neighbours.
+    """Compute consistency and entropy of probabilities ``(..., M, K)`` of tokens and neighbours.
 
     Returns:
         ``-mean ln <a, b>`` and ``H(mean a)``, each ``(...)``.
@@ -67,13 +67,13 @@ def scan_terms(anchor: Tensor, neighbour: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scan_loss(anchor: Tensor, neighbour: Tensor, entropy_weight: float | Tensor) -> Tensor:
-    """``consistency - entropy_weight * entropy``: -5 ln K at best, for a weight of 5."""
+    """Compute ``consistency - entropy_weight * entropy``; at best -5 ln K for a weight of 5."""
     consistency, entropy = scan_terms(anchor, neighbour)
     return consistency - entropy_weight * entropy
 
 
 class LinearHeads(nn.Module):
-    """Linear heads ``(H, K, C)`` side by side."""
+    """Linear heads side by side, with weights ``(H, K, C)``."""
 
     def __init__(self, heads: int, channels: int, num_clusters: int) -> None:
         super().__init__()
@@ -82,14 +82,14 @@ class LinearHeads(nn.Module):
         self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens ``(M, C)`` -> probabilities ``(H, M, K)``."""
+        """Map tokens ``(M, C)`` to probabilities ``(H, M, K)``."""
         return (tokens @ self.weight.transpose(1, 2) + self.bias[:, None]).softmax(dim=2)
 
 
 def learn(
     task: ClusteringTask, progress: Progress | None, network: UmsfNet
 ) -> tuple[UmsfNet, list[Row]]:
-    """Both steps; the second is left out, with a warning, where no token is confident."""
+    """Run both steps; the second is skipped, with a warning, if no token is confident."""
     tokens = training_tokens(network, task, lambda features: features)  # (n, C)
     neighbours = nearest_neighbours(tokens)
     heads, rows = cluster_step(tokens, neighbours, task)
@@ -103,8 +103,8 @@ def learn(
     rows = [row | {"round": 1.0} for row in rows]
     if not sure.any():
         warnings.warn(
-            f"SCAN: no token reached probability {THRESHOLD}, so nothing could be self-labelled "
-            "and the clusters of its first step stand.",
+            f"SCAN: no token reached probability {THRESHOLD}, so the self-labelling step is "
+            "skipped and the clusters of the first step are kept.",
             stacklevel=2,
         )
         return network, rows
@@ -135,14 +135,14 @@ def cluster_step(
 
 @torch.no_grad()
 def best_head(heads: LinearHeads, tokens: Tensor, neighbours: Tensor) -> int:
-    """The head with the lowest loss at entropy weight 1, over all tokens and neighbours."""
+    """Find the head with the lowest loss at entropy weight 1, over all tokens and neighbours."""
     p = heads(tokens)  # (H, n, K)
     losses = [scan_loss(p, p[:, other], 1.0) for other in neighbours.T]
     return int(torch.stack(losses).mean(dim=0).argmin())
 
 
 def pseudo_labels(p: Tensor) -> tuple[Tensor, Tensor]:
-    """One-hot argmax ``(B, K, h, w)`` where ``p`` is confident, else 0; and that mask."""
+    """Return one-hot labels ``(B, K, h, w)``, 0 where ``p`` is not confident, and that mask."""
     sure = p.amax(dim=1) > THRESHOLD
     labels = F.one_hot(p.argmax(dim=1), p.shape[1]).permute(0, 3, 1, 2)
     return (labels * sure[:, None]).float(), sure
@@ -151,7 +151,7 @@ def pseudo_labels(p: Tensor) -> tuple[Tensor, Tensor]:
 def self_label(
     network: UmsfNet, task: ClusteringTask, progress: Progress | None
 ) -> tuple[UmsfNet, list[Row]]:
-    """Confident tokens of plain windows teach those of strongly augmented ones; returns the EMA."""
+    """Train strongly augmented windows on confident labels of plain ones; returns the EMA."""
     config, store, views = task.config, task.store, task.config.views
     tiles = training_tiles(task.scenes, views.window_px, views.overlap_px)
     generator = torch.Generator().manual_seed(config.seed + 1)
@@ -183,7 +183,7 @@ def self_label(
 
 
 def cut_out(view: View, generator: torch.Generator) -> dict[str, Tensor]:
-    """The view's images with one square per window set to 0, the mean, in both sensors."""
+    """Set one square per window of a view to 0, the mean, in both sensors."""
     some = next(iter(view.images.values()))
     size, device = some.shape[-1], some.device
     side = round(CUT * size)

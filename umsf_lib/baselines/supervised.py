@@ -1,7 +1,7 @@
 """The supervised ceiling: our network, trained with the labels of the training scenes.
 
-The one method that sees labels, and no rival of the others: it says what this network can reach on
-these inputs. So it trains longer than they do. Nothing but the tables reads it.
+It is the only method that sees labels. It does not compete with the others but shows what this
+network can reach on these inputs, so it trains longer. Only the tables use its result.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ..run import Run
 from ..training.loop import Metrics, Row
 from .base import Progress, baseline_steps, learned, train_module
 
-LONGER = 4  # times the windows of the others: a ceiling that is not reached is none
+LONGER = 4  # times the windows of the others, so that the ceiling is really reached
 
 
 def fit_supervised(
     run: Run, task: ClusteringTask, *, progress: Progress | None = None
 ) -> Classifier:
-    """Cross-entropy from random weights; one output per class, matched as every method's.
+    """Train by cross entropy from random weights; the outputs are matched as every method's.
 
     Raises:
-        DataError: see ``has_ceiling``.
+        DataError: if ``has_ceiling`` is False.
     """
     if not has_ceiling(task.scenes):
         raise DataError(
-            f"supervised: the training scenes of {task.scenes.folder.name} have no labels, or are "
-            "the test scenes too; leave this method out."
+            f"supervised: the training scenes of {task.scenes.folder.name} have no labels, or "
+            "include test scenes; leave out this method."
         )
     model, per_class = run.config.model, replace(run.config.cluster, num_clusters=0)
     task = ClusteringTask(task.scenes, task.store, replace(run.config, cluster=per_class))
@@ -51,7 +51,7 @@ def fit_supervised(
 
 
 def has_ceiling(scenes: SceneSet) -> bool:
-    """Whether training scenes have labels and are not those that are scored."""
+    """Return whether training scenes have labels and none of them is a test scene."""
     train = scenes.indices("train")
     if not scenes.labelled or set(train) & set(scenes.indices("test")):
         return False
@@ -59,7 +59,7 @@ def has_ceiling(scenes: SceneSet) -> bool:
 
 
 def class_fractions(labels: Tensor, stride: int, classes: int) -> Tensor:
-    """What each token's pixels are, as fractions of all of them.
+    """Compute the fraction of each class among the pixels of each token.
 
     Args:
         labels: ``(H, W)`` class ids, 255 = ignore.
@@ -78,7 +78,12 @@ def class_fractions(labels: Tensor, stride: int, classes: int) -> Tensor:
 
 
 def label_loss(logits: Tensor, fractions: Tensor) -> Tensor:
-    """Cross entropy ``(B, K, h, w)`` in nats, a mean over labelled pixels; 0 without any."""
+    """Compute the cross entropy in nats, averaged over labelled pixels; 0 if there are none.
+
+    Args:
+        logits: ``(B, K, h, w)``.
+        fractions: ``(B, K, h, w)`` from ``class_fractions``.
+    """
     known = fractions.sum(dim=1)  # (B, h, w)
     return soft_cross_entropy(logits, fractions / known[:, None].clamp_min(1e-6), known)
 
@@ -86,7 +91,7 @@ def label_loss(logits: Tensor, fractions: Tensor) -> Tensor:
 def learn(
     task: ClusteringTask, progress: Progress | None, network: UmsfNet
 ) -> tuple[UmsfNet, list[Row]]:
-    """The views and the moving average of our self-training, with labels for a teacher."""
+    """Train with the views and the EMA of our self-training, but with labels as the teacher."""
     settings, scenes, device = task.config, task.scenes, task.store.device
     batch = replace(settings.cluster, batch=settings.pretrain.batch)
     config = replace(settings, cluster=batch)

@@ -2,8 +2,8 @@
 
 Published: pooled images, crops of two sizes, 3 000 prototypes, LARC, 3 840 queued features from
 epoch 15. Here: dense tokens at the same ground in two views, AdamW, ten prototypes per cluster
-(equal sizes of as many prototypes as classes would cap the accuracy), a queue that counts once it
-is full, prototypes frozen for the first 5 % of the steps, then merged to K.
+(one per class would cap the accuracy, since all get equal sizes), a queue that is used once it is
+full, prototypes frozen for the first 5 % of the steps and finally merged to K.
 """
 
 from __future__ import annotations
@@ -26,48 +26,48 @@ from .base import Progress, baseline_steps, dense, fused_map, learned, train_mod
 from .heads import TEMPERATURE, PrototypeHead, prototype_head
 
 EPSILON, ITERATIONS = 0.05, 3
-FROZEN = 0.05  # share of the steps in which the prototypes stand still
+FROZEN = 0.05  # share of the steps in which the prototypes are frozen
 
 
 def fit_swav(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
-    """SwAV from our pretrained network, its prototypes merged to the clusters."""
+    """Train SwAV from our pretrained network, and merge its prototypes to the clusters."""
     head = partial(prototype_head, task)
     return learned(run, task, "swav", head, learn, pretrained=True, progress=progress)
 
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float = EPSILON, iterations: int = ITERATIONS) -> Tensor:
-    """Codes ``(M, P)``: rows sum to 1, each prototype holds nearly M / P of them.
+    """Compute codes ``(M, P)``: rows sum to 1, and each prototype gets nearly M / P of them.
 
     Args:
         scores: ``(M, P)`` cosines.
-        epsilon: smaller is harder.
-        iterations: 3 leave the columns within a few percent of equal, 50 make them so.
+        epsilon: smaller values give harder codes.
+        iterations: after 3 the column sums are equal within a few percent, after 50 exactly.
     """
     codes = ((scores.float() - scores.max()) / epsilon).exp()
     samples, prototypes = codes.shape
     codes /= codes.sum()
     for _ in range(iterations):
-        # A column that has underflowed holds nothing to scale up.
+        # A column that has underflowed to 0 must not be divided by 0.
         codes /= codes.sum(dim=0, keepdim=True).clamp_min(1e-30) * prototypes
         codes /= codes.sum(dim=1, keepdim=True).clamp_min(1e-30) * samples
     return codes * samples
 
 
 def swapped_loss(scores: tuple[Tensor, Tensor], codes: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean cross entropy of each view's scores ``(M, P)`` against the other view's codes."""
+    """Compute the mean cross entropy of each view's scores ``(M, P)`` with the other's codes."""
     first, second = (x / TEMPERATURE for x in scores)
     return (soft_cross_entropy(first, codes[1]) + soft_cross_entropy(second, codes[0])) / 2
 
 
 class TokenQueue:
-    """The last ``size`` embeddings of one view, used once there are as many."""
+    """Queue of the last ``size`` embeddings of one view, used once it is full."""
 
     def __init__(self, size: int) -> None:
         self.size, self.entries = size, torch.zeros(0)
 
     def codes(self, z: Tensor, prototypes: Tensor) -> Tensor:
-        """Codes ``(M, P)`` of embeddings ``(M, D)``, balanced together with the queue."""
+        """Compute codes ``(M, P)`` of embeddings ``(M, D)``, balanced together with the queue."""
         full = len(self.entries) == self.size
         every = torch.cat([z, self.entries]) if full else z
         return sinkhorn(every @ prototypes.T)[: len(z)]

@@ -1,7 +1,7 @@
 """Clustering: tokens in, clusters out, without labels. Open ``stage`` first.
 
-A mixture on ``tokens`` (``mixture``) teaches the network (``self_training``, ``losses``);
-``inference`` and ``smoothing`` make maps of whole scenes; ``task`` is what every method is given.
+A mixture model of ``tokens`` (``mixture``) teaches the network (``self_training``, ``losses``).
+``inference`` and ``smoothing`` make maps of whole scenes. ``task`` holds the inputs of all methods.
 """
 
 from .. import hand_on

@@ -1,4 +1,4 @@
-"""Whole scenes through a network: overlapping tiles, blended, so that no seam shows."""
+"""Inference on whole scenes, in overlapping tiles that are blended so that no seam shows."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from .smoothing import guide_of, smooth_pixels, valid_weight
 
 
 def turn_and_flip(images: Tensor, index: int) -> Tensor:
-    """One of the eight symmetries of the square: ``index`` 0..7, 0 the identity."""
+    """Apply symmetry ``index`` (0 to 7, 0 = identity) of the square to images ``(B, C, h, w)``."""
     turned = torch.rot90(images, index % 4, (2, 3))
     return turned.flip(3) if index >= 4 else turned
 
 
 def undo_turn_and_flip(images: Tensor, index: int) -> Tensor:
-    """Inverse of ``turn_and_flip``."""
+    """Apply the inverse of ``turn_and_flip``."""
     images = images.flip(3) if index >= 4 else images
     return torch.rot90(images, -(index % 4), (2, 3))
 
 
 TILES_AT_ONCE = 4
-# What a network makes of a batch of windows: (B, C, h, w) at its stride.
+# Batch of windows (sensor -> bands) -> the network's output (B, C, h, w) at its stride.
 MapFunction = Callable[[dict[str, Tensor]], Tensor]
 
 
 def blend_window(height: int, width: int, device: torch.device) -> Tensor:
-    """Weights ``(h, w)`` of a tile's tokens: a raised cosine, small but not 0 at the border."""
+    """Compute blending weights ``(h, w)``: a raised cosine, small but not 0 at a tile's border."""
     lines = [torch.hann_window(n + 2, periodic=False, device=device)[1:-1] for n in (height, width)]
-    return lines[0][:, None] * lines[1][None, :]
+    return lines[0][:, None] * lines[1][None, :]  # (h, 1) x (1, w) -> (h, w)
 
 
 @torch.no_grad()
 def scene_map(
     function: MapFunction, store: PixelStore, scene: int, stride: int, config: MapConfig
 ) -> Tensor:
-    """Run ``function`` over a whole scene tile by tile and blend what overlaps.
+    """Run ``function`` over a whole scene tile by tile and blend the overlaps.
 
     Args:
         function: batch of windows -> maps ``(B, C, h, w)`` at ``stride``.
-        store: where windows come from.
-        scene: its index.
-        stride: pixels per token; tiles start on its multiples, so that tokens coincide.
+        store: source of the windows.
+        scene: index of the scene.
+        stride: px per token; tiles start at its multiples, so that tokens coincide.
         config: tile side and overlap, px.
 
     Returns:
@@ -78,7 +78,7 @@ def _on_grid(length: int, stride: int) -> int:
 
 
 def average_over_flips(function: MapFunction, symmetries: int) -> MapFunction:
-    """Average of ``function`` over the first 1, 2, 4 or 8 symmetries of the square."""
+    """Average ``function`` over 1, 2, 4 or 8 symmetries of the square."""
     chosen = {1: (0,), 2: (0, 2), 4: (0, 2, 4, 6), 8: tuple(range(8))}[symmetries]
 
     def averaged(windows: dict[str, Tensor]) -> Tensor:
@@ -93,12 +93,12 @@ def average_over_flips(function: MapFunction, symmetries: int) -> MapFunction:
 
 @dataclass(frozen=True)
 class Classifier:
-    """Any method, seen from the map: a scene's index in, posteriors out.
+    """Any method as a classifier of whole scenes: a scene's index in, posteriors out.
 
     Attributes:
-        name: of the method, as records and tables show it.
+        name: name of the method in records and tables.
         num_clusters: K'.
-        stride: px per token of its posteriors.
+        stride: px per token of the posteriors.
         posteriors: scene index -> ``(K', h, w)``, sums to 1 over K'.
     """
 
@@ -108,6 +108,6 @@ class Classifier:
     posteriors: Callable[[int], Tensor]
 
     def pixels(self, store: PixelStore, scene: int, smoothing_px: float) -> Tensor:
-        """Smoothed posteriors ``(K', H, W)`` of a scene, the same smoothing for every method."""
+        """Compute smoothed posteriors ``(K', H, W)`` of a scene, smoothed alike for all methods."""
         guide, weight = guide_of(store, scene), valid_weight(store, scene)
         return smooth_pixels(self.posteriors(scene), guide, self.stride, smoothing_px, weight)

@@ -12,24 +12,24 @@ from ..pretraining.losses import at_least_float32
 def clustering_loss(
     probs: Tensor, balance: float, prior: Tensor | None = None, weight: Tensor | None = None
 ) -> Tensor:
-    """Ask for confident assignments and for cluster sizes near a prior.
+    """Reward confident assignments and cluster sizes near a prior.
 
     ``mean_i H(p_i) + balance * KL(mean_i p_i || prior)``. With balance 1 and the uniform prior this
     is ``ln K - I(sample; cluster)``: maximal mutual information.
 
     Args:
         probs: ``(M, K)`` or ``(B, K, H, W)``, sums to 1 over K.
-        balance: Weight of the size term; weak (0.25) where classes are far from equally common.
+        balance: Weight of the size term; small (0.25) where class sizes differ a lot.
         prior: Expected cluster shares ``(K,)``, positive, sum 1; uniform if None.
         weight: Per sample, >= 0: ``(M,)`` or ``(B, H, W)``; None weighs all alike.
 
     Returns:
-        Scalar >= 0, in nats. One-hot and balanced -> 0; uniform -> ln K; one cluster for all ->
-        balance * ln K.
+        Scalar >= 0, in nats. With the uniform prior: 0 for one-hot, balanced assignments; ln K for
+        uniform ones; balance * ln K if one cluster takes all samples.
 
     Source: Krause et al. 2010 (RIM), Hu et al. 2017 (IMSAT).
     """
-    p = at_least_float32(probs).transpose(0, 1).flatten(1)  # (K, samples)
+    p = at_least_float32(probs).transpose(0, 1).flatten(1)  # (B, K, H, W) -> (K, B H W)
     expected = torch.full_like(p[:, 0], 1 / len(p)) if prior is None else prior.to(p)
     shares = _mean(p, weight)  # (K,)
     imbalance = (shares * (_safe_log(shares) - _safe_log(expected))).sum()
@@ -60,7 +60,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = N
     Args:
         logits: ``(M, K)`` or ``(B, K, H, W)``.
         target: Probabilities of the same shape.
-        weight: Per sample, >= 0: ``(M,)`` or ``(B, H, W)``; None weighs all alike.
+        weight: Per sample, >= 0: ``(M,)`` or ``(B, H, W)``; None for equal weights.
 
     Returns:
         Scalar, in nats; 0 where all weights are 0.
@@ -95,7 +95,7 @@ def symmetric_kl(logits_a: Tensor, logits_b: Tensor) -> Tensor:
 
     Args:
         logits_a: ``(M, K)`` or ``(B, K, H, W)``.
-        logits_b: Same shape. Detach it where it plays the teacher.
+        logits_b: Same shape. Detach it if it is the teacher.
     """
     log_a, log_b = (at_least_float32(x).log_softmax(1) for x in (logits_a, logits_b))
     return 0.5 * ((log_a.exp() - log_b.exp()) * (log_a - log_b)).sum(1).mean()

@@ -1,9 +1,9 @@
 """Clustering of tokens: k-means, Gaussian mixture, a finer mixture whose components are merged.
 
-Land cover is far from balanced: seven clusters of equal size cannot score above .474 on
-WHU-OPT-SAR. A mixture with free weights and full covariances has no such ceiling. With one
-component per class it spends some on shores and field borders, so there is a finer one, too, whose
-components are merged without labels.
+Land cover is far from balanced: seven clusters of equal size cannot score above 0.474 on
+WHU-OPT-SAR. A mixture with free weights and full covariances has no such limit. With one component
+per class it spends some components on shores and field borders. So there is also a finer mixture,
+whose components are merged without labels.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ MIXTURE_ARRAYS = ("weights_", "means_", "precisions_cholesky_")  # scikit-learn'
 
 
 class Clusterer(Protocol):
-    """Tokens ``(n, D)`` float64 -> posteriors ``(n, K)``, rows sum to 1."""
+    """Model from tokens ``(n, D)`` float64 to posteriors ``(n, K)``, rows sum to 1."""
 
     @property
     def num_clusters(self) -> int:
         """K."""
 
     def posteriors(self, tokens: np.ndarray) -> np.ndarray:
-        """Share of each cluster in each token."""
+        """Compute the posterior of each cluster for each token."""
 
 
 @dataclass
@@ -52,35 +52,35 @@ class HardClusters:
         return len(self.centres)
 
     def posteriors(self, tokens: np.ndarray) -> np.ndarray:
-        """One-hot."""
+        """Compute one-hot posteriors ``(n, K)``."""
         return np.eye(self.num_clusters)[pairwise_distances_argmin(tokens, self.centres)]
 
 
 @dataclass
 class MixtureClusters:
-    """Full-covariance Gaussian mixture; ``groups (P,)`` says whose cluster a component is."""
+    """Full-covariance Gaussian mixture; ``groups (P,)`` is the cluster of each component."""
 
     model: GaussianMixture
     groups: np.ndarray
     num_clusters: int
 
     def posteriors(self, tokens: np.ndarray) -> np.ndarray:
-        """Posterior of each cluster: the sum of its components'."""
+        """Compute the posterior of each cluster, the sum over its components: ``(n, K)``."""
         members = np.eye(self.num_clusters)[self.groups]  # (P, K)
-        result: np.ndarray = self.model.predict_proba(tokens) @ members
+        result: np.ndarray = self.model.predict_proba(tokens) @ members  # (n, P) x (P, K)
         return result
 
 
 def fit_kmeans(tokens: np.ndarray, num_clusters: int, seed: int) -> HardClusters:
-    """k-means++ with ten restarts, the best inertia kept (scikit-learn)."""
+    """Fit k-means++ to tokens ``(n, D)``, the best inertia of ten restarts (scikit-learn)."""
     model = KMeans(num_clusters, n_init=10, max_iter=300, random_state=seed).fit(tokens)
     return HardClusters(model.cluster_centers_)
 
 
 def fit_mixture(tokens: np.ndarray, num_clusters: int, restarts: int, seed: int) -> MixtureClusters:
-    """Full Gaussian mixture: of several restarts the one that agrees most with the others.
+    """Fit a full Gaussian mixture to ``(n, D)``: the restart that agrees most with the others.
 
-    Restarts differ by points of accuracy, and the likelihood does not pick the good ones; a
+    Restarts differ by points of accuracy, and the likelihood does not pick the good ones. A
     solution that others find again is at least no accident. Agreement is the adjusted Rand index.
     """
     models = [_one_mixture(tokens, num_clusters, seed * 1000 + i) for i in range(restarts)]
@@ -93,12 +93,12 @@ def _one_mixture(tokens: np.ndarray, num_clusters: int, seed: int) -> GaussianMi
         num_clusters, covariance_type="full", reg_covar=RIDGE, max_iter=200, random_state=seed
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds place the borders
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds are enough
         return model.fit(tokens)
 
 
 def central(labels: list[np.ndarray]) -> int:
-    """Index of the labelling with the highest mean adjusted Rand index to the others."""
+    """Return the index of the labelling with the highest mean adjusted Rand index to the others."""
     count = len(labels)
     agreement = np.zeros((count, count))
     for i in range(count):
@@ -110,24 +110,27 @@ def central(labels: list[np.ndarray]) -> int:
 def fit_merged(
     tokens: np.ndarray, components: int, num_clusters: int, restarts: int, seed: int
 ) -> MixtureClusters:
-    """A mixture of ``components``, those merged that are most alike (see ``merge``)."""
+    """Fit a mixture of ``components`` and merge the most similar of them (see ``merge``)."""
     fine = fit_mixture(tokens, components, restarts, seed)
     groups = merge(fine.model.means_, fine.model.covariances_, num_clusters)
     return MixtureClusters(fine.model, groups, num_clusters)
 
 
 def merge(means: np.ndarray, covariances: np.ndarray, num_clusters: int) -> np.ndarray:
-    """Cluster ``(P,)`` of each component: Gaussians that are hard to tell apart are joined.
+    """Merge Gaussians that are hard to tell apart.
 
-    Average linkage of their Bhattacharyya distance (the distance of Hennig 2010, who makes one
-    Gaussian of each pair; average linkage does better, see ``tried.md``). It reckons with spread:
-    snow varies more than crops differ from meadows, so a distance of means splits snow and joins
-    those.
+    The method is average linkage of their Bhattacharyya distance. Hennig (2010) uses the same
+    distance but replaces each merged pair by one Gaussian; average linkage does better, see
+    ``tried.md``. The distance takes spread into account: snow varies more than crops differ from
+    meadows, so a distance between means would split snow and merge crops with meadows.
 
     Args:
         means: ``(P, D)``.
         covariances: ``(P, D, D)``, positive definite.
         num_clusters: K <= P.
+
+    Returns:
+        ``(P,)`` int, cluster of each component.
     """
     if len(means) == num_clusters:
         return np.arange(num_clusters)
@@ -137,22 +140,22 @@ def merge(means: np.ndarray, covariances: np.ndarray, num_clusters: int) -> np.n
 
 
 def bhattacharyya(means: np.ndarray, covariances: np.ndarray) -> np.ndarray:
-    """Distance ``(P, P)`` between Gaussians: minus the log of the integral of sqrt(p q)."""
+    """Compute distances ``(P, P)`` of Gaussians: minus the log of the integral of sqrt(p q)."""
     between = (covariances[:, None] + covariances) / 2  # (P, P, D, D)
-    apart = means[:, None] - means
-    reach = np.linalg.solve(between, apart[..., None])[..., 0]
-    log_volume = np.linalg.slogdet(covariances)[1]
-    spread = np.linalg.slogdet(between)[1] - (log_volume[:, None] + log_volume) / 2
+    apart = means[:, None] - means  # (P, 1, D) - (P, D) -> (P, P, D)
+    reach = np.linalg.solve(between, apart[..., None])[..., 0]  # (P, P, D)
+    log_volume = np.linalg.slogdet(covariances)[1]  # (P,)
+    spread = np.linalg.slogdet(between)[1] - (log_volume[:, None] + log_volume) / 2  # (P, P)
     return ((apart * reach).sum(axis=-1) / 8 + spread / 2).clip(0)
 
 
 def fit(kind: str, tokens: np.ndarray, num_clusters: int, config: Any, seed: int) -> Clusterer:
     """Fit ``kmeans``, ``mixture`` or ``merged`` with the settings of ``ClusterConfig``.
 
-    ``merged`` has ``config.components`` per cluster and joins them.
+    ``merged`` fits ``config.components`` components per cluster and merges them.
 
     Raises:
-        ConfigError: more clusters or components than tokens.
+        ConfigError: if there are more clusters or components than tokens.
     """
     wanted = config.components * num_clusters if kind == "merged" else num_clusters
     if wanted > len(tokens):
@@ -169,7 +172,7 @@ def fit(kind: str, tokens: np.ndarray, num_clusters: int, config: Any, seed: int
 
 
 def arrays_of(clusterer: Clusterer) -> dict[str, np.ndarray]:
-    """What decides the posteriors of k-means or of an unmerged mixture."""
+    """Return the arrays that define k-means or an unmerged mixture."""
     if isinstance(clusterer, HardClusters):
         return {"centres": clusterer.centres}
     assert isinstance(clusterer, MixtureClusters)
@@ -177,7 +180,7 @@ def arrays_of(clusterer: Clusterer) -> dict[str, np.ndarray]:
 
 
 def clusterer_of(arrays: Mapping[str, np.ndarray]) -> Clusterer:
-    """The clusterer that ``arrays_of`` took apart."""
+    """Rebuild a clusterer from the result of ``arrays_of``."""
     if "centres" in arrays:
         return HardClusters(arrays["centres"])
     count = len(arrays["means_"])
@@ -188,9 +191,9 @@ def clusterer_of(arrays: Mapping[str, np.ndarray]) -> Clusterer:
 
 
 def posterior_map(clusterer: Clusterer, token_map: TokenMap, scene: int) -> Tensor:
-    """Posteriors ``(K, h, w)`` float32 of a scene's tokens."""
+    """Compute the posteriors ``(K, h, w)`` float32 of a scene's tokens."""
     tokens = token_map(scene)  # (D, h, w)
-    flat = tokens.flatten(1).T.cpu()  # (h w, D)
+    flat = tokens.flatten(1).T.cpu()  # (D, h, w) -> (D, h w) -> (h w, D)
     parts = [clusterer.posteriors(part.double().numpy()) for part in flat.split(AT_ONCE)]
     posteriors = torch.from_numpy(np.concatenate(parts, dtype=np.float32)).to(tokens.device)
-    return posteriors.T.reshape(clusterer.num_clusters, *tokens.shape[1:])
+    return posteriors.T.reshape(clusterer.num_clusters, *tokens.shape[1:])  # (h w, K) -> (K, h, w)

@@ -1,7 +1,7 @@
 """Self-training of the clustering head from a label-free teacher.
 
-A mixture on local statistics says what it believes of every token; the network learns that from
-the pixels, two augmented views at a time, and must agree with itself across the views. In further
+A mixture on local statistics gives posteriors for every token. The network learns to predict them
+from the pixels of two augmented views, and must agree with itself across the views. In further
 rounds its own posteriors are the teacher.
 """
 
@@ -34,7 +34,7 @@ from .smoothing import guide_of, smooth_tokens, valid_weight
 from .tokens import token_validity
 
 TEACHER_SYMMETRIES = 2  # of the square, averaged when the network becomes its own teacher
-SMALLEST_SHARE = 1e-3  # a cluster that the teacher has given up may not count for ever
+SMALLEST_SHARE = 1e-3  # floor of a cluster's share: the KL term must not divide by 0
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TaughtBatch:
 
 
 class PseudoLabelSampler:
-    """Draws windows together with the teacher's posteriors on the same ground."""
+    """Sampler of windows together with the teacher's posteriors on the same ground."""
 
     def __init__(
         self, store: PixelStore, tiles: Tensor, teacher: dict[int, Tensor], config: Config
@@ -66,7 +66,7 @@ class PseudoLabelSampler:
         self.shares = shares / shares.sum()  # (K,) of the valid ground
 
     def draw(self, generator: torch.Generator) -> TaughtBatch:
-        """One batch; windows start on the token grid, so that the teacher's tokens fit."""
+        """Draw one batch; windows start on the token grid, so that the teacher's tokens fit."""
         views, stride, store = self.config.views, self.config.model.stride, self.store
         size, jitter = views.window_px, (views.window_px - views.overlap_px) // 2
         count = self.config.cluster.batch
@@ -89,7 +89,7 @@ class PseudoLabelSampler:
 
 
 def posteriors_of(network: UmsfNet, symmetries: int) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Windows -> posteriors ``(B, K, h, w)`` of the head, a mean over symmetries of the square."""
+    """Make a function: windows -> posteriors ``(B, K, h, w)``, averaged over some symmetries."""
 
     def function(windows: dict[str, Tensor]) -> Tensor:
         return network(windows).softmax(dim=1)
@@ -106,18 +106,18 @@ def self_train(
     *,
     progress: Callable[[int, int, Row], None] | None = None,
 ) -> tuple[UmsfNet, list[Row]]:
-    """Teach the network the teacher's posteriors, then its own, for some rounds.
+    """Train the network on the teacher's posteriors and, in further rounds, on its own.
 
     Args:
         network: encoders, fusion and clustering head; trained in place.
-        store: windows.
-        tiles: ``(T, 3)`` training tiles.
+        store: source of the windows.
+        tiles: ``(T, 3)`` scene, row, col of the training tiles.
         teacher: training scene -> posteriors ``(K, h, w)`` at the network's stride.
         config: ``cluster`` holds the rounds, steps and weights.
         progress: see ``loop.train``; called with steps over all rounds.
 
     Returns:
-        The EMA of the network, which is better and steadier than its last step; the log's rows.
+        The EMA of the network, which is better and more stable than its last step; the log rows.
     """
     settings = config.cluster
     config = replace(config, views=keep_texture(config.views))
@@ -140,16 +140,16 @@ def self_train(
 
 
 def keep_texture(views: ViewConfig) -> ViewConfig:
-    """Flips, turns and small changes of gain only: the teacher reads local spreads.
+    """Limit views to flips, quarter turns and small gain changes: the teacher reads local spread.
 
-    A crop's resampling, a blur or more speckle would change them, and the network could not tell
-    any more what the teacher has seen.
+    Resampled crops, blur or more speckle would change the spread, and the network could no longer
+    see what the teacher has seen.
     """
     return replace(views, scale_min=1.0, blur=0.0, speckle_looks=0)
 
 
 def smooth(teacher: dict[int, Tensor], store: PixelStore, config: Config) -> dict[int, Tensor]:
-    """Smooth a teacher as a map: single tokens of another cluster are mostly noise."""
+    """Smooth a teacher's posteriors: single tokens of another cluster are mostly noise."""
     stride, sigma = config.model.stride, config.cluster.smoothing_px
     return {
         scene: smooth_tokens(
@@ -162,7 +162,7 @@ def smooth(teacher: dict[int, Tensor], store: PixelStore, config: Config) -> dic
 def own_posteriors(
     network: UmsfNet, store: PixelStore, scenes: Sequence[int], config: Config
 ) -> dict[int, Tensor]:
-    """The network's own posteriors of whole scenes, the next round's teacher."""
+    """Compute the network's own posteriors of whole scenes, the teacher of the next round."""
     function, stride = posteriors_of(network, TEACHER_SYMMETRIES), network.stride
     return {s: scene_map(function, store, s, stride, config.map) for s in scenes}
 
@@ -176,7 +176,7 @@ def _round(
     done: int,
     progress: Callable[[int, int, Row], None],
 ) -> list[Row]:
-    """One round of training, after ``done`` steps of earlier ones."""
+    """Train for one round, after ``done`` steps of earlier rounds."""
     settings = config.cluster
     optimizer = torch.optim.AdamW(trainable(network.parameters()), settings.lr, weight_decay=1e-4)
     network.train()
@@ -203,7 +203,7 @@ def _round(
 
 
 def ema_at(step: int, ema: float) -> float:
-    """Momentum of the average after ``step``: low at first, so that it forgets random weights."""
+    """Return the EMA momentum after ``step``: low at first, so that it forgets random weights."""
     return min(ema, (1 + step) / (10 + step))
 
 
@@ -215,10 +215,10 @@ def self_training_loss(
     config: Config,
     generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor | float]]:
-    """Teacher's cross-entropy + clustering loss + cross-view consistency with the EMA network.
+    """Add up the teacher's cross entropy, the clustering loss and consistency with the EMA network.
 
-    The clustering loss asks for the teacher's cluster ``shares (K,)``, which are free: equal ones
-    would be wrong of land cover.
+    The prior of the clustering loss is the teacher's cluster ``shares (K,)``: equal shares would be
+    wrong for land cover.
     """
     settings = config.cluster
     logits = [network(view.images) for view in (batch.first, batch.second)]
@@ -247,7 +247,7 @@ def _cross_view(
     config: Config,
     generator: torch.Generator,
 ) -> Tensor:
-    """The EMA network's answer for one view teaches the other one at the same ground."""
+    """Compute the loss of each view against the EMA network's posteriors of the other view."""
     count, device = logits[0][0, 0].numel(), logits[0].device
     points_a, points_b, visible = draw_matches(batch.first, batch.second, count, generator)
     with torch.no_grad():
@@ -264,7 +264,7 @@ def _cross_view(
             weight = share if weight is None else weight * share
     losses = []
     for mine, other in ((0, 1), (1, 0)):
-        student = read_tokens(logits[mine], *places[mine])  # (M, K)
+        student = read_tokens(logits[mine], *places[mine])  # (B, K, h, w) -> (M, K)
         teacher = read_tokens(answers[other], *places[other])
         losses.append(consistency_loss(student, teacher, config.cluster.temperature, weight))
     return torch.stack(losses).mean()

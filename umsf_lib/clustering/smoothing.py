@@ -1,8 +1,8 @@
 """Edge-aware smoothing of cluster posteriors: the fast guided filter (He & Sun 2015).
 
-Around each place the posteriors are fitted as a linear function of the bands, and the fits that
-overlap are averaged. Within even ground that is a plain average; where the bands change, so do the
-posteriors. A Gaussian of the same reach would mix neighbouring fields.
+Around each place the posteriors are fitted as a linear function of the bands, and overlapping fits
+are averaged. On uniform ground this is a plain average. Where the bands change, the posteriors
+change with them. A Gaussian of the same width would mix neighbouring fields.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..data.windows import PixelStore
 
 
 def gaussian_line(sigma: float, device: torch.device) -> Tensor:
-    """Normalised 1-D Gaussian, truncated at three sigma."""
+    """Return a normalised 1-D Gaussian, truncated at three sigma."""
     reach = max(1, math.ceil(3 * sigma))
     x = torch.arange(-reach, reach + 1, device=device, dtype=torch.float32)
     line = torch.exp(-0.5 * (x / sigma) ** 2)
@@ -25,10 +25,10 @@ def gaussian_line(sigma: float, device: torch.device) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: float, weight: Tensor | None = None) -> Tensor:
-    """Gaussian smoothing of ``(B, C, H, W)``; borders repeat the edge.
+    """Smooth ``(B, C, H, W)`` by a Gaussian; borders repeat the edge.
 
-    With a ``weight`` of the pixels, that broadcasts, it is the weighted mean (normalized
-    convolution, Knutsson & Westin 1993).
+    A ``weight`` that broadcasts to the images makes it a weighted mean (normalized convolution,
+    Knutsson & Westin 1993).
     """
     if weight is not None:
         return gaussian_blur(images * weight, sigma) / gaussian_blur(weight, sigma)
@@ -40,7 +40,7 @@ def gaussian_blur(images: Tensor, sigma: float, weight: Tensor | None = None) ->
 
 
 def pool(images: Tensor, size: int, weight: Tensor | None = None) -> Tensor:
-    """Mean, or weighted mean, of each ``size`` x ``size`` block; ``(..., H, W)`` rounded up."""
+    """Average each ``size`` x ``size`` block of ``(..., H, W)``, weighted if asked."""
     if weight is not None:
         return pool(images * weight, size) / pool(weight, size)
     return F.avg_pool2d(images, size, ceil_mode=True)
@@ -50,19 +50,19 @@ NODATA_WEIGHT = 1e-4  # instead of 0: sums of weights stay positive where no gro
 
 
 def valid_weight(store: PixelStore, scene: int) -> Tensor | None:
-    """``(1, H, W)`` float32, 1 on valid ground and nearly 0 elsewhere; None where all is valid."""
+    """Return ``(1, H, W)``: 1 on valid ground, nearly 0 elsewhere; None if all is valid."""
     if store.whole[scene]:
         return None
     return store.valid(scene)[None].float().clamp_min(NODATA_WEIGHT)
 
 
-RIDGE = 0.01  # variance of the standardised bands below which ground counts as even
+RIDGE = 0.01  # variance of the standardised bands below which ground counts as uniform
 STEP_PX = 4  # the fits are made at least this coarse; they vary slowly
-GRAIN_PX = 1.0  # sigma on the bands that the fits are applied to: one speckle is no edge
+GRAIN_PX = 1.0  # sigma of the blur of the guide: a single speckle pixel is no edge
 
 
 def guide_of(store: PixelStore, scene: int) -> Tensor:
-    """Standardised bands ``(C, H, W)`` of all sensors of a scene."""
+    """Return the standardised bands ``(C, H, W)`` of all sensors of a scene."""
     windows = store.scene(scene)
     return torch.cat([windows[role][0] for role in store.roles])
 
@@ -74,13 +74,13 @@ def smooth_tokens(
     sigma_px: float,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Posteriors ``(K, h, w)`` at ``stride``, smoothed along the guide ``(C, H, W)``.
+    """Smooth posteriors ``(K, h, w)`` at ``stride`` along the edges of the guide ``(C, H, W)``.
 
     Args:
         posteriors: sum to 1 over K, as the result does.
         guide: float32, standardised.
         stride: px per token.
-        sigma_px: of the Gaussian neighbourhood of a fit, px; 0: nothing is smoothed.
+        sigma_px: sigma of the Gaussian neighbourhood of a fit, px; 0 for no smoothing.
         weight: ``(1, H, W)`` of the pixels, see ``valid_weight``.
     """
     if sigma_px == 0:
@@ -98,11 +98,11 @@ def smooth_pixels(
     sigma_px: float,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Posteriors ``(K, h, w)`` at ``stride`` brought to the pixels ``(K, H, W)`` of the guide.
+    """Bring posteriors ``(K, h, w)`` at ``stride`` to the pixels ``(K, H, W)`` of the guide.
 
-    Fitted at ``max(stride, STEP_PX)``, applied to the bands of each pixel, so that borders lie
-    where the image has them. Arguments as those of ``smooth_tokens``; with ``sigma_px`` 0 the
-    tokens are interpolated.
+    The fits are made at ``max(stride, STEP_PX)`` and applied to the bands of each pixel, so borders
+    lie where the image has them. The arguments are those of ``smooth_tokens``; with ``sigma_px`` 0
+    the tokens are only interpolated.
     """
     height, width = guide.shape[1:]
     if sigma_px == 0:
@@ -124,10 +124,10 @@ def smooth_pixels(
 def linear_fits(
     maps: Tensor, bands: Tensor, sigma: float, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Ridge regression of ``maps (K, h, w)`` on ``bands (C, h, w)`` around each place.
+    """Fit a ridge regression of ``maps (K, h, w)`` on ``bands (C, h, w)`` around each place.
 
-    Weighted by a Gaussian, and by ``weight (1, h, w)`` where there is one; each place gets the
-    mean, by the same weights, of all fits that reach it.
+    Each fit is weighted by a Gaussian, and by ``weight (1, h, w)`` if there is one. Each place gets
+    the mean of all fits that reach it, weighted in the same way.
 
     Returns:
         Slopes ``(C, K, h, w)`` and offsets ``(K, h, w)``.
@@ -138,26 +138,28 @@ def linear_fits(
 
     mean, centre = local(maps), local(bands)
     pairs = list(zip(bands, centre, strict=True))
+    # Local covariances of the bands (C, C, h, w), and of the bands with the maps (C, K, h, w).
     spread = torch.stack([local(bands * band) - centre * middle for band, middle in pairs])
     shared = torch.stack([local(maps * band) - mean * middle for band, middle in pairs])
     ridge = RIDGE * torch.eye(len(bands), device=bands.device)
-    # The ridge makes it solvable; without the check of that, a GPU is not waited for.
+    # The ridge makes it solvable, so solve_ex may skip the check, which would wait for the GPU.
+    # (C, ., h, w) -> (h, w, C, .)
     slopes, _ = torch.linalg.solve_ex(
         spread.permute(2, 3, 0, 1) + ridge, shared.permute(2, 3, 0, 1)
     )
     slopes = slopes.permute(2, 3, 0, 1)  # (h, w, C, K) -> (C, K, h, w)
-    offsets = mean - torch.einsum("ckhw,chw->khw", slopes, centre)
+    offsets = mean - torch.einsum("ckhw,chw->khw", slopes, centre)  # (C, K, h, w) -> (K, h, w)
     return torch.stack([local(slope) for slope in slopes]), local(offsets)
 
 
 def _enlarge(maps: Tensor, step: int, height: int, width: int) -> Tensor:
-    """Bilinear, centre of token on centre of token, cropped to the scene."""
+    """Upsample ``(K, h, w)`` bilinearly, with aligned token centres, and crop to the scene."""
     if step > 1:
         maps = F.interpolate(maps[None], scale_factor=step, mode="bilinear", align_corners=False)[0]
     return maps[:, :height, :width]
 
 
 def _posteriors(maps: Tensor) -> Tensor:
-    """A linear fit may leave 0 to 1 a little; its sum over K is 1 before."""
+    """Clip and renormalise: linear fits sum to 1 over K but may leave [0, 1] a little."""
     maps = maps.clamp_min_(0)
     return maps.div_(maps.sum(dim=0))

@@ -1,8 +1,8 @@
 """The stage ``cluster``: teacher, self-training, merging, and the classifier of whole scenes.
 
-The teacher has more components than there are clusters, and the network learns to tell all of them
-apart. Their posteriors are averaged, component by component: the network knows the context, the
-teacher the rare land cover that a network gives up. Then the components are merged to clusters.
+The teacher has more components than there are clusters, and the network learns to predict all of
+them. The posteriors of both are averaged component by component: the network knows the context, and
+the teacher keeps the rare land cover that a network loses. Then components are merged to clusters.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ MAP_SYMMETRIES = 4  # of the square, averaged in the final map
 
 @dataclass(frozen=True)
 class Clustered:
-    """What the stage finds.
+    """Result of the stage.
 
     Attributes:
-        network: tells P components apart.
-        teacher: the same ones, by local statistics.
+        network: predicts P components from pixels.
+        teacher: predicts the same components from local statistics.
         groups: ``(P,)`` int64, cluster of each component.
     """
 
@@ -50,7 +50,7 @@ class Clustered:
 
 
 def cluster_inputs(run: Run) -> dict[str, Any]:
-    """What decides the clustered network; kept in its checkpoint and compared on load."""
+    """Return what the result depends on; its checkpoint stores it, and loading compares it."""
     inputs = run.config.section("views", "model", "cluster", "map", "seed")
     return inputs | {
         "normalisation": normalisation_of(run),
@@ -59,7 +59,7 @@ def cluster_inputs(run: Run) -> dict[str, Any]:
 
 
 def fit_teacher(task: ClusteringTask) -> Clusterer:
-    """The label-free teacher: components of local statistics (``cluster.teacher``)."""
+    """Fit the label-free teacher: components of local statistics (``cluster.teacher``)."""
     settings, tokens = task.config.cluster, task.sample(task.statistics, task.stride)
     return fit(settings.teacher, tokens, task.num_components, settings, task.config.seed)
 
@@ -67,9 +67,9 @@ def fit_teacher(task: ClusteringTask) -> Clusterer:
 def cluster(
     run: Run, task: ClusteringTask, *, progress: Callable[[int, int, Row], None] | None = None
 ) -> bool:
-    """Stage ``cluster``: fit the teacher, self-train the network, merge their components.
+    """Run the stage ``cluster``: fit the teacher, self-train the network, merge their components.
 
-    Writes all three (``checkpoints/clustered.pt``), ``self_training.csv`` and ``features.npz``
+    It writes all three (``checkpoints/clustered.pt``), ``self_training.csv`` and ``features.npz``
     (tokens of test scenes).
 
     Returns:
@@ -101,7 +101,7 @@ def _cluster(
 
 
 def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
-    """Pretrained encoders and fusion, or random ones (``cluster.initial``); fresh head."""
+    """Load pretrained encoders and fusion, or make random ones (``cluster.initial``); new head."""
     make = load_pretrained if run.config.cluster.initial == "pretrained" else new_network
     network = make(run, task.scenes)
     network.set_num_clusters(task.num_components)
@@ -111,11 +111,11 @@ def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
 def component_posteriors(
     network: UmsfNet, teacher: Clusterer, task: ClusteringTask, teacher_share: float
 ) -> Callable[[int], Tensor]:
-    """Scene -> posteriors ``(P, h, w)`` of the components, a mean of network and teacher.
+    """Make a function: scene -> component posteriors ``(P, h, w)``, mean of network and teacher.
 
     Args:
         network: with clustering head.
-        teacher: of the same components.
+        teacher: has the same components.
         task: scenes, statistics and settings.
         teacher_share: weight of the teacher, 0 to 1.
     """
@@ -134,9 +134,9 @@ def component_posteriors(
 
 
 def merge_components(network: UmsfNet, teacher: Clusterer, task: ClusteringTask) -> Tensor:
-    """Cluster ``(P,)`` int64 of each component, by ``mixture.merge`` over the training scenes.
+    """Find the cluster ``(P,)`` int64 of each component by ``mixture.merge``, on training scenes.
 
-    Joined are those whose statistics, weighted by the final posteriors, are most alike.
+    It merges components whose statistics, weighted by the final posteriors, are most similar.
     """
     if task.num_components == task.num_clusters:
         return torch.arange(task.num_clusters)
@@ -147,9 +147,10 @@ def merge_components(network: UmsfNet, teacher: Clusterer, task: ClusteringTask)
         valid = token_validity(task.store, scene, task.stride)
         shares = posteriors(scene)[:, valid].double()  # (P, n)
         tokens = task.statistics(scene)[:, valid].double()  # (D, n)
-        sizes, sums = sizes + shares.sum(dim=1), sums + shares @ tokens.T
+        sizes, sums = sizes + shares.sum(dim=1), sums + shares @ tokens.T  # (P,), (P, D)
+        # (P, D, D): for each component (D, n) x (n, D)
         squares = squares + torch.stack([(tokens * own) @ tokens.T for own in shares])
-    sizes = sizes.clamp_min(1e-9)  # one without tokens stays by itself
+    sizes = sizes.clamp_min(1e-9)  # a component without tokens must not divide by 0
     means = sums / sizes[:, None]  # (P, D)
     covariances = squares / sizes[:, None, None] - means[:, :, None] * means[:, None]
     ridge = RIDGE * torch.eye(means.shape[1]).to(covariances)
@@ -160,29 +161,30 @@ def merge_components(network: UmsfNet, teacher: Clusterer, task: ClusteringTask)
 def clustered_classifier(
     found: Clustered, task: ClusteringTask, name: str = "umsf", teacher_share: float | None = None
 ) -> Classifier:
-    """What the stage found, as a classifier of whole scenes.
+    """Make a classifier of whole scenes from the result of the stage.
 
     Args:
         found: see ``load_clustered``.
         task: scenes and settings.
-        name: of the method.
-        teacher_share: another one than the run's: 0 shows the network alone, 1 the teacher.
+        name: name of the method.
+        teacher_share: replaces the run's: 0 for the network alone, 1 for the teacher alone.
     """
     share = task.config.cluster.teacher_share if teacher_share is None else teacher_share
     components = component_posteriors(found.network, found.teacher, task, share)
     members = F.one_hot(found.groups, task.num_clusters).float().to(task.store.device)  # (P, K)
 
     def posteriors(scene: int) -> Tensor:
+        # (P, h, w) x (P, K) -> (K, h, w)
         return torch.einsum("phw,pk->khw", components(scene), members)
 
     return Classifier(name, task.num_clusters, found.network.stride, posteriors)
 
 
 def load_clustered(run: Run, task: ClusteringTask) -> Clustered:
-    """What the stage of a run found, the network on the run's device, in eval mode.
+    """Load the result of the stage, with the network on the run's device, in eval mode.
 
     Raises:
-        MissingStageError: the run has no finished clustering.
+        MissingStageError: if the run has no finished clustering.
     """
     run.outputs_of("cluster")
     network = new_network(run, task.scenes)
@@ -195,7 +197,7 @@ def load_clustered(run: Run, task: ClusteringTask) -> Clustered:
 
 
 def network_classifier(network: UmsfNet, task: ClusteringTask, name: str) -> Classifier:
-    """A network whose head tells the clusters apart, as a classifier of whole scenes."""
+    """Make a classifier of whole scenes from a network whose head predicts the clusters."""
     function, config = posteriors_of(network, MAP_SYMMETRIES), task.config
     return Classifier(
         name,
@@ -206,7 +208,7 @@ def network_classifier(network: UmsfNet, task: ClusteringTask, name: str) -> Cla
 
 
 def feature_tokens(network: UmsfNet, task: ClusteringTask, name: str) -> Callable[[int], Tensor]:
-    """Unit feature tokens ``(C, h, w)`` of a scene: ``optical``, ``sar`` or ``fused``."""
+    """Make a function: scene -> unit tokens ``(C, h, w)`` of ``optical``, ``sar`` or ``fused``."""
 
     @torch.no_grad()
     def features(windows: dict[str, Tensor]) -> Tensor:
@@ -217,11 +219,11 @@ def feature_tokens(network: UmsfNet, task: ClusteringTask, name: str) -> Callabl
 
 
 def sample_features(found: Clustered, task: ClusteringTask) -> dict[str, np.ndarray]:
-    """Unit feature tokens of test scenes with their place and cluster.
+    """Draw unit feature tokens of test scenes, with their place and cluster.
 
     Returns:
-        ``optical``, ``sar``, ``fused`` ``(M, C)`` float32 where the network has them; ``scene``,
-        ``row``, ``col`` ``(M,)`` (scene px of the token's centre); ``cluster`` ``(M,)``.
+        ``optical``, ``sar``, ``fused`` ``(M, C)`` float32, those the network has; ``scene``,
+        ``row``, ``col`` ``(M,)`` (the token's centre in scene px); ``cluster`` ``(M,)``.
     """
     network, classifier = found.network, clustered_classifier(found, task)
     rng, stride = np.random.default_rng(task.config.seed), network.stride
@@ -243,7 +245,9 @@ def sample_features(found: Clustered, task: ClusteringTask) -> dict[str, np.ndar
         chosen = valid[rng.choice(len(valid), wanted, replace=False)]
         row, col = (i * stride + stride // 2 for i in np.divmod(chosen, maps.shape[2]))
         here = torch.from_numpy(chosen).to(maps.device)
+        # With k kinds of token: (k C, h, w) -> (k C, n) -> (n, k C) -> k arrays (n, C)
         parts = np.split(maps.flatten(1)[:, here].T.cpu().numpy(), len(names), axis=1)
+        # (K, h, w) -> (h, w) -> (n,)
         clusters = classifier.posteriors(scene).argmax(0).flatten()[here].cpu().numpy()
         drawn = dict(zip(names, parts, strict=True)) | {"cluster": clusters}
         drawn |= {"scene": np.full(len(chosen), scene), "row": row, "col": col}

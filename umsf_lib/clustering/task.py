@@ -1,4 +1,4 @@
-"""What every method is given: scenes, pixels, settings, and tokens to cluster."""
+"""The inputs of every clustering method: scenes, pixels, settings and tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNNAMED_CLUSTERS = 6  # where no class table says how many there are
 
 @dataclass
 class ClusteringTask:
-    """One per run: ours and the baselines work on the same scenes, pixels and tokens."""
+    """Inputs of a run: our method and the baselines share scenes, pixels and tokens."""
 
     scenes: SceneSet
     store: PixelStore
@@ -32,46 +32,49 @@ class ClusteringTask:
 
     @classmethod
     def of_run(cls, run: Run, scenes: SceneSet) -> ClusteringTask:
-        """With the sensors, device and settings of a run."""
+        """Build the task with the sensors, device and settings of a run."""
         return cls(scenes, open_store(scenes, run.config, run.device), run.config)
 
     @property
     def stride(self) -> int:
-        """Pixels per token, as our network has."""
+        """Pixels per token of our network."""
         return self.config.model.stride
 
     @property
     def num_clusters(self) -> int:
-        """As set, else as many as the data set has classes."""
+        """K: as configured, else as many as the data set has classes."""
         return (
             self.config.cluster.num_clusters or len(self.scenes.layout.classes) or UNNAMED_CLUSTERS
         )
 
     @property
     def num_components(self) -> int:
-        """What the teacher tells apart and the network learns, before it is merged to clusters."""
+        """P: components that teacher and network predict, before they are merged to clusters."""
         return self.num_clusters * self.config.cluster.components
 
     def pixels(self, scene: int) -> Tensor:
-        """Standardised bands of single pixels ``(C, H, W)``: optical and log SAR, nothing else."""
+        """Return the standardised bands of single pixels ``(C, H, W)``: optical and log SAR."""
         windows = self.store.scene(scene)
         return torch.cat([windows[role][0] for role in self.store.roles])
 
     @cached_property
     def statistics(self) -> TokenMap:
-        """Local statistics; their principal components where there are many."""
+        """Local statistics, or their principal components where there are many."""
         train = self.scenes.indices("train")
         tokens = StatisticTokens(self.store, train, self.config.cluster.sigmas_px, self.stride)
         return self.reduced(tokens)
 
     def shared(self, name: str, make: Callable[[], TokenMap]) -> TokenMap:
-        """Tokens that several methods cluster, reduced, made by the first that asks."""
+        """Return reduced tokens that several methods cluster; the first call makes them."""
         if name not in self._shared:
             self._shared[name] = self.reduced(make())
         return self._shared[name]
 
     def reduced(self, token_map: TokenMap) -> TokenMap:
-        """At most ``cluster.max_dims`` dimensions: a full covariance of more is not estimable."""
+        """Reduce to ``cluster.max_dims`` dimensions: full covariances of more are hard to estimate.
+
+        Few dimensions are kept as they are.
+        """
         sample = self.sample(token_map, self.stride)
         dims = self.config.cluster.max_dims
         if sample.shape[1] > dims:
@@ -79,12 +82,12 @@ class ClusteringTask:
         return lru_cache(maxsize=1)(token_map)  # methods ask for the same scene in turn
 
     def sample(self, token_map: TokenMap, stride: int) -> np.ndarray:
-        """Tokens ``(n, D)`` of the training scenes."""
+        """Draw tokens ``(n, D)`` float64 of the training scenes."""
         train, settings = self.scenes.indices("train"), self.config.cluster
         return draw_tokens(token_map, self.store, train, stride, settings.tokens, self.config.seed)
 
     def cluster(self, name: str, kind: str, token_map: TokenMap, stride: int) -> Classifier:
-        """Fit ``kind`` (see ``mixture.fit``) on tokens of the training scenes."""
+        """Fit ``kind`` (see ``mixture.fit``) to tokens of the training scenes."""
         tokens, config = self.sample(token_map, stride), self.config
         clusterer = fit(kind, tokens, self.num_clusters, config.cluster, config.seed)
         return Classifier(

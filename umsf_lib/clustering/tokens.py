@@ -1,7 +1,7 @@
 """Tokens to cluster: local statistics of a scene, or the features of a network.
 
-Both are maps ``(D, h, w)``, one token per ``stride`` pixels, made by a function of the scene's
-index, so that k-means, mixtures and plots take either.
+Both are functions from a scene's index to a map ``(D, h, w)`` with one token per ``stride`` pixels,
+so k-means, mixtures and plots accept either.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ TokenMap = Callable[[int], Tensor]  # scene index -> (D, h, w)
 
 
 def pixel_bands(store: PixelStore, scene: int) -> tuple[Tensor, list[str]]:
-    """Standardised bands and the indices they allow, one value per pixel.
+    """Return the standardised bands and the spectral indices they allow, one value per pixel.
 
     Returns:
-        ``(1, C, H, W)`` float32 and the ``C`` names: optical bands, ``ndvi``, ``ndwi`` (of
-        stretched bands where the data is stretched), SAR bands as standardised ln intensity.
+        ``(1, C, H, W)`` float32 and the ``C`` names: optical bands, ``ndvi``, ``ndwi`` (from
+        stretched bands if the data is stretched), SAR bands as standardised ln intensity.
     """
     windows, layout = store.scene(scene), store.layout
     parts: list[Tensor] = []
@@ -50,11 +50,11 @@ def pixel_bands(store: PixelStore, scene: int) -> tuple[Tensor, list[str]]:
 def local_statistics(
     bands: Tensor, sigmas_px: Sequence[float], stride: int, weight: Tensor | None = None
 ) -> Tensor:
-    """Mean and log standard deviation around each token at several scales.
+    """Compute mean and log standard deviation around each token at several scales.
 
     Args:
         bands: ``(1, C, H, W)``.
-        sigmas_px: of the Gaussian neighbourhoods, px.
+        sigmas_px: S sigmas of the Gaussian neighbourhoods, px.
         stride: px per token.
         weight: ``(1, 1, H, W)`` of the pixels, see ``smoothing.valid_weight``.
 
@@ -66,13 +66,13 @@ def local_statistics(
         mean = gaussian_blur(bands, sigma, weight)
         variance = gaussian_blur(bands.square(), sigma, weight) - mean.square()
         for values in (mean, 0.5 * variance.clamp_min(1e-4).log()):
-            # At once: all of them at full size would fill the memory on a large scene.
+            # Pooled at once: for a large scene, all of them at full size would fill the memory.
             statistics.append(pool(values, stride, weight)[0])
     return torch.cat(statistics)
 
 
 def token_validity(store: PixelStore, scene: int, stride: int) -> Tensor:
-    """``(h, w)`` bool: at least half of the token's pixels are valid."""
+    """Mark tokens ``(h, w)`` bool of which at least half of the pixels are valid."""
     valid = store.valid(scene)[None].float()
     return F.avg_pool2d(valid, stride, ceil_mode=True)[0] >= 0.5
 
@@ -80,8 +80,9 @@ def token_validity(store: PixelStore, scene: int, stride: int) -> Tensor:
 class StatisticTokens:
     """Local statistics, standardised without labels.
 
-    Standardised scene by scene where every sensor is (``data.layout``); over all training scenes
-    where values are calibrated (one that holds a single class would otherwise be pulled apart).
+    They are standardised scene by scene if every sensor is (``data.layout``). Calibrated values are
+    standardised over all training scenes, since a scene with a single class would otherwise be
+    stretched apart.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class StatisticTokens:
         return self._raw(scene)[:, token_validity(self.store, scene, self.stride)]  # (D, n)
 
     def __call__(self, scene: int) -> Tensor:
-        """``(D, h, w)``."""
+        """Return the tokens ``(D, h, w)`` of a scene."""
         raw = self._raw(scene)
         valid = token_validity(self.store, scene, self.stride)
         valid = valid if valid.any() else torch.ones_like(valid)  # a scene of border only
@@ -114,7 +115,7 @@ class StatisticTokens:
 
 
 def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and std ``(D,)`` float32 of tokens that come in parts ``(D, n)``, none kept."""
+    """Compute mean and std ``(D,)`` float32 of tokens from parts ``(D, n)``, one part at a time."""
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
     for tokens in parts:
         exact = tokens.double()
@@ -126,18 +127,18 @@ def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class PrincipalTokens:
-    """The first principal components of other tokens, fitted on a sample of them."""
+    """First principal components of other tokens, fitted to a sample ``(n, D)`` of them."""
 
     def __init__(self, token_map: TokenMap, sample: np.ndarray, dims: int) -> None:
         self.token_map = token_map
         self.pca = PCA(dims, random_state=0).fit(sample)
 
     def __call__(self, scene: int) -> Tensor:
-        """``(dims, h, w)``."""
+        """Return the tokens ``(dims, h, w)`` of a scene."""
         tokens = self.token_map(scene)  # (D, h, w)
         components = torch.from_numpy(self.pca.components_).to(tokens)  # (d, D)
         centred = tokens - torch.from_numpy(self.pca.mean_).to(tokens)[:, None, None]
-        return torch.einsum("dc,chw->dhw", components, centred)
+        return torch.einsum("dc,chw->dhw", components, centred)  # (d, D) x (D, h, w)
 
 
 def draw_tokens(
@@ -148,9 +149,9 @@ def draw_tokens(
     count: int,
     seed: int,
 ) -> np.ndarray:
-    """``(n, D)`` float64 tokens of valid ground, drawn evenly from the scenes.
+    """Draw tokens ``(n, D)`` float64 of valid ground, equally many from each scene.
 
-    Of more scenes than tokens, as in a set of small tiles, as many are drawn, too.
+    If there are more scenes than ``count`` (as with small tiles), ``count`` scenes are drawn first.
     """
     rng = np.random.default_rng(seed)
     if len(scenes) > count:
@@ -158,7 +159,7 @@ def draw_tokens(
     drawn = []
     for scene in scenes:
         valid = token_validity(store, scene, stride)
-        tokens = token_map(scene)[:, valid].T.cpu().numpy()  # (n, D)
+        tokens = token_map(scene)[:, valid].T.cpu().numpy()  # (D, h, w) -> (D, n) -> (n, D)
         wanted = min(len(tokens), count // len(scenes))
         drawn.append(tokens[np.sort(rng.choice(len(tokens), wanted, replace=False))])
     return np.concatenate(drawn).astype(np.float64)

@@ -1,6 +1,6 @@
 """Evaluation: clusters and labels in, scores as tidy records out. Open ``stage`` first.
 
-``metrics`` are pure functions of tables; ``probe`` asks what labels make of frozen features.
+``metrics`` holds pure functions of tables. ``probe`` judges frozen features with labels.
 """
 
 from .. import hand_on

@@ -1,10 +1,9 @@
 """Scores of a clustering against labels, all from one contingency table.
 
-A table ``(K', K)`` int64 counts the pixels of cluster i (row) that carry class j (column). Tables
-of scenes add up: match and score the pooled one. A mapping ``(K',)`` names the class of each
-cluster, -1 for none; fit it on validation scenes, apply it to test scenes. A confusion table
-``(K+1, K)`` has its rows mapped to classes; the last row holds unmatched clusters, whose pixels are
-all errors.
+A table ``(K', K)`` int64 counts the pixels of cluster i (row) that have class j (column). Add up
+the tables of several scenes, then match and score the sum. A mapping ``(K',)`` gives the class of
+each cluster, -1 for none; fit it on validation scenes, apply it to test scenes. In a confusion
+table ``(K+1, K)`` the rows are classes; the last row holds unmatched clusters, all errors.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def contingency(
         ignore: Label value to leave out; the table is all 0 where every label is.
 
     Raises:
-        DataError: Shapes differ, or a scored pixel has an index outside the table.
+        DataError: If the shapes differ, or a scored pixel has an index outside the table.
     """
     pred, label = np.asarray(pred), np.asarray(label)
     if pred.shape != label.shape:
@@ -77,16 +76,16 @@ def _pixels(table: Table) -> int:
 def hungarian(table: Table) -> Table:
     """Match clusters one-to-one with classes for the highest accuracy (Kuhn 1955).
 
-    Among matchings of equal accuracy the one with the highest sum of F1 wins, so that the scores do
-    not depend on the order of the clusters.
+    Among matchings of equal accuracy the one with the highest sum of F1 wins, so the scores do not
+    depend on the order of the clusters.
 
     Returns:
-        ``(K',)`` int64, class of each cluster, -1 where K' > K leaves it without one.
+        ``(K',)`` int64, class of each cluster; -1 for clusters left over if K' > K.
     """
     _pixels(table)
     sizes = table.sum(1, keepdims=True) + table.sum(0, keepdims=True)
     f1 = np.divide(2 * table, sizes, out=np.ones(table.shape), where=sizes > 0)
-    # Counts are whole and all F1 together stay below 1 here, so they can only decide ties.
+    # Counts are integers and the F1 terms sum to less than 1, so they can only decide ties.
     clusters, classes = linear_sum_assignment(table + f1 / (len(table) + 1), maximize=True)
     mapping = np.full(len(table), -1, dtype=np.int64)
     mapping[clusters] = classes
@@ -131,40 +130,40 @@ def confusion(table: Table, mapping: Table) -> Table:
 
 
 def accuracy(confused: Table) -> float:
-    """Share of pixels whose mapped cluster is their class, from a confusion table ``(K+1, K)``."""
+    """Return the share of pixels whose mapped cluster is their class, from ``(K+1, K)``."""
     return int(np.trace(confused)) / _pixels(confused)
 
 
 def f1_per_class(confused: Table) -> dict[int, float]:
-    """F1 by class id; a class absent from truth and prediction has no entry."""
+    """Compute F1 by class id; a class absent from truth and prediction has no entry."""
     _pixels(confused)
     right, both = np.diag(confused), confused[:-1].sum(1) + confused.sum(0)  # TP, 2 TP + FP + FN
     return {int(c): float(2 * right[c] / both[c]) for c in both.nonzero()[0]}
 
 
 def macro_f1(confused: Table) -> float:
-    """Mean F1 over the classes present in truth or prediction."""
+    """Average F1 over the classes present in truth or prediction."""
     return float(np.mean(list(f1_per_class(confused).values())))
 
 
 def mean_iou(confused: Table) -> float:
-    """Mean TP / (TP + FP + FN) over the classes present in truth or prediction."""
+    """Average TP / (TP + FP + FN) over the classes present in truth or prediction."""
     f1 = np.array(list(f1_per_class(confused).values()))
     return float(np.mean(f1 / (2 - f1)))  # the same counts as F1, with TP once instead of twice
 
 
 def kappa(confused: Table) -> float:
-    """Cohen's kappa: accuracy beyond chance; 0 where chance alone is already perfect."""
+    """Compute Cohen's kappa: accuracy beyond chance; 0 if chance alone is already perfect."""
     total = _pixels(confused)
     chance = float((confused[:-1].sum(1) / total) @ (confused.sum(0) / total))
     return (accuracy(confused) - chance) / (1 - chance) if chance < 1 else 0.0
 
 
 def nmi(table: Table) -> float:
-    """Mutual information over the arithmetic mean of both entropies, in [0, 1].
+    """Divide the mutual information by the arithmetic mean of both entropies, in [0, 1].
 
-    0 where the labels hold one class: there is nothing to know of them (scikit-learn gives 1 if
-    there is one cluster, too).
+    0 if the labels hold only one class, since they then carry no information (scikit-learn gives 1
+    if there is also only one cluster).
     """
     total = float(_pixels(table))  # a float: products of counts can pass 2^63
     clusters, classes = table.sum(1), table.sum(0)
@@ -177,9 +176,9 @@ def nmi(table: Table) -> float:
 
 
 def ari(table: Table) -> float:
-    """Adjusted Rand index, in exact integers up to the last division (Hubert & Arabie 1985).
+    """Compute the adjusted Rand index (Hubert & Arabie 1985), in integers up to the last division.
 
-    0 where the labels hold one class, as ``nmi``.
+    0 if the labels hold only one class, as in ``nmi``.
     """
     total = _pixels(table)
     if np.count_nonzero(table.sum(0)) < 2:
@@ -198,12 +197,12 @@ def scores(table: Table, mapping: Table) -> dict[str, Any]:
 
     Returns:
         Floats ``acc, nmi, ari, macro_f1, miou, kappa, many_to_one`` and ``f1``, a dict by class id.
-        A class absent from truth and prediction is left out of ``f1`` and of the means. Where the
-        labels hold one class, ``nmi``, ``ari``, ``kappa`` and ``many_to_one`` are 0: any clusters
-        would do.
+        A class absent from truth and prediction is left out of ``f1`` and of the means. If the
+        labels hold only one class, ``nmi``, ``ari``, ``kappa`` and ``many_to_one`` are 0: any
+        clusters would fit.
 
     Raises:
-        DataError: The table is empty or has another number of clusters than the mapping.
+        DataError: If the table is empty or has another number of clusters than the mapping.
     """
     confused = confusion(table, mapping)
     one_class = np.count_nonzero(table.sum(0)) < 2
@@ -220,12 +219,12 @@ def scores(table: Table, mapping: Table) -> dict[str, Any]:
 
 
 def constant_score(table: Table) -> float:
-    """Accuracy of predicting the most frequent class everywhere: what accuracy must beat."""
+    """Return the accuracy of predicting the most frequent class everywhere, a lower limit."""
     return int(table.sum(0).max()) / _pixels(table)
 
 
 def equal_size_ceiling(table: Table) -> float:
-    """Highest accuracy that K' clusters of equal size can reach, matched one-to-one."""
+    """Return the highest accuracy that K' clusters of equal size can reach, matched one-to-one."""
     shares = np.sort(table.sum(0) / _pixels(table))[::-1]
     return float(np.minimum(shares, 1 / len(table))[: len(table)].sum())
 
@@ -233,7 +232,7 @@ def equal_size_ceiling(table: Table) -> float:
 def differences(
     runs_a: Sequence[Table], runs_b: Sequence[Table], statistic: Callable[[Table], float]
 ) -> NDArray[np.float64]:
-    """Score of each run's pooled scenes minus that of the other method's, ``(R,)``.
+    """Subtract the other method's score on the pooled scenes, run by run: ``(R,)``.
 
     The arguments are those of ``paired_bootstrap``.
     """
@@ -250,7 +249,7 @@ def paired_bootstrap(
     *,
     same_scenes: bool = False,
 ) -> tuple[float, float, float]:
-    """Resample the scenes of each run and compare: neighbouring pixels are no samples.
+    """Compare two methods on resampled scenes, since neighbouring pixels are not independent.
 
     Args:
         runs_a: Per run (seed) the tables of a method, one per scene: ``(S, K', K)`` for ``nmi`` or
@@ -259,17 +258,17 @@ def paired_bootstrap(
         runs_b: The other method on the same scenes.
         statistic: A score of one pooled table, such as ``accuracy``, ``macro_f1``, ``nmi``.
         n: Number of resamples.
-        seed: Of the resampling.
-        same_scenes: All runs were scored on the same scenes, so a resample is one draw for all of
-            them; else each run has scenes, and draws, of its own.
+        seed: Seed of the resampling.
+        same_scenes: True if all runs were scored on the same scenes, so that they share the draws;
+            else each run has its own scenes and draws.
 
     Returns:
-        statistic(a) - statistic(b) on all scenes, and the 2.5 and 97.5 percentile of it over the
-        resamples, each averaged over the runs. Not the resamples' mean, which is nearer to 0 where
-        few scenes are drawn again and again (NMI).
+        statistic(a) - statistic(b) on all scenes, and its 2.5 and 97.5 percentiles over the
+        resamples, each averaged over the runs. The first is not the mean of the resamples, which
+        is nearer to 0 where few scenes are drawn repeatedly (NMI).
 
     Raises:
-        DataError: The methods were not scored on the same number of scenes.
+        DataError: If the methods were not scored on the same number of scenes.
     """
     rng, gains = np.random.default_rng(seed), []
     for a, b in zip(runs_a, runs_b, strict=True):
@@ -287,7 +286,7 @@ def _gains(
     n: int,
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
-    """The difference in each of ``n`` resamples of the scenes of one run."""
+    """Compute the difference in each of ``n`` resamples of the scenes of one run."""
     scenes = len(tables_a)
     if scenes != len(tables_b) or scenes == 0:
         raise DataError(

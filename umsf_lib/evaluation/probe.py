@@ -1,9 +1,9 @@
-"""Frozen features judged with labels: do places of one class lie together?
+"""Evaluation of frozen features with labels: are places of one class close to each other?
 
-As in SauMoCo (Kang et al. 2021): features of patches, a random forest and nearest neighbours on
-random splits. Patches of one scene lie side by side, so a random split puts near copies of a test
-patch into the training part; a split by scene stands beside it. Also the variogram, which shows
-how far a place knows of the next. Nothing here reaches training or a choice.
+As in SauMoCo (Kang et al. 2021), a random forest and nearest neighbours classify features of
+patches on random splits. Patches of one scene lie side by side, so a random split puts near copies
+of a test patch into the training part; splits by scene are reported beside it. The variogram shows
+up to which distance places are alike. Nothing here affects training or the choice of settings.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ class LabelledTokens:
 def labelled_tokens(
     token_map: TokenMap, scenes: SceneSet, which: Sequence[int], stride: int, count: int, seed: int
 ) -> LabelledTokens:
-    """Draw tokens with the label at their centre, evenly from the scenes.
+    """Draw tokens with the label at their centre, equally many from each scene.
 
     Args:
         token_map: scene -> ``(D, h, w)`` at ``stride``.
-        scenes: whose labels are read.
+        scenes: source of the labels.
         which: indices of scenes.
         stride: px per token.
-        count: of all tokens; fewer where less ground is labelled.
-        seed: of the draws.
+        count: number of tokens in all; fewer are drawn where less ground is labelled.
+        seed: seed of the draws.
     """
     rng, features, labels = np.random.default_rng(seed), [], []
     for scene in which:
@@ -81,13 +81,13 @@ def labelled_tokens(
 def linear_probe(
     known: LabelledTokens, test: LabelledTokens, per_class: int, seed: int
 ) -> dict[str, float]:
-    """What a few labels make of frozen features: logistic regression on standardised tokens.
+    """Score frozen features by logistic regression on a few labelled, standardised tokens.
 
     Args:
-        known: to fit on, of other scenes than ``test``.
-        test: to score on.
-        per_class: tokens of each class that are fitted; all of a class that has fewer.
-        seed: of their choice.
+        known: tokens to fit on, from other scenes than ``test``.
+        test: tokens to score on.
+        per_class: tokens of each class to fit on; all tokens of a class that has fewer.
+        seed: seed of their choice.
 
     Returns:
         ``acc`` and ``macro_f1`` over the classes of ``test``.
@@ -106,7 +106,11 @@ def linear_probe(
 class Patches:
     """Labelled patches.
 
-    ``features (n, D)``, class ``label (n,)``, ``scene (n,)``, ``corner (n, 2)`` row, col in it, px.
+    Attributes:
+        features: ``(n, D)``.
+        label: ``(n,)`` class ids.
+        scene: ``(n,)`` index of the scene.
+        corner: ``(n, 2)`` row, col in the scene, px.
     """
 
     features: np.ndarray
@@ -118,9 +122,9 @@ class Patches:
 def patches_of(
     token_map: TokenMap, task: ClusteringTask, scenes: Sequence[int], stride: int
 ) -> Patches:
-    """Mean token of every patch of ``map.patch_px``, with its most frequent label.
+    """Average the tokens of every patch of ``map.patch_px``, and take its most frequent label.
 
-    Patches of which less than half is labelled are left out.
+    Patches that are less than half labelled are left out.
     """
     size, classes = task.config.map.patch_px, len(task.scenes.layout.classes)
     rows: list[tuple[np.ndarray, ...]] = []
@@ -137,7 +141,7 @@ def patches_of(
 
 
 def splits(patches: Patches, protocol: str, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices to fit on and to test on, ``SPLITS`` times 80/20, of patches or of whole scenes."""
+    """Yield indices to fit and to test on: ``SPLITS`` 80/20 splits of patches or whole scenes."""
     by_scene = protocol == "patch-by-scene"
     kind = GroupShuffleSplit if by_scene else ShuffleSplit
     drawn = kind(SPLITS, test_size=HELD_OUT, random_state=seed)
@@ -145,7 +149,7 @@ def splits(patches: Patches, protocol: str, seed: int) -> Iterator[tuple[np.ndar
 
 
 def judge(patches: Patches, protocol: str, metric: str, seed: int) -> np.ndarray:
-    """Accuracy ``(SPLITS,)`` of a classifier on the held-out part of each split."""
+    """Compute the accuracy ``(SPLITS,)`` of a classifier on the held-out part of each split."""
     return np.array(
         [
             JUDGES[metric](seed)
@@ -159,13 +163,13 @@ def judge(patches: Patches, protocol: str, metric: str, seed: int) -> np.ndarray
 def probe_features(
     run: Run, task: ClusteringTask, methods: Mapping[str, TokenMap], made_of: Mapping[str, Any]
 ) -> bool:
-    """Stage ``probe``: judge frozen features on the test scenes, write ``probe.json``.
+    """Run the stage ``probe``: judge frozen features on the test scenes, write ``probe.json``.
 
     Args:
-        run: that gets the records.
+        run: receives the records.
         task: scenes and settings.
         methods: name -> frozen tokens at ``model.stride``.
-        made_of: name -> plain data that decides them.
+        made_of: name -> plain data that these tokens depend on.
 
     Returns:
         True if it was computed.
@@ -186,9 +190,9 @@ def probe_features(
 
 
 def judge_records(run: Run, method: str, patches: Patches) -> list[dict[str, Any]]:
-    """Records of one method: mean and standard deviation over the splits.
+    """Make the records of one method: mean and standard deviation over the splits.
 
-    By scene only where there are scenes enough to hold a fifth of them out.
+    Splits by scene are made only if there are enough scenes to hold out a fifth of them.
     """
     rows = []
     for protocol in PROTOCOLS:
@@ -207,14 +211,14 @@ def judge_records(run: Run, method: str, patches: Patches) -> list[dict[str, Any
 
 
 def variogram(maps: Tensor, lags_px: list[int], valid: Tensor | None = None) -> list[float]:
-    """Half the mean squared difference of values that lie a lag apart along rows and columns.
+    """Compute half the mean squared difference of values a lag apart along rows and columns.
 
     ``gamma(h) = 1/2 E |z(x + h) - z(x)|^2``, averaged over the bands (Matheron 1963). Divided by
-    the variance it rises from near 0 to about 1 where places no longer know of each other.
+    the variance it rises from near 0 to about 1, where places are no longer correlated.
 
     Args:
         maps: ``(C, h, w)``.
-        lags_px: smaller than both sides.
+        lags_px: distances, smaller than both sides.
         valid: ``(h, w)`` bool, the pixels that count.
 
     Returns:
@@ -234,9 +238,9 @@ def variogram(maps: Tensor, lags_px: list[int], valid: Tensor | None = None) -> 
 
 
 def same_class(scenes: SceneSet, windows: Corners, others: Corners, size: int) -> float:
-    """Share of pairs of windows with the same most frequent class: how true a positive is.
+    """Return the share of pairs of windows, i.e. of positives, with the same most frequent class.
 
-    Pairs with a window that is not half labelled do not count; NaN where none is left.
+    Pairs with a window that is less than half labelled do not count; NaN if none is left.
     """
     labels = np.array([window_labels(scenes, corners, size) for corners in (windows, others)])
     known = (labels != IGNORE).all(axis=0)
@@ -244,7 +248,7 @@ def same_class(scenes: SceneSet, windows: Corners, others: Corners, size: int) -
 
 
 def window_labels(scenes: SceneSet, corners: Corners, size: int) -> list[int]:
-    """Most frequent class of each window, ``IGNORE`` where not half of it is labelled."""
+    """Return the most frequent class of each window, ``IGNORE`` if less than half is labelled."""
     planes = {scene: valid_labels(scenes, scene) for scene in set(corners[0].tolist())}
     found = []
     for scene, row, col in torch.stack(corners, dim=1).tolist():
@@ -254,17 +258,17 @@ def window_labels(scenes: SceneSet, corners: Corners, size: int) -> list[int]:
 
 
 def accuracy_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies of frozen features: a row per method and kind of split, a column per number."""
+    """Tabulate accuracies of frozen features: a row per method and kind of split."""
     chosen = records[records.protocol.isin(PROTOCOLS)]
     chosen = chosen.assign(protocol=chosen.protocol.map(PROTOCOLS))
     return chosen.pivot_table("value", ["method", "protocol"], "metric", sort=False)
 
 
 def leak(table: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy with random patches held out minus that with scenes held out: a row per method.
+    """Subtract the accuracy with held-out scenes from that with random patches: a row per method.
 
     Args:
-        table: from ``accuracy_table``; no row where it has one kind of split only.
+        table: from ``accuracy_table``; if it has only one kind of split, the result is empty.
     """
     if table.empty or set(table.index.get_level_values("protocol")) != set(PROTOCOLS.values()):
         return pd.DataFrame(columns=list(JUDGES))
@@ -276,14 +280,14 @@ def leak(table: pd.DataFrame) -> pd.DataFrame:
 def mean_variogram(
     maps_of: TokenMap, task: ClusteringTask, scenes: Sequence[int], lags: list[int], stride: int
 ) -> list[float]:
-    """Variogram of valid ground, divided by the variance, averaged over scenes.
+    """Average over scenes the variogram of valid ground, divided by the variance.
 
     Args:
         maps_of: scene -> ``(C, h, w)``.
-        task: whose scenes these are.
-        scenes: at least one.
-        lags: in tokens.
-        stride: px per token; 1 where the maps are pixels.
+        task: source of the valid masks.
+        scenes: indices of at least one scene.
+        lags: distances in tokens.
+        stride: px per token; 1 if the maps are pixels.
     """
     curves = []
     for scene in scenes:

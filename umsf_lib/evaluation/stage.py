@@ -40,7 +40,7 @@ Tables = dict[str, np.ndarray]  # protocol -> (S, K', K) int64, one table per sc
 def score_scenes(
     classifiers: Sequence[Classifier], task: ClusteringTask, which: Sequence[int]
 ) -> dict[str, Tables]:
-    """Contingency tables of classifiers on scenes, per method and protocol.
+    """Compute contingency tables of classifiers on scenes, per method and protocol.
 
     ``dense`` counts pixels. ``patch`` counts patches of ``map.patch_px``: the most frequent label
     against the strongest mean posterior, where at least half of the patch is labelled.
@@ -61,7 +61,7 @@ def score_scenes(
 def _pairs(
     classifier: Classifier, task: ClusteringTask, scene: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Protocol -> cluster and class of each unit of a scene."""
+    """Return protocol -> cluster and class of each pixel or patch of a scene."""
     config, classes = task.config, len(task.scenes.layout.classes)
     # (K', H, W)
     posteriors = classifier.pixels(task.store, scene, config.cluster.smoothing_px)
@@ -76,20 +76,20 @@ def _pairs(
 def patch_majority(
     posteriors: torch.Tensor, labels: np.ndarray, size: int, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted cluster and most frequent label of each whole patch; IGNORE if half unlabelled."""
+    """Return predicted cluster and most frequent label of each whole patch (``majority_label``)."""
     predicted = block_means(posteriors, size).argmax(0).cpu().numpy()
     return predicted, majority_label(labels, size, classes)
 
 
 def block_means(maps: torch.Tensor, size: int) -> torch.Tensor:
-    """Mean of each whole block: ``maps (C, h, w)`` -> ``(C, h // size, w // size)``."""
+    """Average each whole block: ``maps (C, h, w)`` -> ``(C, h // size, w // size)``."""
     rows, cols = (side // size for side in maps.shape[1:])
     inside = maps[:, : rows * size, : cols * size]
     return inside.reshape(len(inside), rows, size, cols, size).mean(dim=(2, 4))
 
 
 def majority_label(labels: np.ndarray, size: int, classes: int) -> np.ndarray:
-    """Most frequent label ``(rows, cols)`` of each whole patch; IGNORE if half unlabelled."""
+    """Return the label ``(rows, cols)`` of each whole patch; IGNORE if less than half labelled."""
     rows, cols = (side // size for side in labels.shape)
     blocks = labels[: rows * size, : cols * size].reshape(rows, size, cols, size)
     counts = np.stack([(blocks == c).sum(axis=(1, 3)) for c in range(classes)])  # (K, rows, cols)
@@ -101,17 +101,17 @@ def majority_label(labels: np.ndarray, size: int, classes: int) -> np.ndarray:
 def evaluate(
     run: Run, task: ClusteringTask, methods: Mapping[str, Callable[[], Classifier]]
 ) -> bool:
-    """Stage ``evaluate``: score every method, write ``confusions.npz`` and ``metrics.json``.
+    """Run the stage ``evaluate``: score all methods, write ``confusions.npz``, ``metrics.json``.
 
-    The matching of clusters to classes is fitted on the pooled validation scenes and applied to
-    the test scenes; where a data set has no validation scenes (it is transductive) only the
-    matching fitted on the test scenes exists, and the records say so. A protocol is left out where
-    no test pixel or patch is labelled well enough; everything, where the data has no classes.
+    The matching of clusters to classes is fitted on the pooled validation scenes and applied to the
+    test scenes. A data set without validation scenes (a transductive one) has only the matching
+    fitted on the test scenes, and the records say so. A protocol is left out if no test pixel or
+    patch is labelled well enough, and all of them if the data has no classes.
 
     Args:
-        run: whose finished stages the methods read.
+        run: its finished stages are read by the methods.
         task: scenes and settings.
-        methods: name -> what makes its classifier, called only where there is something to score.
+        methods: name -> function that makes its classifier, called only if scores are possible.
 
     Returns:
         True if it was computed.
@@ -146,13 +146,13 @@ def evaluate(
 
 
 def matchings(val: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
-    """Matching name -> cluster -> class; the one that counts first."""
+    """Fit the matchings: name -> class of each cluster ``(K',)``; the one that counts is first."""
     fitted = {"validation": hungarian(val.sum(axis=0))} if val.any() else {}
     return fitted | {"test": hungarian(test.sum(axis=0))}
 
 
 def identity(run: str, config: Config, method: str, protocol: str) -> dict[str, Any]:
-    """What a record says of where its value comes from."""
+    """Return the columns that say where the value of a record comes from."""
     return {
         "run": run,
         "method": method,
@@ -171,11 +171,11 @@ def records(
     tables: np.ndarray,
     mappings: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """Tidy records of one method and protocol, one value each.
+    """Make tidy records of one method and protocol, one value each.
 
     Args:
-        base: whose they are (see ``identity``).
-        classes: of the layout.
+        base: columns that all of them share (see ``identity``).
+        classes: classes of the layout.
         tables: counts ``(S, K', K)``, one per scene.
         mappings: see ``matchings``.
     """
@@ -198,11 +198,11 @@ def records(
 
 
 def dense_tables(run: Run, method: str) -> tuple[np.ndarray, np.ndarray]:
-    """What ``evaluate`` kept of a method's test scenes, dense pixels.
+    """Load what ``evaluate`` kept of a method's test scenes in the dense protocol.
 
     Returns:
-        Tables ``(S, K', K)`` int64 and the matching ``(K',)`` cluster -> class; both empty where
-        the data has no classes.
+        Tables ``(S, K', K)`` int64 and the matching ``(K',)`` cluster -> class; both empty if the
+        data has no classes.
     """
     with np.load(run.path("confusions.npz")) as saved:
         if not saved.files:
@@ -211,12 +211,12 @@ def dense_tables(run: Run, method: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fitted_matching(run: Run, method: str) -> np.ndarray | None:
-    """Cluster -> class ``(K',)`` of a method in the dense protocol, as ``evaluate`` fitted it.
+    """Load a method's matching ``(K',)`` cluster -> class that ``evaluate`` fitted on dense pixels.
 
-    None where the data has no classes.
+    None if the data has no classes.
 
     Raises:
-        MissingStageError: the run has not been evaluated.
+        MissingStageError: if the run has not been evaluated.
     """
     run.outputs_of("evaluate")
     mapping = dense_tables(run, method)[1]
@@ -226,16 +226,16 @@ def fitted_matching(run: Run, method: str) -> np.ndarray | None:
 def gains(
     run: Run, ours: str, others: Iterable[str], statistic: Callable[[np.ndarray], float]
 ) -> pd.DataFrame:
-    """Score of one method minus that of others, with 95 % intervals over the test scenes.
+    """Subtract the scores of other methods from ours, with 95 % intervals over the test scenes.
 
     Args:
-        run: evaluated.
-        ours: the method.
+        run: an evaluated run.
+        ours: name of the method.
         others: methods to compare with, one row each.
-        statistic: of a confusion table, for example ``metrics.accuracy``.
+        statistic: score of a table, for example ``metrics.accuracy``.
 
     Returns:
-        Columns ``gain``, ``low``, ``high``; no row where the data has no classes.
+        Columns ``gain``, ``low``, ``high``; no row if the data has no classes.
     """
     mine, rows = dense_tables(run, ours), {}
     for other in others if mine[1].size else ():
@@ -246,9 +246,9 @@ def gains(
 def tables_to_score(
     runs: Iterable[tuple[np.ndarray, np.ndarray]], statistic: Callable[[np.ndarray], float]
 ) -> list[np.ndarray]:
-    """The tables that a score reads, one per pair of ``dense_tables``.
+    """Return the tables that a score reads, one per pair of ``dense_tables``.
 
-    NMI and ARI read the clusters as they are, the other scores their classes.
+    NMI and ARI read the clusters themselves, the other scores their matched classes.
     """
     return [t if statistic in (nmi, ari) else confusion(t, mapping) for t, mapping in runs]
 
@@ -260,13 +260,13 @@ def paired_gain(
     *,
     same_scenes: bool = False,
 ) -> tuple[float, float, float]:
-    """``metrics.paired_bootstrap`` of what ``dense_tables`` gives, one pair per run."""
+    """Run ``metrics.paired_bootstrap`` on the results of ``dense_tables``, one pair per run."""
     pair = (tables_to_score(ours, statistic), tables_to_score(theirs, statistic))
     return paired_bootstrap(*pair, statistic, same_scenes=same_scenes)
 
 
 def load_records(folders: Iterable[Path]) -> pd.DataFrame:
-    """Records of runs, scores of maps and of frozen features (``probe``), as one table."""
+    """Load the records of runs, scores of maps and of frozen features, as one table."""
     rows: list[dict[str, Any]] = []
     for path in (folder / name for folder in folders for name in RECORDS):
         if path.is_file():
@@ -275,19 +275,19 @@ def load_records(folders: Iterable[Path]) -> pd.DataFrame:
 
 
 def headline(records: pd.DataFrame) -> pd.DataFrame:
-    """Records of the matching that counts: fitted on validation scenes, else on test scenes."""
+    """Select the matching that counts: fitted on validation scenes, else on test scenes."""
     first = "validation" if "validation" in set(records.matching) else "test"
     return records[records.matching == first]
 
 
 def score_table(records: pd.DataFrame, protocol: str) -> pd.DataFrame:
-    """Overall scores under the matching that counts: one row per method, one column per score."""
+    """Tabulate overall scores under the matching that counts: a row per method."""
     chosen = headline(records).query("protocol == @protocol")
     return chosen.pivot_table("value", "method", "metric", sort=False).reindex(columns=OVERALL)
 
 
 def class_f1(records: pd.DataFrame, classes: Sequence[LandClass]) -> dict[str, np.ndarray]:
-    """Method -> F1 ``(K,)`` of each class in the dense protocol, NaN where it is absent."""
+    """Return method -> F1 ``(K,)`` of each class in the dense protocol, NaN if it is absent."""
     chosen = headline(records).query("protocol == 'dense' and metric == 'f1'")
     table = chosen.pivot_table("value", "method", "class", sort=False)
     table = table.reindex(columns=[land.name for land in classes])
@@ -295,6 +295,6 @@ def class_f1(records: pd.DataFrame, classes: Sequence[LandClass]) -> dict[str, n
 
 
 def limits(records: pd.DataFrame, protocol: str) -> dict[str, float]:
-    """What the labels alone decide: constant predictor, ceiling of equal clusters; NaN without."""
+    """Return what labels alone decide: constant predictor, equal-size ceiling; NaN if missing."""
     chosen = records.query("protocol == @protocol")
     return {name: float(chosen[chosen.metric == name].value.max()) for name in LIMITS}

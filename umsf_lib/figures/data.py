@@ -1,4 +1,4 @@
-"""Figures of the data: scenes, SAR statistics, classes, split, how real the simulator is."""
+"""Figures of the data: scenes, SAR statistics, classes, split, realism of the simulator."""
 
 from __future__ import annotations
 
@@ -149,8 +149,8 @@ def spectra_figure(
     """Show mean and standard deviation of every class in every band, as stored.
 
     Args:
-        sensors: role -> band -> (h, w) values, NaN where missing; a panel each, since their
-            units differ.
+        sensors: role -> band -> (h, w) values, NaN where missing; each sensor has its own panel,
+            since units differ.
         label: (h, w) class ids of the same pixels, 255 = ignore.
         classes: the class table; classes without pixels are left out.
     """
@@ -201,12 +201,12 @@ def split_figure(
     split: Mapping[str, str],
     touching: Collection[str] = (),
 ) -> Figure:
-    """Draw where the scenes lie, coloured by the part of the split they belong to.
+    """Draw where the scenes are, coloured by their part of the split.
 
     Args:
         bounds: scene -> (west, south, east, north) in degrees; may be empty.
         split: scene -> "train", "val", "test", ...; those without bounds are left out.
-        touching: scenes to mark: test scenes beside ground that was trained on.
+        touching: test scenes to mark because they touch a training or validation scene.
     """
     if not bounds:
         return note_figure("The places of these scenes are not known, so there is no map of them.")
@@ -240,17 +240,17 @@ def split_figure(
 
 
 def _middles(boxes: Sequence[tuple[float, float, float, float]]) -> Array:
-    """Longitudes and latitudes ``(2, n)``."""
+    """Return longitudes and latitudes of the middles, ``(2, n)``."""
     west, south, east, north = np.transpose(boxes)
     return np.array([(west + east) / 2, (south + north) / 2])
 
 
 @styled
 def realism_figure(compared: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Show how far statistics of simulated scenes lie from those of real imagery.
+    """Show how far statistics of simulated scenes are from those of real imagery.
 
-    A dot per statistic, in tolerances from its target: the shaded band is what may be. Those more
-    than three tolerances away stand at the border.
+    Each dot is a statistic, at its distance from the target in tolerances. The shaded band is
+    within tolerance. Dots more than three tolerances away are drawn at the border.
 
     Args:
         compared: title of a panel -> statistics, each with its ``group``, ``value``, ``target`` and
@@ -274,7 +274,7 @@ def realism_figure(compared: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
 
 
 def _deviation(row: Mapping[str, Any]) -> float:
-    """Distance from the target in tolerances; NaN where the class is absent."""
+    """Return the distance from the target in tolerances; NaN if the class is absent."""
     return float((row["value"] - row["target"]) / row["tolerance"])
 
 

@@ -1,4 +1,4 @@
-"""Arrays in, colours out: bands and label maps as (h, w, 3) pictures."""
+"""Arrays in, colours out: bands and label maps become (h, w, 3) pictures."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def optical_composite(
 def false_color(
     optical: Array, nir: int, red: int, green: int, valid: Array | None = None
 ) -> Array:
-    """Show near infrared, red and green as red, green and blue: plants turn red.
+    """Show near infrared, red and green as red, green and blue, so that plants look red.
 
     Arguments and result are those of ``optical_composite``; nir, red, green are 0-based positions.
     """
@@ -105,7 +105,7 @@ def label_image(label: Array, classes: Sequence[LandClass]) -> Array:
         (h, w, 3) uint8.
 
     Raises:
-        DataError: an id stands in no row of the table.
+        DataError: if the table lacks an id of the map.
     """
     table = np.full((256, 3), IGNORE_RGB, np.uint8)
     for row in classes:
@@ -133,8 +133,8 @@ def error_image(prediction: Array, label: Array) -> Array:
 def cluster_classes(num_clusters: int) -> tuple[LandClass, ...]:
     """Make a class table for clusters that have no names yet: "cluster 0", "cluster 1", ...
 
-    The first eight colours are safe for colour-blind readers; beyond them hues are spread by the
-    golden ratio. File codes are id + 1, which leaves 0 for "no data".
+    The first eight colours are safe for colour-blind readers; further hues are spread by the golden
+    ratio. File codes are id + 1, which leaves 0 for "no data".
     """
     return tuple(
         LandClass(id=index, name=f"cluster {index}", code=index + 1, rgb=_cluster_rgb(index))
@@ -163,11 +163,11 @@ def _values_of(label: Array) -> set[int]:
 
 
 def is_labelled(label: Array | None) -> TypeGuard[Array]:
-    """Say whether there is a label map with at least one pixel that is not ignored."""
+    """Return whether there is a label map with at least one pixel that is not ignored."""
     return label is not None and bool((label != IGNORE).any())
 
 
 def unit_rgb(rgb: Rgb) -> tuple[float, float, float]:
-    """Give an 8-bit colour as matplotlib wants it: three numbers in [0, 1]."""
+    """Convert an 8-bit colour to three numbers in [0, 1], as matplotlib expects."""
     red, green, blue = rgb
     return red / 255, green / 255, blue / 255

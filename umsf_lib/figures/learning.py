@@ -1,4 +1,4 @@
-"""Figures of how it is learnt: augmented views, despeckling, training curves, attention."""
+"""Figures of training: augmented views, despeckling, training curves, attention."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def views_figure(
     points: Sequence[Sequence[Array]],
     rgb: tuple[int, int, int],
 ) -> Figure:
-    """Show augmented pairs, one window a row, with ground positions that both views see.
+    """Show augmented pairs, one window per row, with ground positions that both views see.
 
     Args:
-        views: of both views sensor -> ``(n, C, h, w)`` standardised bands.
-        points: of both views and each window ``(m, 2)`` matched positions, (x, y) in [-1, 1]; six
-            of them are drawn.
+        views: for each of the two views, sensor -> ``(n, C, h, w)`` standardised bands.
+        points: for each view and window, ``(m, 2)`` matched positions, (x, y) in [-1, 1]; at most
+            six of them are drawn.
         rgb: 0-based positions of the optical bands to show as red, green and blue.
     """
     sensors, size = list(views[0]), next(iter(views[0].values())).shape[2:]
@@ -65,16 +65,16 @@ def views_figure(
 
 
 def _pixels(points: Array, size: Sequence[int]) -> Array:
-    """(P, 2) view coordinates (x, y) in [-1, 1] -> (row, column) of the picture's pixels.
+    """Convert view coordinates (P, 2), (x, y) in [-1, 1], to (row, column) in pixels.
 
-    The panel's coordinates begin at the corner of the first pixel, as those of the view do.
+    The panel's coordinates begin at the corner of the first pixel, like those of the view.
     """
     rows_columns: Array = (points[:, ::-1] + 1) / 2 * np.array(size)
     return rows_columns
 
 
 def _pictures(images: Array, rgb: tuple[int, int, int], sensor: str) -> list[Array]:
-    """(n, C, h, w) standardised bands -> n pictures (h, w, 3)."""
+    """Convert standardised bands (n, C, h, w) to n pictures (h, w, 3)."""
     if sensor == "sar":
         return [sar_image(image[0]) for image in images]
     return [optical_composite(image, rgb) for image in images]
@@ -161,14 +161,14 @@ def training_figure(
     healthy: Mapping[str, float] | None = None,
     alarm: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Draw loss terms with the levels that chance would reach, and the collapse monitors beside.
+    """Draw the loss terms with their chance levels, and the collapse monitors beside them.
 
     Args:
         records: one mapping per logged step with "step" and any of the quantities.
         losses: keys of the loss terms (nats), drawn together.
         chance: description -> loss that needs no learning, e.g. ln(1 + Q): dashed lines.
-        monitors: keys drawn in a panel of their own each, e.g. "std", "top1".
-        healthy: monitor key -> the value that random unit embeddings have: dashed line.
+        monitors: keys that get their own panel each, e.g. "std", "top1".
+        healthy: monitor key -> value for random unit embeddings: dashed line.
         alarm: monitor key -> the value beyond which embeddings have collapsed: dotted red line.
     """
     figure, loss_axes, monitor_axes = _training_panels(len(monitors))
@@ -230,18 +230,18 @@ def attention_figure(
     sar: Array | None = None,
     title: str = "attention of the marked token",
 ) -> Figure:
-    """Show where one token looks, one panel per head, and which sensor each token trusts.
+    """Show the attention of one token, one panel per head, and the gate of each token.
 
-    All heads share one scale, from 0 to four times the even weight 1/N; its label names 1/N.
+    All heads share one scale, from 0 to four times the uniform weight 1/N; its label gives 1/N.
 
     Args:
         optical_rgb: (h, w, 3) in [0, 1], the window.
-        attention: (heads, N) weights of the chosen token, each row summing to 1; None where the
-            network has no attention: then a sentence says so.
+        attention: (heads, N) weights of the chosen token, each row sums to 1; None if the network
+            has no attention: then a sentence says so.
         token: (row, column) of the chosen token on the token grid.
         grid: (H, W) tokens, H W = N.
         gates: (2, H, W) weight of optical and SAR per token; the optical one is drawn.
-        sar: (h, w, 3) in [0, 1], the same window as SAR sees it; None leaves the panel out.
+        sar: (h, w, 3) in [0, 1], SAR image of the same window; None leaves the panel out.
         title: above all panels.
     """
     if attention is None:

@@ -1,4 +1,4 @@
-"""Figures of what came out: confusion, t-SNE, whole-scene maps, scores of several methods."""
+"""Figures of the results: confusion, t-SNE, whole-scene maps, scores of several methods."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ def tsne_figure(
     clusters: Sequence[LandClass],
     classes: Sequence[LandClass] = (),
 ) -> Figure:
-    """Draw the t-SNE plane of each kind of token, coloured by cluster and by class.
+    """Draw a t-SNE plot of each kind of token, coloured by cluster and by class.
 
-    Distances between far groups mean little in t-SNE, and its axes have no unit.
+    Distances between distant groups mean little in t-SNE, and its axes have no unit.
 
     Args:
         embeddings: "optical", "SAR", "fused", ... -> (M, 2) positions.
@@ -170,8 +170,8 @@ def map_figure(
         prediction: (h, w) class (or cluster) ids, 255 = no data.
         confidence: (h, w) largest posterior, in [0, 1], NaN = no data.
         classes: the class table, or ``cluster_classes`` where the clusters have no names.
-        label: (h, w) class ids, 255 = ignore; None, or nothing but 255, leaves label and errors
-            out.
+        label: (h, w) class ids, 255 = ignore; None, or nothing but 255, leaves out label and
+            errors.
         pixel_m: ground width of a pixel in metres, for the scale bar.
         title: above all panels.
     """
@@ -207,7 +207,7 @@ def show_confidence(ax: Axes, confidence: Array) -> None:
 
 @styled
 def scores_figure(scores: pd.DataFrame, *, constant: Mapping[str, float]) -> Figure:
-    """Compare methods, one panel per score, with what a constant predictor reaches.
+    """Compare methods with each other and with a constant predictor, one panel per score.
 
     Args:
         scores: one row per method, one column per score ("acc", "nmi"); NaN stays empty.
@@ -269,10 +269,10 @@ def intervals_figure(
     """Show a value and its interval for each row, one panel per score.
 
     Args:
-        table: columns ``group``, ``name``, ``metric``, ``value``, ``low``, ``high``, rows of a
-            group together; groups with the name "" have no heading; NaN ends leave a bare dot.
+        table: columns ``group``, ``name``, ``metric``, ``value``, ``low``, ``high``, with rows of a
+            group together; group "" has no heading; rows with NaN ends have a dot but no bar.
         titles: score -> title of its panel, in order.
-        label: what the values are.
+        label: axis label of the values.
         lines: name -> score -> value: a vertical line.
     """
     if table.empty:
@@ -314,7 +314,7 @@ def _draw_interval(ax: Axes, place: float, row: pd.Series, color: str) -> None:
 def _name_rows(
     ax: Axes, places: Mapping[tuple[str, str], int], headings: Mapping[str, int]
 ) -> None:
-    """Names of rows and, in bold, of groups beside the first panel; first row on top."""
+    """Write the names of rows and, in bold, of groups beside the first panel; first row on top."""
     rows = {at: name for (_, name), at in places.items()} | {at: g for g, at in headings.items()}
     ax.set_yticks(sorted(rows), [rows[at] for at in sorted(rows)])
     for tick, at in zip(ax.yaxis.get_major_ticks(), sorted(rows), strict=True):

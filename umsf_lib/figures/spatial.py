@@ -1,4 +1,4 @@
-"""Figures of spatial contrast: how far places know of each other, neighbours, frozen features."""
+"""Figures of spatial contrast: variogram, neighbours, scores of frozen features."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def variogram_figure(
     radius_m: float | None = None,
     label: str = "semivariance / variance",
 ) -> Figure:
-    """Show how much places differ, against how far they lie apart.
+    """Show how much places differ, as a function of their distance.
 
     Args:
         curves: name -> one value per distance; NaN is left out.
-        distance_m: metres, > 0, rising.
-        radius_m: farthest neighbour that pretraining draws: a dotted line.
-        label: what the values are.
+        distance_m: metres, > 0, increasing.
+        radius_m: distance of the farthest neighbour in pretraining: a dotted line.
+        label: axis label of the values.
     """
     figure, axes = new_panels(1, 1, 7.5, 3.6)
     ax = axes[0, 0]
@@ -63,9 +63,9 @@ def neighbours_figure(
     Args:
         picture: (h, w, 3) the scene.
         anchors: (n, 2) row, column of the windows' first pixels.
-        neighbours: (n, k, 2) those of their neighbours in the same scene; NaN where in another.
+        neighbours: (n, k, 2) row, column of their neighbours; NaN for those in another scene.
         size: side of a window, px.
-        radius_px: of the disc, along rows and along columns.
+        radius_px: radius of the disc along rows and along columns, px.
         pixel_m: ground width of a pixel in metres, for the scale bar.
     """
     shown = min(5, neighbours.shape[1])  # windows drawn per anchor
@@ -101,7 +101,7 @@ def _draw_disc(
 
 @styled
 def probe_figure(table: pd.DataFrame, metrics: Mapping[str, str]) -> Figure:
-    """Show the accuracy of classifiers on frozen features, random splits beside splits by scene.
+    """Show accuracies of classifiers on frozen features, random splits beside splits by scene.
 
     Args:
         table: one row per (method, protocol), columns ``metric`` and ``metric_std`` for each.

@@ -1,7 +1,7 @@
-"""What every figure of imagery shares: panels, scale bar, legend.
+"""Shared parts of the figures: panels, scale bar, legend.
 
-Nothing here touches pyplot: a figure belongs to whoever asked for it and is drawn when a notebook
-or a file asks for its pixels.
+Nothing here uses pyplot: a figure belongs to its caller, and is drawn when a notebook shows it or
+when it is saved to a file.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def new_panels(
 
 
 def spoken(name: str) -> str:
-    """How a role or a log's column is called in a title: ``cross_sar`` -> ``cross SAR``."""
+    """Write the name of a role or log column as in a title: ``cross_sar`` -> ``cross SAR``."""
     return name.replace("_", " ").replace("sar", "SAR")
 
 
 @styled
 def note_figure(sentence: str) -> Figure:
-    """A sentence where there is nothing to draw, so that a cell may always end with a figure."""
+    """Make a figure of one sentence, for a cell that has nothing to draw."""
     figure = Figure(figsize=(9, 0.5), dpi=100)
     axes = figure.add_axes((0, 0, 1, 1))  # IPython shows no figure without axes
     axes.set_axis_off()
@@ -80,7 +80,7 @@ def image_panels(
     gap: float = 0.3,
     extra: float = 0.7,
 ) -> tuple[Figure, Array]:
-    """Make panels as tall as images of ``shape`` need.
+    """Make panels with the height that images of ``shape`` need.
 
     Args:
         rows: number of rows of panels.
@@ -98,12 +98,12 @@ def image_panels(
 def show_picture(axes: Axes, picture: Array, title: str, pixel_m: float | None = None) -> None:
     """Draw an (h, w, 3) picture without ticks; uint8 ones (label maps) keep their exact colours.
 
-    Axes coordinates are pixels of the picture as given, even where a large one is drawn thinned.
+    Axes coordinates are pixels of the given picture, even if a large one is drawn subsampled.
 
     Args:
         axes: where to draw.
         picture: (h, w, 3) uint8 class colours or float in [0, 1].
-        title: what it shows.
+        title: title of the panel.
         pixel_m: ground width of one pixel in metres; adds a scale bar.
     """
     height, width = picture.shape[:2]
@@ -121,7 +121,7 @@ def show_picture(axes: Axes, picture: Array, title: str, pixel_m: float | None =
 def show_scalar(
     axes: Axes, values: Array, title: str, label: str, *, limits: tuple[float, float], cmap: str
 ) -> None:
-    """Draw (h, w) values in a colour map, its scale (with unit in ``label``) below the image."""
+    """Draw (h, w) values in a colour map, with its scale (unit in ``label``) below the image."""
     height, width = values.shape
     step = math.ceil(max(height, width) / _MAX_SIDE)
     image = axes.imshow(
@@ -139,7 +139,7 @@ def show_scalar(
 
 
 def bare(axes: Axes, title: str) -> None:
-    """Take ticks off an image panel, frame it thinly and title it."""
+    """Remove the ticks of an image panel, and give it a thin frame and a title."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(visible=True, linewidth=0.5, color="0.4")
@@ -147,7 +147,7 @@ def bare(axes: Axes, title: str) -> None:
 
 
 def pixel_width_m(grid: Grid) -> float | None:
-    """Ground width in metres of the pixel in the middle of a raster; see ``pixel_size_m``."""
+    """Return the ground width in metres of a raster's middle pixel; see ``pixel_size_m``."""
     size = pixel_size_m(grid)
     return None if size is None else size[1]
 
@@ -159,7 +159,7 @@ def round_length(limit_m: float) -> float:
 
 
 def add_scale_bar(axes: Axes, shape: tuple[int, ...], pixel_m: float) -> None:
-    """Draw a bar of a round number of metres into the lower left of an image of ``shape``."""
+    """Draw a scale bar of a round number of metres in the lower left of an image of ``shape``."""
     height, width = shape[:2]
     length_m = round_length(0.35 * width * pixel_m)
     left, top = 0.04 * width, 0.94 * height
@@ -174,7 +174,7 @@ def add_scale_bar(axes: Axes, shape: tuple[int, ...], pixel_m: float) -> None:
 def add_legend(figure: Figure, entries: Sequence[tuple[str, Rgb]]) -> Legend | None:
     """Put a legend of named colours below the panels, in as many columns as the width holds.
 
-    The figure has room for one row; for each further one it grows.
+    The figure has room for one row and grows for each further row.
     """
     if not entries:
         return None

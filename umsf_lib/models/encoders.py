@@ -1,7 +1,7 @@
-"""Optical and SAR encoders: images in, token maps out; the despeckling front end of the SAR one.
+"""Optical and SAR encoders, from images to token maps, and the SAR despeckling front end.
 
-A small ResNet for laptops, torchvision's ResNets for GPUs; any number of bands; ImageNet weights
-on request, inflated to the bands at hand.
+There is a small ResNet for laptops, and torchvision's ResNets for GPUs. Every encoder takes any
+number of bands. ImageNet weights are optional and are inflated to the given bands.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 
 from ..config import ConfigError
 
-# torchvision brings torch's compiler along, a third of all start-up time, and the small ResNet
-# needs neither: it is imported where its networks are made.
+# Importing torchvision also imports torch's compiler, a third of all start-up time. The small
+# ResNet needs neither, so torchvision is imported only where its networks are built.
 if TYPE_CHECKING:
     from torchvision.models import ResNet
 
-BOXES = (3, 7, 15)  # px; the first gives detail, the last an estimate of the level
+BOXES = (3, 7, 15)  # px; the first box shows detail, the last estimates the mean level
 STRIDES = {"small": (4,), "resnet18": (4, 8, 16, 32), "resnet50": (4, 8, 16, 32)}
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of 16 channels.
+    """Build group norm with groups of 16 channels.
 
-    Statistics of one sample only (a window, in a projection head a row): nothing leaks within a
-    batch, but its own level is subtracted, and a window of nothing but water looks like one of
-    nothing but fields.
+    It uses the statistics of one sample only (a window, or a row in a projection head), so nothing
+    leaks within a batch. But it subtracts the sample's own mean, so a window of only water looks
+    like a window of only fields.
     """
     groups = max(1, channels // 16)
     while channels % groups:
@@ -56,19 +56,23 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or before != after:
-            # Pooling over one pixel is a stride: oneDNN's strided 1 x 1 kernel (AVX2, torch 2.15)
-            # overruns its memory in channels last with fewer than eight channels.
+            # Max pooling over one pixel applies the stride. A strided 1 x 1 convolution would do
+            # the same, but oneDNN's kernel for it (AVX2, torch 2.15) overruns its memory in
+            # channels last with fewer than eight channels.
             self.shortcut = nn.Sequential(
                 nn.MaxPool2d(1, stride), nn.Conv2d(before, after, 1, bias=False), norm(after)
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, before, h, w)`` -> ``(B, after, h / stride, w / stride)``."""
+        """Map ``(B, before, h, w)`` to ``(B, after, h / stride, w / stride)``."""
         return F.relu(self.shortcut(x) + self.body(x))
 
 
 def small_resnet(bands: int, channels: int, norm: str) -> nn.Sequential:
-    """Stride 4, receptive field about 40 px: enough for a village, fine enough for a road."""
+    """Build a ResNet of stride 4 (shows roads) and receptive field about 40 px (covers a village).
+
+    It maps ``(B, bands, h, w)`` to ``(B, channels, h / 4, w / 4)``.
+    """
     make = NORMS[norm]
     narrow, middle = channels // 4, channels // 2
     return nn.Sequential(
@@ -84,19 +88,18 @@ def small_resnet(bands: int, channels: int, norm: str) -> nn.Sequential:
 def torchvision_resnet(
     name: str, bands: int, stride: int, norm: str, weights: str, rgb: tuple[int, int, int] | None
 ) -> nn.Sequential:
-    """The body of a torchvision ResNet, without pooling and classifier.
+    """Build a torchvision ResNet without its pooling and classifier.
 
     Args:
         name: ``resnet18`` (512 channels) or ``resnet50`` (2048).
-        bands: of the input.
-        stride: 4, 8, 16 or 32 px per token; where it is below 32, later stages are
-            dilated instead of strided.
+        bands: number of input bands.
+        stride: 4, 8, 16 or 32 px per token; below 32, later stages are dilated instead of strided.
         norm: ``group`` or ``batch``; ImageNet weights need ``batch``.
         weights: ``none`` or ``imagenet``.
-        rgb: positions of red, green, blue among the bands, for the weights; None for SAR.
+        rgb: positions of red, green and blue among the bands, for the weights; None for SAR.
 
     Raises:
-        ConfigError: weights with group norm, or weights that cannot be fetched.
+        ConfigError: if ImageNet weights are combined with group norm or cannot be fetched.
     """
     from torchvision.models import get_model
 
@@ -115,10 +118,10 @@ def torchvision_resnet(
 
 
 def fetch_weights(name: str) -> dict[str, Tensor]:
-    """ImageNet state of a torchvision ResNet, from its cache or the network.
+    """Load the ImageNet weights of a torchvision ResNet from the local cache, or download them.
 
     Raises:
-        ConfigError: it cannot be fetched.
+        ConfigError: if they cannot be fetched.
     """
     from torchvision.models import get_model_weights
 
@@ -134,12 +137,12 @@ def fetch_weights(name: str) -> dict[str, Tensor]:
 
 
 def inflate(conv: nn.Conv2d, bands: int, rgb: tuple[int, int, int] | None) -> nn.Conv2d:
-    """First convolution for any bands: red, green, blue keep their filters, others get the mean.
+    """Adapt the first convolution: red, green and blue keep their filters, others get the mean.
 
-    Scaled so that equal bands give the response that three equal bands gave.
+    The filters are scaled so that equal bands give the response that three equal bands gave.
     """
     old = conv.weight.detach()  # (out, 3, 7, 7)
-    new = old.mean(dim=1, keepdim=True).repeat(1, bands, 1, 1)
+    new = old.mean(dim=1, keepdim=True).repeat(1, bands, 1, 1)  # (out, bands, 7, 7)
     for colour, band in enumerate(rgb or ()):
         new[:, band] = old[:, colour]
     new *= old.sum(dim=1, keepdim=True).abs().mean() / new.sum(dim=1, keepdim=True).abs().mean()
@@ -149,9 +152,10 @@ def inflate(conv: nn.Conv2d, bands: int, rgb: tuple[int, int, int] | None) -> nn
 
 
 def _set_stride(net: ResNet, stride: int) -> None:
-    """Drop the strides of the later stages; dilate what follows, so that its filters still fit.
+    """Remove the strides of the later stages, and dilate the convolutions that follow.
 
-    Every token of the strided net is a token of the denser one (a trous, Holschneider 1989).
+    Each token of the strided network is then a token of the denser one (a trous algorithm,
+    Holschneider 1989).
     """
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -165,7 +169,7 @@ def _set_stride(net: ResNet, stride: int) -> None:
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 module.dilation = module.padding = (dilation, dilation)
                 if module.stride == (2, 2):
-                    dilation *= 2  # the convolution that strode still sees the grid before it
+                    dilation *= 2  # not for this convolution: its input grid is unchanged
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
 
@@ -180,25 +184,31 @@ def encoder(
     weights: str = "none",
     rgb: tuple[int, int, int] | None = None,
 ) -> nn.Sequential:
-    """Images ``(B, bands, h, w)`` -> token maps ``(B, channels, h / stride, w / stride)``.
+    """Build an encoder: ``(B, bands, h, w) -> (B, channels, h / stride, w / stride)``.
 
     Args:
         backbone: ``small``, ``resnet18`` or ``resnet50``.
-        bands: of the input.
-        channels: of the tokens; a 1 x 1 convolution brings a ResNet's own width to it.
+        bands: number of input bands.
+        channels: token width; a 1 x 1 convolution adapts a ResNet of another width.
         stride: px per token.
         norm: ``group`` or ``batch``.
         weights: ``none`` or ``imagenet``.
         rgb: see ``torchvision_resnet``.
 
     Raises:
-        ConfigError: a stride the backbone cannot have; weights that do not fit it.
+        ConfigError: if the backbone does not support this stride or these weights.
     """
     if stride not in STRIDES[backbone]:
-        raise ConfigError(f"model.stride is {stride}, but {backbone} has {STRIDES[backbone]}.")
+        raise ConfigError(
+            f"model.stride is {stride}, but backbone {backbone} supports {STRIDES[backbone]}; "
+            "set model.stride to one of these."
+        )
     if backbone == "small":
         if weights != "none":
-            raise ConfigError("model.weights is imagenet, but backbone 'small' has none; use none.")
+            raise ConfigError(
+                "model.weights is imagenet, but backbone 'small' has no ImageNet weights; set "
+                "model.weights=none."
+            )
         return small_resnet(bands, channels, norm)
     body = torchvision_resnet(backbone, bands, stride, norm, weights, rgb)
     width = 512 if backbone == "resnet18" else 2048
@@ -208,11 +218,12 @@ def encoder(
 
 
 class Despeckle(nn.Module):
-    """ln I -> ln of the despeckled intensity, as the input minus an estimated residual.
+    """Residual network from ln I to ln of the despeckled intensity: it subtracts estimated speckle.
 
-    The residual network sees ln I relative to box means of several sizes, so that scaling the
-    intensity only shifts the result: f(I c) = c f(I). The last layer starts at zero: identity.
-    Layout after SAR-DRN (Zhang et al. 2018): 3 x 3 convolutions of growing and falling dilation.
+    It sees ln I relative to box means of several sizes, so scaling the intensity only shifts the
+    result in the log: f(c I) = c f(I). The last layer starts at zero, so training starts from the
+    identity. The layout follows SAR-DRN (Zhang et al. 2018): 3 x 3 convolutions whose dilation
+    rises and falls.
     """
 
     def __init__(self, channels: int = 16, dilations: Sequence[int] = (1, 2, 2, 1)) -> None:
@@ -226,19 +237,22 @@ class Despeckle(nn.Module):
         nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
 
     def forward(self, log_intensity: Tensor) -> Tensor:
-        """``(B, C, h, w)`` ln I -> same shape; each band by itself."""
-        y = log_intensity.flatten(0, 1)[:, None]  # (B C, 1, h, w)
+        """Despeckle ln I ``(B, C, h, w)``, each band by itself; the shape stays the same."""
+        y = log_intensity.flatten(0, 1)[:, None]  # (B, C, h, w) -> (B C, 1, h, w)
         level = y.mean(dim=(2, 3), keepdim=True)  # exp() of centred values cannot overflow
         intensity = (y - level).clamp(-20, 20).exp()
         x = torch.cat([y - level - box_mean(intensity, k).log() for k in BOXES], dim=1)
         for number, layer in enumerate(self.layers[:-1]):
             new = F.relu(layer(x))
             x = new if number == 0 else x + new
-        return (y - self.layers[-1](x)).view_as(log_intensity)
+        return (y - self.layers[-1](x)).view_as(log_intensity)  # (B C, 1, h, w) -> (B, C, h, w)
 
 
 def box_mean(images: Tensor, size: int) -> Tensor:
-    """Mean over ``size`` x ``size`` px of ``(B, 1, h, w)``; mirrored borders (repeated if tiny)."""
+    """Average ``(B, 1, h, w)`` over ``size`` x ``size`` px; the shape stays the same.
+
+    Borders are mirrored, or repeated where the image is too small for that.
+    """
     reach = size // 2
     mode = "reflect" if min(images.shape[2:]) > reach else "replicate"
     images = F.pad(images, (reach, reach, reach, reach), mode=mode)
@@ -248,8 +262,8 @@ def box_mean(images: Tensor, size: int) -> Tensor:
 class SarEncoder(nn.Module):
     """Despeckling front end, then a backbone that sees both the despeckled and the original bands.
 
-    Input is standardised ln intensity; the std that standardised it, which may differ from scene
-    to scene, takes it back to natural log units, where speckle has its known statistics.
+    The input is standardised ln intensity. Its std, which may differ from scene to scene, converts
+    it back to natural log units, in which the statistics of speckle are known.
     """
 
     def __init__(self, backbone: nn.Module, despeckler: Despeckle | None) -> None:
@@ -257,7 +271,7 @@ class SarEncoder(nn.Module):
         self.despeckler, self.backbone = despeckler, backbone
 
     def forward(self, x: Tensor, log_std: Tensor) -> Tensor:
-        """Standardised ln intensity ``(B, Cs, h, w)`` -> tokens ``(B, C, H, W)``.
+        """Encode standardised ln intensity ``(B, Cs, h, w)`` as tokens ``(B, C, H, W)``.
 
         ``log_std (B, Cs, 1, 1)`` is the std that standardised it.
         """

@@ -1,4 +1,4 @@
-"""Speckle: made, filtered by classical filters, and measured; and where draws come from."""
+"""Speckle: simulation, classical filters, statistics, and the random numbers behind it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from ..run import to_device
 
 
 def patchwork(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Piecewise constant ln reflectivity ``(N, 1, size, size)``: cells and bright points."""
+    """Draw piecewise constant ln reflectivity ``(N, 1, size, size)``: cells and bright points."""
     sites = torch.rand(count, 12, 2, generator=generator) * size
     levels = torch.randn(count, 12, generator=generator)
     axis = torch.arange(size, dtype=torch.float32)
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(1, -1, 2)
-    nearest = torch.cdist(grid.expand(count, -1, 2), sites).argmin(dim=2)  # (N, size^2)
-    cells = levels.gather(1, nearest).view(count, 1, size, size)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(1, -1, 2)  # (1, s^2, 2)
+    nearest = torch.cdist(grid.expand(count, -1, 2), sites).argmin(dim=2)  # (N, s^2)
+    cells = levels.gather(1, nearest).view(count, 1, size, size)  # (N, s^2) -> (N, 1, s, s)
     points = torch.rand(cells.shape, generator=generator) < 0.002
     return cells + 4.0 * points
 
 
 def add_speckle(clean: Tensor, looks: int, generator: torch.Generator, correlated: bool) -> Tensor:
-    """Ln of ``exp(clean)`` times fresh speckle; ``clean (B, 1, h, w)``."""
+    """Multiply by fresh speckle: ln intensity ``clean (B, 1, h, w)`` -> same shape, with speckle.
+
+    See ``draw_speckle`` for ``looks`` and ``correlated``.
+    """
     shape = (clean.shape[0], clean.shape[1], clean.shape[2], clean.shape[3])
     source = noise_source(generator, clean.device)
     noise = draw_speckle(shape, looks, source, clean.device, correlated=correlated)
@@ -36,20 +39,20 @@ def add_speckle(clean: Tensor, looks: int, generator: torch.Generator, correlate
 
 
 def enl(intensity: np.ndarray) -> float:
-    """Equivalent number of looks of a homogeneous area: mean^2 / variance of intensity."""
+    """Compute the equivalent number of looks of a homogeneous area: mean^2 / variance."""
     return float(intensity.mean() ** 2 / intensity.var())
 
 
 def boxcar(intensity: np.ndarray, size: int) -> np.ndarray:
-    """Plain ``size`` x ``size`` mean of ``(h, w)``; white speckle's ENL grows by size^2."""
+    """Average ``(h, w)`` over ``size`` x ``size`` px; the ENL of white speckle grows by size^2."""
     return uniform_filter(intensity.astype(np.float64), size, mode="mirror")
 
 
 def lee(intensity: np.ndarray, size: int, looks: float) -> np.ndarray:
-    """Lee filter of ``(h, w)`` intensity (Lee 1980): towards the local mean where it is flat.
+    """Move intensity ``(h, w)`` towards its local mean in flat areas (Lee filter, Lee 1980).
 
-    The weight of the pixel itself is 1 - C_u^2 / C_i^2 with C_u^2 = 1 / looks and C_i the local
-    coefficient of variation, kept in [0, 1].
+    The weight of the pixel itself is 1 - C_u^2 / C_i^2, clipped to [0, 1], where C_u^2 = 1 / looks
+    and C_i is the local coefficient of variation.
     """
     mean = boxcar(intensity, size)
     variance = np.maximum(boxcar(intensity.astype(np.float64) ** 2, size) - mean**2, 0)
@@ -58,11 +61,13 @@ def lee(intensity: np.ndarray, size: int, looks: float) -> np.ndarray:
 
 
 def ratio_statistics(intensity: np.ndarray, estimate: np.ndarray) -> dict[str, float]:
-    """What is left after division: for a good filter, pure speckle (Gomez et al. 2017).
+    """Describe the ratio of intensity to estimate, both ``(h, w)`` (Gomez et al. 2017).
+
+    A good filter leaves pure speckle in the ratio.
 
     Returns:
-        ``mean`` (1 is right), ``enl`` (that of the input speckle), ``lag1`` correlation of
-        horizontal neighbours (that of the input speckle; 0 if white).
+        ``mean`` (ideally 1), ``enl`` (ideally that of the input speckle) and ``lag1``, the
+        correlation of horizontal neighbours (ideally that of the input speckle; 0 if white).
     """
     ratio = intensity / estimate
     lag1 = np.corrcoef(ratio[:, :-1].ravel(), ratio[:, 1:].ravel())[0, 1]
@@ -71,10 +76,10 @@ def ratio_statistics(intensity: np.ndarray, estimate: np.ndarray) -> dict[str, f
 
 @dataclass(frozen=True)
 class Share:
-    """Random numbers of a batch that several processes share.
+    """Source of random numbers for a batch that several processes share.
 
-    Each draws those of the whole batch and keeps the rows of its own windows, so that all
-    generators stay alike and the numbers of a window do not depend on who computes it.
+    Each process draws the numbers of the whole batch and keeps the rows of its own windows. So all
+    generators stay equal, and a window's numbers do not depend on the process that computes it.
     """
 
     generator: torch.Generator
@@ -86,12 +91,12 @@ Source = torch.Generator | Share
 
 
 def draw(shape: tuple[int, ...], source: Source, device: torch.device) -> Tensor:
-    """Standard normal numbers from a generator that may live on another device."""
+    """Draw standard normal numbers from a generator that may be on another device."""
     return _draw(torch.randn, shape, source, device)
 
 
 def draw_uniform(shape: tuple[int, ...], source: Source, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1) from a generator that may live on another device."""
+    """Draw uniform numbers in [0, 1) from a generator that may be on another device."""
     return _draw(torch.rand, shape, source, device)
 
 
@@ -106,11 +111,11 @@ def _draw(
 
 
 def noise_source(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """Generator of the draws for every pixel: on a GPU they are made there, seeded for this batch.
+    """Return a generator for draws at every pixel: on a GPU a new one there, else the given one.
 
     Args:
-        generator: on the CPU.
-        device: of the pixels.
+        generator: CPU generator; it seeds the one on the GPU.
+        device: device of the pixels.
     """
     if device.type != "cuda":
         return generator
@@ -120,9 +125,9 @@ def noise_source(generator: torch.Generator, device: torch.device) -> torch.Gene
 
 @functools.cache
 def kernel_3x3(edge: float, device: torch.device) -> Tensor:
-    """``(3, 3)`` outer product of (edge, 1, edge) with itself, sent to the device once."""
+    """Return the outer product ``(3, 3)`` of (edge, 1, edge) with itself, cached on the device."""
     line = torch.tensor([edge, 1.0, edge])
-    return (line[:, None] * line).to(device)
+    return (line[:, None] * line).to(device)  # (3, 1) x (3,) -> (3, 3)
 
 
 def draw_speckle(
@@ -133,11 +138,11 @@ def draw_speckle(
     *,
     correlated: bool = True,
 ) -> Tensor:
-    """Unit-mean intensity speckle ``(B, C, h, w)``: Gamma with shape ``looks``, scale 1/looks.
+    """Draw intensity speckle ``(B, C, h, w)`` of mean 1: Gamma with shape ``looks``, scale 1/looks.
 
-    Made as nature does (Goodman 1976): the mean over looks of the squared modulus of a complex
-    Gaussian field. Blurring that field first correlates neighbours, as resampled detected
-    products are, and leaves the Gamma law exact.
+    It follows the physics (Goodman 1976): the mean over looks of the squared modulus of a complex
+    Gaussian field. Blurring the field first correlates neighbours, as in resampled detected
+    products, and keeps the Gamma distribution exact.
     """
     batch, channels, height, width = shape
     field = draw((batch * channels, 2 * looks, height + 2, width + 2), source, device)
@@ -145,4 +150,4 @@ def draw_speckle(
     kernel = kernel_3x3(edge, device) / (1 + 2 * edge**2)  # unit energy
     kernel = kernel.expand(2 * looks, 1, 3, 3)
     field = F.conv2d(field, kernel, groups=2 * looks)  # (B*C, 2L, h, w), unit variance
-    return field.square().mean(dim=1).view(shape)
+    return field.square().mean(dim=1).view(shape)  # (B*C, 2L, h, w) -> (B, C, h, w)

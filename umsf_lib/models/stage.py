@@ -1,8 +1,8 @@
-"""Speckle, and the learnable front end that removes it before the SAR encoder.
+"""The stage ``despeckle``: train the front end that removes speckle before the SAR encoder.
 
 Speckle multiplies intensity: I = R S with S ~ Gamma(L, 1/L). In ln I it is additive, so a small
-residual network can estimate and subtract it. It is trained on synthetic speckle over known scenes,
-then rides along in the contrastive training.
+residual network can estimate and subtract it. The network is trained on synthetic speckle over
+known scenes. Contrastive pretraining then trains it further, as part of the SAR encoder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ RATIO_BOX = 16
 
 
 def despeckle_loss(estimate: Tensor, noisy: Tensor, clean: Tensor) -> Tensor:
-    """L1 in the log, plus a penalty where the ratio image has not the unit mean of speckle."""
+    """Compute the L1 loss in the log, plus a penalty where the ratio image has a mean other than 1.
+
+    All arguments are ln intensity ``(B, 1, h, w)``.
+    """
     ratio = F.avg_pool2d((noisy - estimate).exp(), RATIO_BOX)
     return (estimate - clean).abs().mean() + RATIO_WEIGHT * (ratio - 1).abs().mean()
 
@@ -41,13 +44,13 @@ def fit_despeckler(
     generator: torch.Generator,
     progress: Callable[[int, int, Row], None] | None = None,
 ) -> list[Row]:
-    """Train on synthetic speckle of 1 to 8 looks, white and correlated, over clean images.
+    """Train on clean images with synthetic speckle of 1 to 8 looks, white or correlated.
 
     Args:
         module: trained in place.
         clean: ``(N, 1, h, w)`` ln reflectivity, on the module's device.
-        settings: steps, batch, crop side (px, or that of the images if smaller), learning rate.
-        generator: of all draws.
+        settings: steps, batch, crop side (px, at most the side of the images), learning rate.
+        generator: CPU generator of all draws.
         progress: see ``loop.train``.
     """
     size = min(settings.crop_px, *clean.shape[2:])
@@ -77,9 +80,10 @@ def fit_despeckler(
 
 
 def clean_images(run: Run, scenes: SceneSet, count: int = 64) -> Tensor:
-    """Scenes without speckle to train on: half patchwork, half optical luminance.
+    """Make speckle-free training images ``(N, 1, h, w)``: half patchwork, half optical luminance.
 
-    Luminance has the edges and textures of real land; scaled to the spread of ln reflectivity.
+    Luminance has the edges and textures of real land; it is scaled to the spread of ln
+    reflectivity. Without optical data only the patchwork half is made.
     """
     config, size = run.config, run.config.views.window_px
     generator = torch.Generator().manual_seed(config.seed)
@@ -98,7 +102,7 @@ def clean_images(run: Run, scenes: SceneSet, count: int = 64) -> Tensor:
 def train_despeckler(
     run: Run, scenes: SceneSet, *, progress: Callable[[int, int, Row], None] | None = None
 ) -> bool:
-    """Stage ``despeckle``: train the front end, or return at once if the run has it.
+    """Run the stage ``despeckle``: train the front end, or return at once if the run has it.
 
     Returns:
         True if it trained.
@@ -120,10 +124,10 @@ def train_despeckler(
 
 
 def load_despeckler(run: Run) -> Despeckle:
-    """The run's trained front end, on the CPU, in eval mode.
+    """Load the run's trained front end, on the CPU, in eval mode.
 
     Raises:
-        MissingStageError: it has not been trained.
+        MissingStageError: if it has not been trained.
     """
     run.outputs_of("despeckle")
     module = Despeckle(run.config.despeckle.channels)
@@ -133,7 +137,7 @@ def load_despeckler(run: Run) -> Despeckle:
 
 @torch.no_grad()
 def despeckle_band(module: Despeckle, log_intensity: np.ndarray) -> np.ndarray:
-    """One band ``(h, w)`` of ln intensity through a front end on the CPU, same shape."""
+    """Despeckle one band of ln intensity, ``(h, w)`` -> ``(h, w)``, with a front end on the CPU."""
     band = torch.from_numpy(log_intensity).float()[None, None]  # (1, 1, h, w)
     return module(band)[0, 0].numpy()
 
@@ -141,12 +145,15 @@ def despeckle_band(module: Despeckle, log_intensity: np.ndarray) -> np.ndarray:
 def filter_band(
     module: Despeckle, log_intensity: np.ndarray, looks: float
 ) -> dict[str, np.ndarray]:
-    """Two classical filters and ours on one band: filter -> intensity ``(h, w)``.
+    """Filter one band with two classical filters and the learned one.
 
     Args:
         module: the trained front end, on the CPU.
-        log_intensity: ``(h, w)``.
-        looks: of the speckle, which Lee's filter must be told.
+        log_intensity: ``(h, w)`` natural log of intensity.
+        looks: number of looks of the speckle, which the Lee filter needs.
+
+    Returns:
+        Filter name -> intensity ``(h, w)``.
     """
     intensity = np.exp(log_intensity)
     return {

@@ -22,7 +22,7 @@ SOURCE = {"cross_optical": "optical", "cross_sar": "sar"}  # projector -> featur
 
 
 def projection_head(channels: int, hidden: int, dim: int, norm: str) -> nn.Sequential:
-    """Two layers: ``(N, C) -> (N, D)``, not normalised."""
+    """Build a two-layer head ``(N, C) -> (N, D)``; its output is not normalised."""
     return nn.Sequential(
         nn.Linear(channels, hidden, bias=False),
         nn.BatchNorm1d(hidden) if norm == "batch" else group_norm(hidden),
@@ -32,7 +32,7 @@ def projection_head(channels: int, hidden: int, dim: int, norm: str) -> nn.Seque
 
 
 def clustering_head(channels: int, hidden: int, num_clusters: int) -> nn.Sequential:
-    """Two layers: ``(B, C, H, W) -> logits (B, K, H, W)``."""
+    """Build a two-layer head: tokens ``(B, C, H, W)`` -> logits ``(B, K, H, W)``."""
     return nn.Sequential(
         nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, num_clusters, 1)
     )
@@ -41,17 +41,17 @@ def clustering_head(channels: int, hidden: int, num_clusters: int) -> nn.Sequent
 class UmsfNet(nn.Module):
     """UMSF-Net for one or two sensors.
 
-    The cross-modal contrast has projectors of its own, so that aligning the sensors does not
-    erase what only one of them sees (DeCUR, Wang et al. 2024). With one sensor, ``fused`` is that
-    sensor's map and there is nothing to fuse.
+    The cross-modal contrast has its own projectors, so aligning the sensors does not erase what
+    only one of them sees (DeCUR, Wang et al. 2024). With one sensor nothing is fused: ``fused`` is
+    that sensor's map.
     """
 
     def __init__(self, model: ModelConfig, layout: Layout, despeckle_channels: int = 16) -> None:
-        """Build from settings.
+        """Build the network from settings.
 
         Args:
             model: sizes and choices.
-            layout: band counts and the place of red, green, blue.
+            layout: band counts, and the positions of red, green and blue.
             despeckle_channels: width of the front end.
         """
         super().__init__()
@@ -77,7 +77,7 @@ class UmsfNet(nn.Module):
 
     @property
     def despeckler(self) -> Despeckle | None:
-        """The front end of the SAR encoder, if there is one."""
+        """Front end of the SAR encoder, or None."""
         return None if self.sar is None else self.sar.despeckler
 
     def set_num_clusters(self, num_clusters: int) -> None:
@@ -88,22 +88,25 @@ class UmsfNet(nn.Module):
     def compile_blocks(self) -> None:
         """Compile residual blocks, despeckler and fusion one by one, in place.
 
-        Blocks of one form share their code (torch >= 2.5), also those of other networks, so that
-        it takes a third of the time that whole encoders take. What a compiler gains lies within a
-        block: batch norm, ReLU and the sum in few kernels.
+        Blocks of the same form share their code (torch >= 2.5), even across networks, so this takes
+        a third of the time that whole encoders would take. The speed-up comes from within a block:
+        batch norm, ReLU and the sum run in few kernels.
         """
         torch._dynamo.config.cache_size_limit = 64  # forms of blocks, training and not
         parts = {"BasicBlock", "Bottleneck", "ResidualBlock", "Despeckle"}
         for module in self.modules():
             if type(module).__name__ in parts or module is self.fusion:
-                module.compile(dynamic=False)  # blocks of other sizes are other code
+                module.compile(dynamic=False)  # blocks of other sizes are compiled separately
 
     def features(self, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Token maps ``optical``, ``sar`` (where there) and ``fused``, each ``(B, C, H, W)``.
+        """Compute the token maps ``fused`` and, with two sensors, ``optical`` and ``sar``.
 
         Args:
-            images: standardised ``optical (B, Co, h, w)`` and/or ``sar (B, Cs, h, w)``, this one
-                with ``sar_log_std (B, Cs, 1, 1)``; as ``PixelStore.windows`` gives them.
+            images: standardised ``optical (B, Co, h, w)``, ``sar (B, Cs, h, w)`` or both; with SAR
+                ``sar_log_std (B, Cs, 1, 1)``; as ``PixelStore.windows`` returns them.
+
+        Returns:
+            Name -> ``(B, C, H, W)``.
         """
         maps = {}
         if self.optical is not None:
@@ -116,11 +119,11 @@ class UmsfNet(nn.Module):
         return maps | {"fused": fused}
 
     def project(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Projector -> ``(N, D)``, not normalised, of rows ``(N, C)`` read from ``features``."""
+        """Project rows ``(N, C)`` of ``features``: projector -> ``(N, D)``, not normalised."""
         return {n: head(rows[SOURCE.get(n, n)]) for n, head in self.projectors.items()}
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
-        """Logits ``(B, K, H, W)`` of what the head tells apart; needs ``set_num_clusters``."""
+        """Compute the head's logits ``(B, K, H, W)``; call ``set_num_clusters`` first."""
         assert self.clustering is not None
         logits: Tensor = self.clustering(self.features(images)["fused"])
         return logits
@@ -128,16 +131,16 @@ class UmsfNet(nn.Module):
 
 @torch.no_grad()
 def central_attention(network: UmsfNet, window: dict[str, Tensor]) -> dict[str, Any]:
-    """Where the optical token in the middle of a window looks in the SAR map.
+    """Find where the optical token in the middle of a window attends in the SAR map.
 
     Args:
         network: in eval mode.
-        window: one, on the network's device; see ``UmsfNet.features``.
+        window: a batch of one, on the network's device; see ``UmsfNet.features``.
 
     Returns:
-        ``attention (heads, N)`` float32 on the CPU, rows sum to 1, None where the network has no
-        attention; ``token`` (row, column) of it; ``grid`` (H, W) with H W = N; ``gates (2, H, W)``.
-        The arguments of ``figures.attention_figure``.
+        Arguments of ``figures.attention_figure``: ``attention (heads, N)`` float32, rows sum to 1,
+        or None where the network has no attention; ``token``, its (row, column); ``grid`` (H, W)
+        with H W = N; ``gates (2, H, W)`` float32, only with attention.
     """
     if not isinstance(network.fusion, AttentionFusion):
         return {"attention": None, "token": (0, 0), "grid": (1, 1)}

@@ -1,8 +1,8 @@
 """Two augmented views of each window, made on the device.
 
-Within a view both sensors share the geometry, so their tokens stay registered; the two views of a
-window differ in crop, flip and turn. A view remembers its geometry, so the tokens of one view can
-be found again in the other: these are the dense positives.
+Within a view both sensors share the geometry, so their tokens stay registered. The two views of a
+window differ in crop, flip and quarter turn. A view stores its geometry, so the tokens of one view
+can be found in the other. These pairs are the dense positives.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class View:
     Attributes:
         images: sensor -> ``(B, C, h, w)`` float32; with SAR ``sar_log_std``, as in
             ``PixelStore.windows``.
-        theta: ``(B, 2, 3)`` maps view coordinates to window coordinates, both in [-1, 1], (x, y);
-            on the CPU, where it is drawn: what two views share must be known without asking a GPU.
-        valid: ``(B, h, w)`` bool on the CPU, which tokens lie on valid ground; None: all of them.
+        theta: ``(B, 2, 3)`` affine matrices from view to window coordinates, both (x, y) in
+            [-1, 1]; on the CPU, so that the overlap of two views is known without asking a GPU.
+        valid: ``(B, h, w)`` bool on the CPU, the tokens that lie on valid ground; None if all do.
     """
 
     images: dict[str, Tensor]
@@ -35,7 +35,7 @@ class View:
     valid: Tensor | None = None
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Mean ``(B, C)`` of token maps ``(B, C, h, w)`` over valid ground; 0 without any."""
+        """Average token maps ``(B, C, h, w)`` over valid ground to ``(B, C)``; 0 without any."""
         if self.valid is None:
             return maps.mean(dim=(2, 3))
         share = self.valid.flatten(1).float()  # (B, h w)
@@ -45,7 +45,7 @@ class View:
 
 
 def draw_geometry(batch: int, scale_min: float, generator: torch.Generator) -> Tensor:
-    """Random crop, flip and quarter turn per window as affine matrices ``(B, 2, 3)`` on the CPU."""
+    """Draw crop, flip and quarter turn per window as affine matrices ``(B, 2, 3)`` on the CPU."""
     cpu = torch.device("cpu")
     scale = scale_min + (1 - scale_min) * draw_uniform((batch, 1), generator, cpu)
     shift = (1 - scale) * (2 * draw_uniform((batch, 2), generator, cpu) - 1)
@@ -58,10 +58,10 @@ def draw_geometry(batch: int, scale_min: float, generator: torch.Generator) -> T
 
 
 def resample(images: Tensor, theta: Tensor) -> Tensor:
-    """Bilinear resampling of windows ``(B, C, h, w)`` by ``theta``; same output size."""
+    """Resample windows ``(B, C, h, w)`` bilinearly by ``theta (B, 2, 3)`` to the same shape."""
     (height, width), device = images.shape[2:], images.device
-    # As F.affine_grid, whose matrix product autocast would run in bfloat16 and TF32 would round:
-    # by up to a third of a pixel in windows of 256 px.
+    # Same as F.affine_grid, but without its matrix product. Autocast would run that in bfloat16 and
+    # TF32 would round it, which moves pixels by up to a third of a pixel in windows of 256 px.
     y, x = ((2 * torch.arange(n, device=device) + 1) / n - 1 for n in (height, width))
     per_x, per_y, shift = to_device(theta, device)[:, None, None].unbind(4)  # (B, 1, 1, 2) each
     grid = per_x * x[:, None] + per_y * y[:, None, None] + shift  # (B, h, w, 2)
@@ -69,14 +69,20 @@ def resample(images: Tensor, theta: Tensor) -> Tensor:
 
 
 def blur(images: Tensor) -> Tensor:
-    """Binomial 3 x 3 blur with mirrored borders."""
+    """Blur ``(B, C, h, w)`` with a binomial 3 x 3 kernel and mirrored borders."""
     channels = images.shape[1]
     kernel = (kernel_3x3(0.5, images.device) / 4).expand(channels, 1, 3, 3)
     return F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), kernel, groups=channels)
 
 
 def photometric_optical(x: Tensor, config: ViewConfig, source: Source) -> Tensor:
-    """Mild gain and offset per band, common haze, occasional blur; ``x`` standardised."""
+    """Apply gain and offset per band, common haze and occasional blur to standardised bands.
+
+    Args:
+        x: ``(B, C, h, w)`` standardised bands.
+        config: strengths, and the probability of a blur.
+        source: generator of the draws.
+    """
     batch, bands = x.shape[:2]
     gain = 1 + config.gain * draw((batch, bands, 1, 1), source, x.device)
     offset = config.offset * draw((batch, bands, 1, 1), source, x.device)
@@ -87,13 +93,13 @@ def photometric_optical(x: Tensor, config: ViewConfig, source: Source) -> Tensor
 
 
 def photometric_sar(x: Tensor, log_std: Tensor, config: ViewConfig, source: Source) -> Tensor:
-    """More speckle and a gain, both additive in the log.
+    """Apply more speckle and a gain, both additive in the log.
 
     Args:
         x: ``(B, Cs, h, w)`` standardised ln intensity.
-        log_std: ``(B, Cs, 1, 1)`` std that standardised it, in ln intensity.
+        log_std: ``(B, Cs, 1, 1)`` std of ln intensity by which it was standardised.
         config: strengths.
-        source: of the draws.
+        source: generator of the draws.
     """
     x = x + config.sar_gain * draw((x.shape[0], x.shape[1], 1, 1), source, x.device)
     if config.speckle_looks == 0:
@@ -110,9 +116,9 @@ def make_view(
     """Draw one view of a batch: shared geometry, then photometric steps per sensor.
 
     Args:
-        windows: as ``PixelStore.windows`` gives them.
+        windows: as ``PixelStore.windows`` returns them.
         config: strengths.
-        generator: of the draws.
+        generator: CPU generator of the draws.
     """
     first = windows["optical"] if "optical" in windows else windows["sar"]
     theta = draw_geometry(len(first), config.scale_min, generator)
@@ -125,11 +131,11 @@ def show_view(
     config: ViewConfig,
     source: Source,
 ) -> View:
-    """The view of a batch with given geometry ``theta``; see ``make_view``."""
+    """Make the view of a batch with given geometry ``theta``; see ``make_view``."""
     images: dict[str, Tensor] = {
         role: resample(windows[role], theta) for role in ("optical", "sar") if role in windows
     }
-    # Autocast around it would make speckle and blur in bfloat16, with three digits.
+    # Autocast would compute speckle and blur in bfloat16, with only three digits.
     with torch.autocast(next(iter(images.values())).device.type, enabled=False):
         if "optical" in images:
             images["optical"] = photometric_optical(images["optical"], config, source)
@@ -144,9 +150,10 @@ def show_view(
 
 
 def drop_sensor(images: dict[str, Tensor], probability: float, source: Source) -> dict[str, Tensor]:
-    """Blank one of two sensors, either with the same chance, so that one alone must do, too.
+    """Set one of the two sensors to 0 in some windows, so that either alone must suffice there.
 
-    Blank is 0, the mean of standardised values (Wang et al. 2022, DINO-MM, with probability .5).
+    Both are equally likely to be dropped. 0 is the mean of standardised values. Source: Wang et al.
+    2022 (DINO-MM), with probability 0.5.
     """
     first = images["optical"]
     u = draw_uniform((len(first), 2), source, first.device)
@@ -164,20 +171,20 @@ def draw_matches(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw ground positions that both views see.
 
-    Positions are drawn in the first view and carried to the second; those outside of it are
-    marked, not moved. All of it happens on the CPU, where the geometry is.
+    Positions are drawn in the first view and mapped to the second. Those outside the second view
+    are marked, not moved. All of this runs on the CPU, where the geometry is.
 
     Args:
         first: view of windows.
         second: view of the same windows, or of others.
         count: n, positions per window.
-        generator: of the draws.
-        shift: ``(B, 2)`` x, y from the first window to the second, in halves of a window; None
-            where they are the same.
+        generator: CPU generator of the draws.
+        shift: ``(B, 2)`` offset (x, y) from the first window to the second, in half window sides;
+            None where they are the same.
 
     Returns:
-        in the first view ``(B, n, 2)`` and in the second ``(B, n, 2)``, both (x, y) in [-1, 1]; and
-        ``(B, n)`` bool: seen by both.
+        The positions in the first and in the second view, each ``(B, n, 2)`` as (x, y) where -1
+        and 1 are its borders; and ``(B, n)`` bool: seen by both.
     """
     shape = (len(first.theta), count, 2)
     points_a = 2 * draw_uniform(shape, generator, first.theta.device) - 1
@@ -187,31 +194,33 @@ def draw_matches(
 
 
 def apply_affine(theta: Tensor, points: Tensor) -> Tensor:
-    """Points ``(B, n, 2)`` through matrices ``(B, 2, 3)``."""
+    """Map points ``(B, n, 2)`` by affine matrices ``(B, 2, 3)``."""
+    # (B, n, 2) x (B, 2, 2) + (B, 1, 2) -> (B, n, 2)
     return points @ theta[:, :, :2].transpose(1, 2) + theta[:, None, :, 2]
 
 
 def invert_affine(theta: Tensor, points: Tensor) -> Tensor:
-    """Inverse of ``apply_affine``."""
+    """Map points ``(B, n, 2)`` by the inverse of ``apply_affine``."""
     back = torch.linalg.inv(theta[:, :, :2])
-    return (points - theta[:, None, :, 2]) @ back.transpose(1, 2)
+    return (points - theta[:, None, :, 2]) @ back.transpose(1, 2)  # (B, n, 2) x (B, 2, 2)
 
 
 def sample_tokens(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values ``(B, n, C)`` of token maps ``(B, C, H, W)`` at points ``(B, n, 2)``.
+    """Sample token maps ``(B, C, H, W)`` bilinearly at points ``(B, n, 2)``: ``(B, n, C)``.
 
-    As ``F.grid_sample`` with repeated borders. That has one thread walk through all channels of a
-    point, which takes a GPU milliseconds, and adds its gradients up in varying order.
+    The result is that of ``F.grid_sample`` with repeated borders. But ``F.grid_sample`` reads all
+    channels of a point in one thread, which takes milliseconds on a GPU, and adds up its gradients
+    in varying order.
     """
     return read_tokens(maps, *tokens_around(points, maps.shape[2], maps.shape[3]))
 
 
 def tokens_around(points: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The four tokens around each point ``(B, n, 2)``, for ``read_tokens``; where the points are.
+    """Find the four tokens around each point ``(B, n, 2)``, on the device of the points.
 
     Returns:
-        number of each token, counted through maps of ``height`` x ``width`` ``(4, B, n)`` int64,
-        and its weight ``(4, B, n)``.
+        Index of each token in the flattened maps of ``height`` x ``width``, ``(4, B, n)`` int64,
+        and its bilinear weight ``(4, B, n)``; both are arguments of ``read_tokens``.
     """
     first = height * width * torch.arange(len(points), device=points.device)[:, None]  # (B, 1)
     x, y = (
@@ -229,7 +238,7 @@ def tokens_around(points: Tensor, height: int, width: int) -> tuple[Tensor, Tens
 
 
 def read_tokens(maps: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sum ``(..., C)`` of the tokens ``index (4, ...)`` of maps ``(B, C, H, W)``."""
-    rows = maps.permute(0, 2, 3, 1).flatten(0, 2)  # (B H W, C), no copy of channels last
+    """Sum the tokens ``index (4, ...)`` of maps ``(B, C, H, W)`` by ``weight``: ``(..., C)``."""
+    rows = maps.permute(0, 2, 3, 1).flatten(0, 2)  # (B H W, C); channels last: no copy
     index, weight = to_device(index, maps.device), to_device(weight, maps.device)
-    return (rows[index] * weight[..., None]).sum(dim=0)
+    return (rows[index] * weight[..., None]).sum(dim=0)  # (4, ..., C) -> (..., C)

@@ -1,7 +1,7 @@
-"""A batch of pretraining: two views of each window, and where on the ground they lie.
+"""A pretraining batch: two views of each window, and where on the ground they lie.
 
-Geometry is drawn and matched on the CPU: what two views share decides the shapes of what follows,
-and a GPU that is asked for it keeps the host waiting. Pixels and their noise stay on the device.
+Geometry is drawn and matched on the CPU. The overlap of two views decides the shapes of later
+tensors, and reading it from a GPU would make the CPU wait. Pixels and noise stay on the device.
 """
 
 from __future__ import annotations
@@ -28,13 +28,22 @@ ValidAt = Callable[[Tensor], Tensor]
 class Batch:
     """Two views of a batch of windows and the ground positions both see.
 
-    ``scene (B,)``, or the plane of scenes that lie side by side (``neighbours.ScenePlane``), where
-    all rows and columns are counted, in px; ``centre (B, 2)`` of the windows that the first view
-    shows and ``second_centre (B, 2)`` of those of the second, the same or neighbours; ``points_a``
-    and ``points_b (B, n, 2)`` in coordinates of the first and the second view; ``visible (B, n)``
-    in both views, on valid ground; ``shown (B,)``: both views have valid ground; all on the CPU.
-    Where several processes share the batch, these tell of all its windows, and the views are those
-    of ``rows``. ``window_px`` is the side of a window.
+    The views hold the windows ``rows`` of this process. All other tensors describe the windows of
+    all processes and are on the CPU.
+
+    Attributes:
+        first: view of the windows.
+        second: view of the same windows or of neighbours.
+        scene: ``(B,)`` scene, or plane of scenes that lie side by side (``neighbours.ScenePlane``);
+            all rows and columns below are counted on it, in px.
+        centre: ``(B, 2)`` row, col of the middle of the first windows.
+        second_centre: ``(B, 2)`` row, col of the middle of the second windows.
+        points_a: ``(B, n, 2)`` positions (x, y) in coordinates of the first view.
+        points_b: ``(B, n, 2)`` the same positions in coordinates of the second view.
+        visible: ``(B, n)`` bool, seen by both views and on valid ground.
+        shown: ``(B,)`` bool, both views show valid ground.
+        window_px: side of a window.
+        rows: windows of this process.
     """
 
     first: View
@@ -50,13 +59,13 @@ class Batch:
     rows: slice = field(default_factory=lambda: slice(None))
 
     def own(self) -> Batch:
-        """The windows of this process only."""
+        """Return the batch with the windows of this process only."""
         names = ["scene", "centre", "second_centre", "points_a", "points_b", "visible"]
         return replace(self, **{n: getattr(self, n)[self.rows] for n in [*names, "shown"]})
 
 
 def as_arrays(batch: Batch) -> tuple[list[dict[str, np.ndarray]], list[list[np.ndarray]]]:
-    """A batch for looking at: ``figures.views_figure``'s views, and points that both views see."""
+    """Convert a batch to the arguments ``views`` and ``points`` of ``figures.views_figure``."""
     views = [
         {role: images.cpu().numpy() for role, images in view.images.items()}
         for view in (batch.first, batch.second)
@@ -82,14 +91,14 @@ def two_views(
     """Draw two views of a batch and the positions that both see.
 
     Args:
-        windows: what the first and the second views show, of this process's rows; see
+        windows: pixels of the first and the second windows of this process; see
             ``PixelStore.windows``.
-        plane: ``(B,)`` of the whole batch; ``scene`` of ``Batch``.
-        corners: ``(B, 2)`` each, row, col of the first and the second windows, in px.
+        plane: ``(B,)`` scene or plane of the whole batch; see ``Batch``.
+        corners: ``(B, 2)`` row, col of the first pixel of the first and the second windows, px.
         views: window size and strengths.
-        tokens: positions to draw per window.
-        generator: of all draws, on the CPU; on a GPU it seeds those that are made there.
-        valid: which ground of the first and of the second windows is valid; None: all of it.
+        tokens: n, positions to draw per window.
+        generator: CPU generator of all draws; draws on a GPU are seeded from it.
+        valid: whether pixels of the first and of the second windows are valid; None if all are.
         token_rows: h, rows and columns of tokens in a view, for ``View.valid``.
     """
     count, size, rows = len(plane), views.window_px, own_rows(len(plane))
@@ -129,16 +138,16 @@ def two_views(
 
 
 def pixels_of(theta: Tensor, points: Tensor, size: int) -> Tensor:
-    """Pixels ``(B, n, 2)`` int64 row, col in windows of ``size`` px that a view's points lie in."""
+    """Find the pixels ``(B, n, 2)`` int64 row, col of a window that a view's points lie in."""
     inside = (apply_affine(theta, points).flip(2) + 1) / 2 * size  # (x, y) -> row, col in px
     return inside.long().clamp(0, size - 1)
 
 
 def footprints(batch: Batch, device: torch.device) -> tuple[Places, Places]:
-    """(plane, row, col) ``(B,)`` of the centres of the windows that each view shows, by one copy.
+    """Return plane, row and col ``(B,)`` of the middle of the windows of each view, on the device.
 
-    A window is the footprint of all that is read from its views: the network sees the whole view,
-    and however a crop is turned, it stays inside its window.
+    A window is the footprint of everything that is read from its views: each token may depend on
+    the whole view, and a crop stays inside its window however it is turned.
     """
     rows = [batch.scene.float(), *batch.centre.T, *batch.second_centre.T]  # exact: < 2^24
     scene, row, col, second_row, second_col = to_device(torch.stack(rows), device)
@@ -146,7 +155,7 @@ def footprints(batch: Batch, device: torch.device) -> tuple[Places, Places]:
 
 
 def window_of_rows(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Window ``(M,)`` of each token that both views see, and of each pooled row ``(B',)``."""
+    """Return the window of each matched token ``(M,)`` and of each pooled row ``(B',)``."""
     return (
         to_device(batch.visible.nonzero()[:, 0], device),
         to_device(batch.shown.nonzero()[:, 0], device),

@@ -1,7 +1,6 @@
-"""Losses of pretraining and self-training: pure functions of tensors.
+"""InfoNCE and the collapse monitor of pretraining: pure functions of tensors.
 
-Rows are samples ``(M, D)``; functions of class scores also take maps, classes in dimension 1.
-Every loss is computed in float32 at least, whatever autocast is doing around it.
+Rows are samples ``(M, D)``. Everything is computed in float32 or wider, even under autocast.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ COLLAPSE_COSINE = 0.9
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Autocast may have made it shorter."""
+    """Widen to float32 what autocast may have cast to a shorter type."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -29,8 +28,8 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, tau: float, mask: Tensor | Non
     Leading dimensions hold several contrasts, each with its own queries, keys and queue.
 
     ``-ln[ e^(q.k/tau) / (e^(q.k/tau) + sum_j w_j e^(q.u_j/tau)) ]``, averaged over the queries.
-    No gradient flows into ``k`` or ``queue``. Call ``Queue.enqueue`` after ``backward()``: backward
-    needs the queue as it was here, and autograd raises if it was changed in place in between.
+    No gradient flows into ``k`` or ``queue``. Call ``Queue.enqueue`` after ``backward()``, which
+    needs the queue unchanged; autograd raises an error if it was changed in place in between.
 
     Args:
         q: Queries ``(..., M, D)``, unit rows.
@@ -40,12 +39,12 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, tau: float, mask: Tensor | Non
         mask: ``(M, Q)`` bool, True = use this negative (w = 1), or None for all.
 
     Returns:
-        ``(...)``, one value per contrast; 0 where there is no query at all (two views without
-        common ground).
+        ``(...)``, one value per contrast, in nats; 0 where there is no query at all (two views that
+        do not overlap).
 
     Source: van den Oord et al. 2018 (CPC), He et al. 2020 (MoCo).
     """
-    # Autocast would run the matmul in bfloat16: 3 digits, then divided by tau and exponentiated.
+    # Autocast would run the matmul in bfloat16, whose 3 digits are too few before exp(. / tau).
     with torch.autocast(q.device.type, enabled=False):
         q, k, queue = (at_least_float32(x) for x in (q, k.detach(), queue.detach()))
         positive = (q * k).sum(-1) / tau  # (..., M)
@@ -58,11 +57,11 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, tau: float, mask: Tensor | Non
 
 
 def chance_level(queue_size: int, dim: int, tau: float) -> tuple[float, float]:
-    """Give the two InfoNCE values of a network that has learned nothing.
+    """Return the two InfoNCE values, in nats, of a network that has learned nothing.
 
     Returns:
-        ``ln(1+Q)``: all embeddings equal (collapsed); and ``ln(1+Q) + 1/(2 D tau^2)``: random unit
-        embeddings, whose cosines are close to N(0, 1/D).
+        ``ln(1+Q)`` for collapsed embeddings (all equal), and ``ln(1+Q) + 1/(2 D tau^2)`` for random
+        unit embeddings, whose cosines are close to N(0, 1/D).
     """
     collapsed_level = math.log1p(queue_size)
     return collapsed_level, collapsed_level + 1 / (2 * dim * tau**2)
@@ -89,7 +88,7 @@ def embedding_statistics(
         return dict.fromkeys(("std", "mean_cosine", "top1"), math.nan)
     with torch.autocast(z.device.type, enabled=False):
         z = F.normalize(at_least_float32(z), dim=1)
-        negative = z @ queue.to(z).T  # (M, Q)
+        negative = z @ queue.to(z).T  # (M, D) x (D, Q) -> (M, Q)
         if mask is not None:
             negative = negative.masked_fill(~mask, -torch.inf)
         top1 = ((z * k).sum(1) > negative.amax(1)).double().mean()
@@ -102,9 +101,9 @@ def embedding_statistics(
 
 
 def collapsed(stats: dict[str, float], dim: int) -> str | None:
-    """Say in one sentence that the embeddings have collapsed, or return None.
+    """Return a warning sentence if the embeddings have collapsed, else None.
 
-    An untrained network often starts inside these limits; judge after the warm-up.
+    An untrained network often looks collapsed, so call this only after the warm-up.
 
     Args:
         stats: From ``embedding_statistics``.

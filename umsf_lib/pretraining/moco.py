@@ -1,8 +1,8 @@
 """The step of momentum-contrast pretraining: a batch of two views in, a loss and new keys out.
 
-Three contrasts share it: within each sensor, across the sensors, and on the fused tokens (without
-which nothing would train the fusion). Each has its own projector and its own queue. Nothing here
-knows of files, and nothing waits for the device.
+There are three kinds of contrast: within each sensor, across the sensors, and between fused tokens
+(without which nothing would train the fusion). Each has its own projector and its own queue.
+Nothing here reads or writes files, and nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ Keys = dict[str, tuple[Tensor, Tensor]]  # projector -> unit rows of tokens (M, 
 
 
 def contrasts_of(network: UmsfNet) -> dict[str, tuple[str, str]]:
-    """Contrast -> (query projector, key projector), those for which the network has both."""
+    """Return the network's contrasts: name -> (query projector, key projector)."""
     every = INTRA | CROSS | FUSED
     return {name: pair for name, pair in every.items() if set(pair) <= set(network.projectors)}
 
 
 def weighted_sum(parts: Mapping[str, Tensor], config: PretrainConfig) -> Tensor:
-    """The loss: its parts with the weight of their kind, which the parts of a kind share."""
+    """Add up the parts of the loss; parts of the same kind share the weight of their kind."""
     view, modality, neighbour = config.positives
     kinds = ((INTRA, view + neighbour), (CROSS, modality), (FUSED, config.fused))
     terms = []
@@ -65,18 +65,18 @@ class MomentumContrast(nn.Module):
         self.contrasts = contrasts_of(query)
 
     def train(self, mode: bool = True) -> MomentumContrast:
-        """As usual, but the key network stays in eval mode.
+        """Set the mode as usual, but keep the key network in eval mode.
 
-        There BatchNorm uses running statistics, so that no key depends on the rest of its batch and
-        nothing but its ground gives the positive away (Cai et al. 2021, EMAN). MoCo shuffles its
-        keys over the GPUs to the same end.
+        In eval mode BatchNorm uses running statistics, so no key depends on the rest of its batch,
+        and batch statistics cannot give the positive away (Cai et al. 2021, EMAN). MoCo shuffles
+        its keys over the GPUs for the same reason.
         """
         super().train(mode)
         self.key.eval()
         return self
 
     def tune_for_cuda(self, compiled: bool) -> None:
-        """Choose the GPU's fast paths: TF32, and torch.compile where asked for."""
+        """Turn on TF32 and, if ``compiled``, torch.compile."""
         torch.set_float32_matmul_precision("high")
         if compiled:
             self.query.compile_blocks()
@@ -85,7 +85,7 @@ class MomentumContrast(nn.Module):
 
     @property
     def queues(self) -> dict[str, Queue]:
-        """Queue per key projector."""
+        """Key projector -> its queue."""
         return cast("dict[str, Queue]", dict(self._queues.items()))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -96,8 +96,8 @@ class MomentumContrast(nn.Module):
 
         Returns:
             Scalar loss, whose mean over the processes is that of the whole batch; dict with the
-            ``parts`` of the loss, ``query`` and ``key`` embeddings, the ``mask`` of the tokens'
-            negatives, the ``negatives`` of the fused tokens, and ``enqueue``: the keys of all
+            ``parts`` of the loss, ``query`` and ``key`` embeddings, the tokens' ``mask (M, Q)`` of
+            negatives, the fused tokens' ``negatives (Q, D)``, and ``enqueue``: the keys of all
             processes.
         """
         own = batch.own()
@@ -139,11 +139,11 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, batch: Batch, keys: Keys) -> None:
-        """Put the keys of all processes into the queues; after the backward pass, which reads them.
+        """Put the keys of all processes into the queues; call after ``backward()``.
 
         Args:
-            batch: that they are of.
-            keys: ``enqueue`` of ``forward``.
+            batch: the batch of these keys.
+            keys: ``enqueue`` from ``forward``.
         """
         device = self.queues["fused"].entries.device
         windows = torch.cat(window_of_rows(batch, device))
@@ -153,7 +153,7 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def update_keys(self) -> None:
-        """EMA step of the key network."""
+        """Move the key network towards the query network by one EMA step."""
         momentum_update(self.key, self.query, self.config.ema)
 
 
@@ -183,12 +183,12 @@ def embeddings(network: UmsfNet, batch: Batch, which: int) -> Keys:
 
 
 def stack_projectors(keys: Keys, names: Sequence[str], which: int) -> Tensor:
-    """``(N, M, D)``: tokens (0) or windows (1) of some projectors."""
+    """Stack the tokens (``which`` 0) or windows (1) of N projectors as ``(N, M, D)``."""
     return torch.stack([keys[name][which] for name in names])
 
 
 def unit(rows: Keys) -> Keys:
-    """The same embeddings with unit rows."""
+    """Normalise all rows to unit length."""
     return {
         name: (F.normalize(tokens, dim=1), F.normalize(pooled, dim=1))
         for name, (tokens, pooled) in rows.items()
@@ -196,7 +196,7 @@ def unit(rows: Keys) -> Keys:
 
 
 def gather_keys(keys: Keys, batch: Batch) -> Keys:
-    """Keys of all processes in the order of the whole batch."""
+    """Gather the keys of all processes in the order of the whole batch."""
     if world_size() == 1:
         return keys
     visible, shares = (

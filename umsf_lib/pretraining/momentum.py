@@ -2,8 +2,8 @@
 
 Order within a step: queries -> keys without gradient -> loss -> ``backward()`` -> optimiser ->
 ``enqueue`` -> ``momentum_update``. The queue changes after ``backward()``, which reads it. MoCo (He
-et al. 2020) updates the key network just before the next keys, which gives the same ones; here all
-that a step changes comes last, so that a step that fails has changed nothing.
+et al. 2020) updates the key network just before it computes the next keys, which gives the same
+keys. Here all changes come at the end of a step, so a step that fails has changed nothing.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def key_network(query: Network) -> Network:
 def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """Move the key network towards the query network, in place.
 
-    ``theta_key <- momentum * theta_key + (1 - momentum) * theta_query`` for parameters. Buffers,
-    that is the running statistics of BatchNorm, are copied: they are averages already.
+    ``theta_key <- momentum * theta_key + (1 - momentum) * theta_query`` for parameters. Buffers
+    (the running statistics of BatchNorm) are copied, because they are averages already.
 
     Args:
         key: From ``key_network(query)``.
@@ -43,13 +43,13 @@ def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """
     # A few kernels for all parameters; torch.optim.swa_utils averages by the same call.
     torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
-    for dtype in {buffer.dtype for buffer in key.buffers()}:  # mixed, they come one by one
+    for dtype in {buffer.dtype for buffer in key.buffers()}:  # mixed dtypes would be slow
         old, new = ([b for b in net.buffers() if b.dtype == dtype] for net in (key, query))
         torch._foreach_copy_(old, new)
 
 
 def same_location(a: Places, b: Places, radius_px: float) -> Tensor:
-    """``(M, N)`` bool: both lie in one scene, less than ``radius_px`` apart in both directions."""
+    """Mark pairs ``(M, N)`` bool in one scene, less than ``radius_px`` apart in both directions."""
     (scene, row, col), (others, rows, cols) = a, b
     own = scene[:, None] == others  # (M, N)
     own &= (row[:, None] - rows).abs_() < radius_px
@@ -58,7 +58,7 @@ def same_location(a: Places, b: Places, radius_px: float) -> Tensor:
 
 
 class Queue(nn.Module):
-    """First-in-first-out memory of the last ``size`` keys and of the ground each one came from.
+    """First-in-first-out memory of the last ``size`` keys and of the place each one came from.
 
     All state is in buffers, so ``state_dict`` restores a run exactly and ``.to(device)`` moves it.
     """
@@ -87,9 +87,9 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, scene: Tensor, row: Tensor, col: Tensor) -> None:
-        """Replace the oldest keys by these; call after ``backward()``.
+        """Replace the oldest keys with these; call after ``backward()``.
 
-        Any batch size is right: it wraps around, and of more than Q keys the last Q stay.
+        Any number of keys is allowed: the queue wraps around, and keeps the last Q of more than Q.
 
         Args:
             keys: ``(M, D)`` unit rows.
@@ -115,8 +115,8 @@ class Queue(nn.Module):
     ) -> Tensor:
         """Mark the negatives that do not show the query's own ground.
 
-        Footprints are squares, so two of side s share ground when their centres are less than s
-        apart in both directions: ``radius_px`` = s masks exactly those.
+        Footprints are squares. Two of side s share ground if their centres are less than s apart
+        in both directions, so ``radius_px`` = s masks exactly those.
 
         Args:
             scene: ``(M,)`` int64 scene index of each query, >= 0.

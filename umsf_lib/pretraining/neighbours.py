@@ -1,9 +1,9 @@
-"""Neighbours: windows a short way off on the ground, the positives of spatial contrast.
+"""Neighbours: windows a short distance away on the ground, the positives of spatial contrast.
 
-The first law of geography (Tobler 1970): near things are more related than distant things. So a
-window beside another one may stand for it, as a second view does (Jean et al. 2019, Tile2Vec; Kang
-et al. 2021, SauMoCo). SauMoCo draws each axis by itself, from a square of pixels; here the farthest
-neighbour is a distance on the ground, so the place is drawn evenly from a disc.
+The first law of geography (Tobler 1970) says that near things are more related than distant things.
+So a nearby window can serve as a positive, as a second view does (Jean et al. 2019, Tile2Vec; Kang
+et al. 2021, SauMoCo). SauMoCo draws each axis separately, from a square of pixels. Here the limit
+is a distance on the ground, so the place is drawn uniformly from a disc.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..data.map_sheets import SHEET_DEGREES, sheet_of
 from ..data.rasters import DEGREE_M, Grid, pixel_size_m
 from ..data.scene_set import SceneSet, physical, standardisation
 
-CANDIDATES = 32  # places drawn per neighbour; the first that serves is taken
+CANDIDATES = 32  # places drawn per neighbour; the first suitable one is taken
 SAMPLES = 8  # pixels looked at along each side of a window to tell whether two are alike
 SAME_STEP = 1e-3  # relative difference of pixel sizes that still count as one grid
 
@@ -31,10 +31,10 @@ Corners = tuple[Tensor, Tensor, Tensor]  # scene, row, col of windows' first pix
 
 @dataclass(frozen=True)
 class ScenePlane:
-    """Where scenes lie on planes of pixels, so that ground goes on beyond a scene's edge.
+    """Positions of scenes on planes of pixels, so that a neighbour may lie in another scene.
 
     Attributes:
-        plane: ``(S,)`` int64; scenes of the same number share one grid.
+        plane: ``(S,)`` int64 number of the plane; scenes on the same plane share one pixel grid.
         origin: ``(S, 2)`` int64 row, col of a scene's first pixel on its plane.
         pixel_m: ``(S, 2)`` float64 ground height and width of a pixel, metres.
     """
@@ -44,25 +44,25 @@ class ScenePlane:
     pixel_m: Tensor
 
     def corner(self, scene: Tensor, row: Tensor, col: Tensor) -> Tensor:
-        """``(B, 2)`` float32 row, col on the plane of places ``(B,)`` in scenes."""
+        """Convert places ``(B,)`` in scenes to row, col on the plane, ``(B, 2)`` float32."""
         return (self.origin[scene] + torch.stack([row, col], dim=1)).float()
 
     @classmethod
     def apart(cls, count: int, pixel_m: float = 1.0) -> ScenePlane:
-        """Each scene on a plane of its own."""
+        """Put each scene on its own plane."""
         origin = torch.zeros(count, 2, dtype=torch.int64)
         return cls(torch.arange(count), origin, torch.full((count, 2), pixel_m).double())
 
 
 def lay_out(scenes: SceneSet, pixel_m: float) -> ScenePlane:
-    """Lay the training scenes out by their coordinates, else by the map sheet they are named after.
+    """Lay out the training scenes by their coordinates, or else by the map sheet in their name.
 
-    Scenes join a plane when CRS and pixel size are the same; those with neither CRS nor sheet stay
-    apart, as do all that do not train: a neighbour from a test scene would leak.
+    Scenes share a plane if CRS and pixel size are the same. Scenes with neither CRS nor sheet stay
+    apart. So do scenes outside the training split, since a neighbour from a test scene would leak.
 
     Args:
-        scenes: prepared.
-        pixel_m: side of a pixel of scenes that do not tell, metres.
+        scenes: prepared scenes.
+        pixel_m: side of a pixel in metres, for scenes that do not give it.
     """
     found = ScenePlane.apart(len(scenes.records), pixel_m)
     planes: list[tuple[str, np.ndarray, int]] = []  # CRS, step of a row and a column, number
@@ -80,7 +80,7 @@ def lay_out(scenes: SceneSet, pixel_m: float) -> ScenePlane:
             planes.append(plane)
         found.plane[scene] = plane[2]
         found.origin[scene] = torch.from_numpy((corner / plane[1]).round().astype(np.int64))
-    # Counted from the first scene of a plane, numbers are small enough for float32.
+    # Counted from the smallest row and column of a plane, numbers are small enough for float32.
     index, far = found.plane[:, None].expand(-1, 2), torch.iinfo(torch.int64).max
     least = torch.full_like(found.origin, far).scatter_reduce(0, index, found.origin, "amin")
     found.origin.sub_(least[found.plane])
@@ -88,9 +88,9 @@ def lay_out(scenes: SceneSet, pixel_m: float) -> ScenePlane:
 
 
 def _place(grid: Grid, name: str) -> tuple[str, np.ndarray, np.ndarray, tuple[float, float]] | None:
-    """CRS, upper left corner (y, x) and step of a row and a column in its units, pixel in metres.
+    """Return CRS, upper left corner (y, x) and pixel step (y, x) in CRS units, and pixel metres.
 
-    A scene without CRS that is named after a sheet covers this sheet, as those of WHU-OPT-SAR do.
+    A scene without CRS that is named after a map sheet covers this sheet, as in WHU-OPT-SAR.
     """
     t, size_m = grid.transform, pixel_size_m(grid)
     if size_m is not None and t.b == t.d == 0:
@@ -106,15 +106,15 @@ def _place(grid: Grid, name: str) -> tuple[str, np.ndarray, np.ndarray, tuple[fl
 
 
 class Neighbours:
-    """Draws a neighbour for each of a batch of windows."""
+    """Sampler of a neighbour for each window of a batch."""
 
     def __init__(self, scenes: SceneSet, roles: tuple[str, ...], size: int, config: PretrainConfig):
-        """Lay out the training scenes and look at them coarsely, once.
+        """Lay out the training scenes and describe their windows, once.
 
         Args:
-            scenes: prepared.
+            scenes: prepared scenes.
             roles: sensors to compare windows by.
-            size: of a window, px.
+            size: side of a window, px.
             config: ``neighbour_m``, ``homogeneity``, ``pixel_m``.
         """
         self.size, self.config = size, config
@@ -135,10 +135,10 @@ class Neighbours:
         return math.ceil(self.config.neighbour_m / float(self.ground.pixel_m.min()))
 
     def draw(self, windows: Corners, generator: torch.Generator) -> Corners:
-        """A window near each of ``windows``: uniform in the disc, as far as there is ground.
+        """Draw a window near each of ``windows``, uniformly from the part of the disc with data.
 
-        A place serves if the whole window lies in one scene and at least half of it is valid;
-        with ``homogeneity`` it must also look alike (see ``alike``). A window without any such
+        A place is suitable if the whole window lies in one scene and at least half of it is valid;
+        with ``homogeneity`` it must also look alike (see ``alike``). A window without a suitable
         place among ``CANDIDATES`` is its own neighbour.
         """
         scene, row, col = windows
@@ -158,9 +158,9 @@ class Neighbours:
         return scene, corner[:, 0], corner[:, 1]
 
     def _scene_at(self, scene: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Scene ``(n, B)`` that holds the whole window at ``target``, -1 for none; corner in it.
+        """Find the scene ``(n, B)`` that holds the whole window at ``target``; corner in it.
 
-        Where scenes overlap, the window's own scene comes first.
+        The scene is -1 if there is none. Where scenes overlap, the window's own scene comes first.
         """
         found = torch.full(target.shape[:2], -1)
         place = torch.zeros_like(target)
@@ -173,14 +173,14 @@ class Neighbours:
 
 
 def draw_in_disc(count: int, batch: int, radius: float, generator: torch.Generator) -> Tensor:
-    """Offsets ``(count, batch, 2)`` float64, uniform over the area of a disc."""
+    """Draw offsets ``(count, batch, 2)`` float64, uniform over the area of a disc."""
     u = torch.rand(2, count, batch, generator=generator, dtype=torch.float64)
     distance, angle = radius * u[0].sqrt(), 2 * math.pi * u[1]
     return torch.stack([distance * angle.sin(), distance * angle.cos()], dim=2)
 
 
 def _beside(ground: ScenePlane, sides: Tensor, reach: int) -> Tensor:
-    """``(S, N)`` int64: of each scene those within ``reach`` px; itself first, and as padding."""
+    """List each scene's neighbours within ``reach`` px, ``(S, N)``: itself first and as padding."""
     lists: list[list[int]] = [[scene] for scene in range(len(sides))]
     numbers, counts = ground.plane.unique(return_counts=True)
     for number in numbers[counts > 1].tolist():
@@ -194,10 +194,10 @@ def _beside(ground: ScenePlane, sides: Tensor, reach: int) -> Tensor:
 
 
 class WindowDescriptors:
-    """Band means, spread and valid share of every training window, from a coarse grid of pixels.
+    """Table of band means, variance and valid share of training windows, from a coarse pixel grid.
 
-    Kept at a quarter of a window, so that comparing two windows is reading a table on the CPU: the
-    choice of a neighbour waits for no device, and is the same in every process of a training.
+    There is an entry every quarter of a window. Comparing two windows is then a table lookup on the
+    CPU, so choosing a neighbour waits for no device and gives the same result in every process.
     """
 
     def __init__(self, scenes: SceneSet, roles: tuple[str, ...], size: int) -> None:
@@ -218,7 +218,7 @@ class WindowDescriptors:
     def _look(
         self, scenes: SceneSet, scene: int, scales: dict[str, tuple[np.ndarray, np.ndarray]]
     ) -> Tensor:
-        """``(2 + C, h, w)`` float64: valid share, variance within (mean of bands), band means."""
+        """Describe a scene: valid share, mean variance within, band means; ``(2 + C, h, w)``."""
         start, step = self.step // 2, self.step
         thin = (..., slice(start, None, step), slice(start, None, step))
         valid = torch.from_numpy(np.array(scenes.plane("valid", scene)[thin])).double()[None]
@@ -236,7 +236,7 @@ class WindowDescriptors:
         return torch.cat([share, within.mean(0, keepdim=True), means])
 
     def at(self, scene: Tensor, corner: Tensor) -> Tensor:
-        """Entries ``(..., 2 + C)`` nearest to windows of ``scene (...)`` at ``corner (..., 2)``."""
+        """Return the entries ``(..., 2 + C)`` nearest to ``corner (..., 2)`` of ``scene (...)``."""
         place = ((corner + self.pitch // 2) // self.pitch).clamp(min=0)
         place = torch.minimum(place, self.shape[scene] - 1)
         index = self.first[scene] + place[..., 0] * self.shape[scene][..., 1] + place[..., 1]
@@ -245,7 +245,7 @@ class WindowDescriptors:
     def serve(
         self, anchors: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor], homogeneity: float
     ) -> Tensor:
-        """Whether windows are half valid and, with ``homogeneity`` > 0, like their anchors."""
+        """Mark windows that are half valid and, with ``homogeneity`` > 0, like their anchors."""
         entry = self.at(*others)
         half_valid = entry[..., 0] >= 0.5
         if homogeneity == 0:
@@ -254,17 +254,16 @@ class WindowDescriptors:
 
 
 def alike(a: Tensor, b: Tensor, homogeneity: float) -> Tensor:
-    """Whether the band means of two windows differ by less than their pixels do.
+    """Mark pairs of windows whose band means differ by less than their pixels do.
 
     The root mean square difference over the bands is at most ``homogeneity`` times the pooled
-    standard deviation within both windows: an effect size (Cohen 1988), free of labels. The papers
-    have no such filter; it keeps a neighbour across a shore or a forest's edge from being taken
-    for the same.
+    standard deviation within both windows: an effect size (Cohen 1988), which needs no labels. The
+    papers have no such filter. It rejects neighbours across a shore or a forest edge.
 
     Args:
         a: entries ``(..., 2 + C)`` of a ``WindowDescriptors`` table.
-        b: others, of a shape that broadcasts.
-        homogeneity: in standard deviations.
+        b: other entries, of a shape that broadcasts.
+        homogeneity: limit in standard deviations.
     """
     between = (a[..., 2:] - b[..., 2:]).square().mean(-1)
     within = (a[..., 1] + b[..., 1]) / 2

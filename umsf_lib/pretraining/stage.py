@@ -28,12 +28,12 @@ from .moco import MomentumContrast
 from .neighbours import Corners, Neighbours, ScenePlane
 
 LOG_EVERY = 10  # steps
-FIRST_LOOKS = 10  # of the collapse monitor, at a network that has hardly learnt
-BASE_BATCH = 32  # that the learning rate of SGD is for
+FIRST_LOOKS = 10  # rows of the collapse monitor from a network that has hardly learnt
+BASE_BATCH = 32  # batch to which the learning rate of SGD refers
 
 
 class WindowSource:
-    """Draws batches of two-view windows from the pixel store."""
+    """Source of two-view batches, drawn from the pixel store."""
 
     def __init__(self, scenes: SceneSet, store: PixelStore, config: Config) -> None:
         views = config.views
@@ -47,8 +47,8 @@ class WindowSource:
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """Draw ``count`` windows, two views of each, and their matched positions.
 
-        The second view of some shows a neighbour (``pretrain.positives``). With several processes,
-        each draws where all windows lie, but the pixels of its own only.
+        The second view of some windows shows a neighbour (``pretrain.positives``). With several
+        processes, each draws the places of all windows but reads the pixels of its own only.
         """
         views, store = self.config.views, self.store
         size, jitter = views.window_px, (views.window_px - views.overlap_px) // 2
@@ -86,7 +86,7 @@ class WindowSource:
         return valid
 
     def _partners(self, anchors: Corners, generator: torch.Generator) -> Corners:
-        """What the second views show: the same windows, or with its share of draws a neighbour."""
+        """Return the windows of the second views: neighbours for a share, else the same windows."""
         if self.neighbours is None:
             return anchors
         near = self.neighbours.draw(anchors, generator)
@@ -97,12 +97,12 @@ class WindowSource:
 
 
 def steps_per_epoch(config: Config, tiles: int) -> int:
-    """Steps in which every training tile is expected once, unless the profile says a number."""
+    """Return the steps of an epoch: as configured, else one draw per training tile on average."""
     return config.pretrain.steps_per_epoch or max(1, tiles // config.pretrain.batch)
 
 
 def queue_size(config: Config, tiles: int) -> int:
-    """Queue entries: as configured, but at most half of what one epoch enqueues.
+    """Return the queue size: as configured, but at most half of what one epoch enqueues.
 
     A longer queue would hold stale copies of the query's own ground.
     """
@@ -116,19 +116,19 @@ def pretrain(
     *,
     progress: Callable[[int, int, Row], None] | None = None,
 ) -> bool:
-    """Stage ``pretrain``: train, or return at once if the run has it.
+    """Run the stage ``pretrain``: train, or return at once if the run has it.
 
-    Writes ``pretrain.csv`` and checkpoints, resuming from the newest one. Several processes
-    (``distributed.processes``) share every batch; the first of them writes.
+    It writes ``pretrain.csv`` and checkpoints, and resumes from the newest checkpoint. Several
+    processes (``distributed.processes``) share every batch; only the first of them writes.
 
     Returns:
         True if it trained.
 
     Raises:
-        ConfigError: settings that do not go together; the loss diverges; memory is full.
-        CheckpointError: the run's checkpoints were made with other settings.
-        DataError: no valid window; another process trains in this run folder.
-        Stopped: by Ctrl-C or SIGTERM, after a checkpoint.
+        ConfigError: if settings conflict, the loss diverges or memory is full.
+        CheckpointError: if the run's checkpoints were made with other settings.
+        DataError: if there is no valid window, or another process trains in this run folder.
+        Stopped: by Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     inputs = pretraining_inputs(run)
     if not any_process(not run.is_current("pretrain", inputs)):
@@ -140,7 +140,7 @@ def pretrain(
 
 
 def pretraining_inputs(run: Run) -> dict[str, Any]:
-    """What decides the result of pretraining; kept in each checkpoint and compared on load."""
+    """Return what the result depends on; each checkpoint stores it, and loading compares it."""
     inputs = run.config.section("views", "model", "pretrain", "seed")
     made = {"normalisation": normalisation_of(run), "despeckle": run.outputs_of("despeckle")}
     return inputs | made
@@ -197,10 +197,10 @@ def _pretrain(
 def build_learner(
     run: Run, scenes: SceneSet, generator: torch.Generator
 ) -> tuple[MomentumContrast, WindowSource]:
-    """Networks with the run's despeckler, queues, and the source of windows, on the device.
+    """Build the networks with the run's despeckler, the queues and the source of windows.
 
     Raises:
-        ConfigError: batch norm of a batch of one window, or over several CPU processes.
+        ConfigError: if batch norm meets a batch of one window or several CPU processes.
     """
     config = run.config
     _check_batch_norm(config, run.device)
@@ -215,9 +215,10 @@ def build_learner(
 
 
 def new_optimizer(learner: MomentumContrast, settings: PretrainConfig) -> torch.optim.Optimizer:
-    """Over what learns: SGD as MoCo's, or AdamW (Loshchilov & Hutter 2019).
+    """Build the optimiser of the trainable parameters: SGD as in MoCo, or AdamW.
 
-    The learning rate of SGD grows with the batch (Goyal et al. 2017); AdamW's does not.
+    The learning rate of SGD grows with the batch (Goyal et al. 2017); that of AdamW (Loshchilov &
+    Hutter 2019) does not.
     """
     parameters, decay = trainable(learner.parameters()), settings.weight_decay
     if settings.optimizer == "adamw":
@@ -227,9 +228,9 @@ def new_optimizer(learner: MomentumContrast, settings: PretrainConfig) -> torch.
 
 
 def average_gradients(learner: MomentumContrast) -> nn.Module:
-    """The learner itself, or with several processes one whose gradients are averaged over them.
+    """Wrap the learner so that gradients are averaged over the processes, if there are several.
 
-    There batch norm takes the statistics of the whole batch (SyncBatchNorm), as one process would.
+    Batch norm then uses the statistics of the whole batch (SyncBatchNorm), as one process would.
     """
     if world_size() == 1:
         return learner
@@ -245,8 +246,8 @@ def _check_batch_norm(config: Config, device: torch.device) -> None:
         return
     if config.pretrain.batch == 1:
         raise ConfigError(
-            "pretrain.batch is 1, but batch norm (model.norm=batch) needs several windows to tell "
-            "what they share; set pretrain.batch to 2 or more, or model.norm=group."
+            "pretrain.batch is 1, but batch norm (model.norm=batch) needs the statistics of at "
+            "least 2 windows; set pretrain.batch to 2 or more, or model.norm=group."
         )
     if world_size() > 1 and device.type != "cuda":
         raise ConfigError(
@@ -266,7 +267,7 @@ def _say_if_capped(config: Config, tiles: int) -> None:
 
 
 def _say_if_collapsed(rows: list[Row], dim: int) -> None:
-    """By the last look of the collapse monitor; the first ones always look like it."""
+    """Warn if the last row of the collapse monitor shows a collapse; the first rows always do."""
     looks = [row for row in rows if "std" in row]
     said = collapsed(looks[-1], dim) if len(looks) > FIRST_LOOKS else None
     if said and rank() == 0:
@@ -279,7 +280,7 @@ def build_network(config: Config, scenes: SceneSet) -> UmsfNet:
 
 
 def new_network(run: Run, scenes: SceneSet) -> UmsfNet:
-    """The run's network before any pretraining: seeded weights, trained despeckler."""
+    """Build the run's network before pretraining: seeded weights, trained despeckler."""
     config = run.config
     torch.manual_seed(config.seed)
     network = build_network(config, scenes)
@@ -289,10 +290,10 @@ def new_network(run: Run, scenes: SceneSet) -> UmsfNet:
 
 
 def load_pretrained(run: Run, scenes: SceneSet) -> UmsfNet:
-    """The pretrained query network of a run, on the CPU.
+    """Load the pretrained query network of a run, on the CPU.
 
     Raises:
-        MissingStageError: the run has no finished pretraining.
+        MissingStageError: if the run has no finished pretraining.
     """
     files = run.outputs_of("pretrain")
     network = new_network(run, scenes)

@@ -1,6 +1,7 @@
-"""Fusion of registered token maps under one contract.
+"""Fusion of registered token maps; all modules share one interface.
 
-``fuse(optical, sar) -> (fused, aux)``, all ``(B, C, H, W)``; ``aux`` may hold gates and attention.
+``fuse(optical, sar) -> (fused, aux)``: the maps are ``(B, C, H, W)``; the dict ``aux`` may hold
+gates and attention.
 """
 
 from torch import nn

@@ -1,8 +1,8 @@
-"""Multi-head cross-attention over tokens with a gate per token (UMSF-Net).
+"""Multi-head cross-attention between the tokens of two sensors, with a gate per token (UMSF-Net).
 
-Each sensor asks the other one: queries from the one, keys and values from the other. With a
-single pooled token the softmax would be identically 1 and the queries and keys would never learn;
-here every token of the map takes part.
+Each sensor attends to the other: queries come from one sensor, keys and values from the other. All
+tokens of the map take part. With a single pooled token the softmax would always be 1, and the query
+and key projections would never learn.
 """
 
 from __future__ import annotations
@@ -26,36 +26,39 @@ class CrossAttention(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(channels, channels) for _ in range(4))
 
     def forward(self, query: Tensor, other: Tensor, bias: Tensor) -> Tensor:
-        """``W_O MHA(Q = query, K = V = other)``, ``(B, N, C)``; ``bias (heads, N, N)``."""
+        """Compute ``W_O MHA(Q = query, K = V = other)``, ``(B, N, C)``; ``bias (heads, N, N)``."""
+        # (B, N, C) -> (B, h, N, d)
         q, k, v = self._split(self.q(query)), self._split(self.k(other)), self._split(self.v(other))
-        mask = bias.to(q.dtype)[None]  # with four dimensions the fast kernel takes it
+        mask = bias.to(q.dtype)[None]  # (1, h, N, N): the fast kernel needs four dimensions
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, h, N, d)
-        result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, N, C)
+        result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))  # (B, h, N, d) -> (B, N, C)
         return result
 
     def weights(self, query: Tensor, other: Tensor, bias: Tensor) -> Tensor:
-        """Attention ``(B, heads, N, N)``: rows sum to 1. For looking, not for training."""
+        """Compute attention ``(B, heads, N, N)``, rows sum to 1; for inspection, not training."""
         q, k = self._split(self.q(query)), self._split(self.k(other))
+        # (B, h, N, d) x (B, h, d, N) -> (B, h, N, N)
         return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5 + bias).softmax(dim=3)
 
     def _split(self, tokens: Tensor) -> Tensor:
-        batch, count, channels = tokens.shape
+        batch, count, channels = tokens.shape  # (B, N, C) -> (B, N, h, d) -> (B, h, N, d)
         return tokens.view(batch, count, self.heads, channels // self.heads).transpose(1, 2)
 
 
 class AttentionFusion(nn.Module):
-    """Cross-attention both ways, then f = LN(g1 o' + g2 s') with a gate per token.
+    """Cross-attention in both directions, then f = LN(g1 o' + g2 s') with a gate per token.
 
-    10 C^2 + 17 C + 2 parameters. Nearby tokens of the other sensor count most: the logits lose
-    ``slope * distance`` (ALiBi, Press et al. 2022; in 2-D as CROMA, Fuller et al. 2023).
+    It has 10 C^2 + 17 C + 2 parameters. Nearby tokens of the other sensor count most, because
+    ``slope * distance`` is subtracted from the logits (ALiBi, Press et al. 2022; in 2-D as in
+    CROMA, Fuller et al. 2023).
     """
 
     slopes: Tensor
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        self.from_sar = CrossAttention(channels, heads)  # the optical tokens ask
-        self.from_optical = CrossAttention(channels, heads)  # the SAR tokens ask
+        self.from_sar = CrossAttention(channels, heads)  # optical queries
+        self.from_optical = CrossAttention(channels, heads)  # SAR queries
         self.gate = nn.Sequential(
             nn.Linear(2 * channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, 2)
         )
@@ -68,31 +71,32 @@ class AttentionFusion(nn.Module):
     def forward(
         self, optical: Tensor, sar: Tensor, need_weights: bool = False
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Fuse maps ``(B, C, H, W)``.
+        """Fuse maps ``(B, C, H, W)``; those of more than 1024 tokens attend within windows.
 
         Returns:
-            fused ``(B, C, H, W)``; aux with ``gates (B, 2, H, W)`` and, if asked for (then
-            without windows), ``attention_optical`` and ``attention_sar (B, heads, N, N)``.
+            fused ``(B, C, H, W)``; aux with ``gates (B, 2, H, W)``. With ``need_weights`` there
+            are no windows, and aux has ``attention_optical``, ``attention_sar (B, heads, N, N)``.
         """
         height, width = optical.shape[2:]
         if height * width > MAX_TOKENS and not need_weights:
             return self._attend_in_windows(optical, sar)
         bias = self.distance_bias(height, width)
         o, s = (maps.flatten(2).transpose(1, 2) for maps in (optical, sar))  # (B, N, C)
-        # Autocast norms in float32, and would shorten that again for each use.
+        # Autocast computes norms in float32 and would cast the result again at each use.
         o_n, s_n = self.norm_optical(o).to(o.dtype), self.norm_sar(s).to(s.dtype)
         o_new, s_new = o + self.from_sar(o_n, s_n, bias), s + self.from_optical(s_n, o_n, bias)
         gates = self.gate(torch.cat([o_new, s_new], dim=2)).softmax(dim=2)  # (B, N, 2)
-        fused = self.norm(gates[:, :, :1] * o_new + gates[:, :, 1:] * s_new)
-        aux = {"gates": gates.transpose(1, 2).unflatten(2, (height, width))}
+        fused = self.norm(gates[:, :, :1] * o_new + gates[:, :, 1:] * s_new)  # (B, N, C)
+        aux = {"gates": gates.transpose(1, 2).unflatten(2, (height, width))}  # (B, 2, H, W)
         if need_weights:
             aux["attention_optical"] = self.from_sar.weights(o_n, s_n, bias)
             aux["attention_sar"] = self.from_optical.weights(s_n, o_n, bias)
-        return fused.transpose(1, 2).unflatten(2, (height, width)), aux
+        return fused.transpose(1, 2).unflatten(2, (height, width)), aux  # (B, C, H, W)
 
     def distance_bias(self, height: int, width: int) -> Tensor:
-        """``(heads, N, N)``: minus slope times distance in tokens."""
+        """Compute the bias ``(heads, N, N)``: minus slope times distance in tokens."""
         axes = [torch.arange(n, device=self.slopes.device) for n in (height, width)]
+        # (H, W, 2) -> (N, 2)
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 2).float()
         return -self.slopes[:, None, None] * torch.cdist(places, places)
 
@@ -112,6 +116,7 @@ class AttentionFusion(nn.Module):
 def _to_windows(maps: Tensor) -> Tensor:
     """``(B, C, H, W)`` -> ``(B * windows, C, 16, 16)``."""
     batch, channels, height, width = maps.shape
+    # (B, C, H, W) -> (B, C, rows, 16, cols, 16) -> (B, rows, cols, C, 16, 16)
     split = maps.view(batch, channels, height // WINDOW, WINDOW, width // WINDOW, WINDOW)
     return split.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, WINDOW, WINDOW)
 
@@ -119,5 +124,6 @@ def _to_windows(maps: Tensor) -> Tensor:
 def _from_windows(windows: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Inverse of ``_to_windows``; ``shape`` is (B, H, W)."""
     batch, height, width = shape
+    # (B * windows, C, 16, 16) -> (B, rows, cols, C, 16, 16) -> (B, C, rows, 16, cols, 16)
     split = windows.view(batch, height // WINDOW, width // WINDOW, -1, WINDOW, WINDOW)
     return split.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, height, width)
