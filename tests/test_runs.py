@@ -7,8 +7,10 @@ import json
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from umsf_lib.notebooks import open_notebook
 from umsf_lib.run import (
     MAKERS,
     Run,
+    code_digest,
     default_name,
     digest,
     project_root,
@@ -162,12 +165,15 @@ def test_a_new_run_writes_down_what_decides_it(run: Run) -> None:
     assert listing(run.folder) == {"manifest.json", "config.yaml"}
     manifest = json.loads(run.path("manifest.json").read_text())
     assert manifest["run"] == "mine" and manifest["stages"] == {}
-    assert manifest["versions"]["numpy"] == np.__version__
-    assert {"git", "device", "config"} <= set(manifest)
+    assert set(manifest) == {"run", "version", "config", "stages"}
     saved = yaml.safe_load(run.path("config.yaml").read_text())
     wanted = json.loads(json.dumps(dataclasses.asdict(TINY)))
     # What was found counts; a run may go on elsewhere.
-    assert (wanted.pop("device"), wanted.pop("deterministic")) == ("auto", False)
+    assert [wanted.pop(key) for key in ("device", "deterministic", "stale")] == [
+        "auto",
+        False,
+        "say",
+    ]
     assert saved == manifest["config"] == wanted
 
 
@@ -245,6 +251,64 @@ def failing() -> list[str]:
     raise RuntimeError("no luck")
 
 
+def test_a_stage_records_what_made_it_and_reading_writes_nothing(run: Run, tmp_path) -> None:
+    run.stage("data", Maker(run), {})
+    entry = json.loads(run.path("manifest.json").read_text())["stages"]["data"]
+    assert entry["versions"]["numpy"] == np.__version__ and entry["device"] == str(run.device)
+    assert {"git", "code", "wall_s"} <= set(entry)
+    before = run.path("manifest.json").stat().st_mtime_ns, listing(run.folder)
+    again = Run.open(TINY, "mine", tmp_path)
+    assert again.outputs_of("data") and again.is_done("data")
+    assert before == (run.path("manifest.json").stat().st_mtime_ns, listing(run.folder))
+
+
+def test_the_digest_of_code_follows_what_the_code_imports(tmp_path: Path, monkeypatch) -> None:
+    """Edit a copy of the library and compare the digests of the packages with those before."""
+    copy = tmp_path / "umsf_lib"
+    shutil.copytree(Path(runs.__file__).parent, copy)
+    monkeypatch.setattr(runs, "__file__", str(copy / "run.py"))
+    stages = ("data", "models", "pretraining", "clustering", "evaluation", "maps")
+
+    def changed_by(file: str, old: str, new: str) -> set[str]:
+        found = []
+        text = (copy / file).read_text()
+        assert old in text
+        for content in (text, text.replace(old, new, 1)):
+            (copy / file).write_text(content)
+            code_digest.cache_clear()
+            found.append([code_digest(f"umsf_lib.{stage}.stage") for stage in stages])
+        (copy / file).write_text(text)
+        return {stage for stage, a, b in zip(stages, *found, strict=True) if a != b}
+
+    later = {"pretraining", "clustering", "evaluation", "maps"}
+    assert changed_by("pretraining/losses.py", "(q / tau)", "(q / tau / 2)") == later
+    assert changed_by("simulation/terrain.py", "numpy as np", "numpy as n2") == {*stages}
+    assert changed_by("maps/stage.py", "NODATA = 0", "NODATA = 1") == {"maps"}
+    found = changed_by("clustering/stage.py", "MAP_SYMMETRIES = 4", "MAP_SYMMETRIES = 2")
+    assert found == {"clustering", "evaluation", "maps"}
+    assert changed_by("pretraining/losses.py", '"""Contrast', '"""Compare') == set()
+    assert changed_by("pretraining/losses.py", "\n\n\n", "\n\n\n# a comment\n") == set()
+    code_digest.cache_clear()
+
+
+def test_what_older_code_made_is_made_again_or_named(run: Run, monkeypatch, capsys) -> None:
+    score, training = Maker(run), Maker(run)
+    run.stage("evaluate", score, {})
+    run.stage("pretrain", training, {}, trains=True)
+    monkeypatch.setattr(runs, "code_digest", lambda module: "of an edited loss")
+    assert run.stage("evaluate", score, {}) and score.calls == 2
+    said = "stage 'evaluate' of run 'mine' was made by older code"
+    assert said in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="stage 'pretrain' of run 'mine'.*is kept; --fresh"):
+        assert not run.stage("pretrain", training, {}, trains=True)
+    for stale, calls in (("keep", 1), ("fresh", 2)):
+        other = Run.open(load_config("tiny", overrides=f"stale={stale}"), "mine", run.folder.parent)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert other.stage("pretrain", training, {}, trains=True) == (stale == "fresh")
+        assert training.calls == calls
+
+
 def test_a_failing_stage_leaves_no_entry(run: Run, tmp_path: Path) -> None:
     for open_run in (run, Run.open(TINY, "mine", tmp_path)):
         with pytest.raises(RuntimeError):
@@ -290,8 +354,8 @@ def test_two_open_notebooks_see_each_others_stages(run: Run, tmp_path: Path) -> 
 HOLDER = """
 import sys
 from pathlib import Path
-from umsf_lib.run import _locked
-with _locked(Path(sys.argv[1]), "other"):
+from filelock import FileLock
+with FileLock(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -375,7 +439,7 @@ def test_versions_are_those_of_what_is_installed(monkeypatch: pytest.MonkeyPatch
     assert versions() == {"python": platform.python_version(), "numpy": np.__version__}
 
 
-@pytest.mark.parametrize("version", [None, "0.1.0"])
+@pytest.mark.parametrize("version", [None, "0.1.0", "0.2.0"])
 def test_a_run_of_the_version_before_is_refused_in_one_sentence(
     tmp_path: Path, version: str | None
 ) -> None:
@@ -384,6 +448,6 @@ def test_a_run_of_the_version_before_is_refused_in_one_sentence(
     assert manifest.pop("version") == umsf_lib.__version__
     old = manifest if version is None else manifest | {"version": version}
     write_json(folder / "manifest.json", old)
-    with pytest.raises(ConfigError, match=r"mine was made by umsf 0\.1.*check out version 0\.1\.0"):
+    with pytest.raises(ConfigError, match=rf"mine was made by umsf {version or '0.1'}, .*run name"):
         Run.open(TINY, "mine", tmp_path)
     assert json.loads((folder / "manifest.json").read_text()) == old

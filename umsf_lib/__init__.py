@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def hand_on(room: str, **names: str) -> tuple[Callable[[str], Any], list[str]]:

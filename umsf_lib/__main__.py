@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 on success, 2 after such an error, 128 + the signal number after a signal.
     """
     options = _parser().parse_args(arguments)
+    for flag, value in (("fresh", "fresh"), ("keep_stale", "keep")):
+        if getattr(options, flag, False):
+            options.overrides += f" stale={value}"
     try:
         options.function(options)
     except (UmsfError, Stopped) as error:
@@ -53,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--run", default="", help="run name; default: profile-data-seed")
         added.add_argument("--seed", type=int, default=0)
         added.add_argument("--overrides", default="", help='"section.key=value ..."')
+        stale = added.add_mutually_exclusive_group()
+        about_fresh = "train again what older code has trained"
+        stale.add_argument("--fresh", action="store_true", help=about_fresh)
+        about_keep = "keep what older code has trained, without a warning"
+        stale.add_argument("--keep-stale", action="store_true", help=about_keep)
         return added
 
     command("tutorial", _tutorial, "run the notebooks of the tutorial headless")

@@ -179,6 +179,7 @@ class Config:
     seed: int = 0
     device: str = "auto"  # auto (a CUDA GPU if there is one) | cpu | cuda
     deterministic: bool = False  # bit-identical pretraining on a GPU, but slower
+    stale: str = "say"  # training by older code: say: kept, with a warning | keep | fresh: again
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     despeckle: DespeckleConfig = field(default_factory=DespeckleConfig)
@@ -199,10 +200,11 @@ class Config:
         return dataclasses.replace(self, **sections)
 
 
-HARDWARE = ("device", "deterministic")  # settings that may change when a run is resumed
+HARDWARE = ("device", "deterministic", "stale")  # settings that may change when a run is resumed
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda"),
+    "stale": ("say", "keep", "fresh"),
     "synthetic.difficulty": ("easy", "mild", "realistic"),
     "model.sensors": ("both", "optical", "sar"),
     "model.backbone": ("small", "resnet18", "resnet50"),
@@ -247,8 +249,8 @@ def load_config(
         data: folder of scenes; empty for synthetic ones.
         layout: name or YAML path of the layout; empty means ``whu-opt-sar``.
         seed: for scenes, initial weights and all random draws.
-        overrides: ``section.key=value`` pairs, and ``device=value`` and ``deterministic=true``,
-            separated by spaces.
+        overrides: ``section.key=value`` pairs and top-level ones (``device=cpu``,
+            ``deterministic=true``, ``stale=fresh``), separated by spaces.
 
     Raises:
         ConfigError: the profile, a section or a key is unknown, or a value has the wrong type, is

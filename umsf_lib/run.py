@@ -6,8 +6,10 @@ A stage is not computed again if its inputs have not changed and its files are i
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 
 from . import __version__
 from .config import HARDWARE, Config, ConfigError, DataError, MissingStageError
@@ -156,29 +160,41 @@ def git_id() -> str:
     return subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
 
 
-@contextlib.contextmanager
-def _locked(path: Path, doing: str) -> Iterator[None]:
-    """Hold an operating-system lock, which ends with the process and so is never stale."""
-    with path.open("a+") as file:
-        try:
-            _lock_file(file.fileno())
-        except OSError as error:
-            raise DataError(
-                f"{path.parent} is in use by another process, so stage '{doing}' cannot start; "
-                "wait for that process or choose another run name."
-            ) from error
-        yield
+@functools.cache
+def code_digest(module: str) -> str:
+    """Compute a digest of the code that a stage may run: a package and all packages it imports.
+
+    Comments, docstrings and layout do not count.
+
+    Args:
+        module: dotted name of a module of the package; '' for one outside this library.
+    """
+    top, home = str(__package__), Path(__file__).parent
+    if not module.startswith(f"{top}."):
+        return ""
+    queue, seen = [module.split(".")[1]], dict[str, str]()
+    while queue:
+        package = queue.pop()
+        if package in seen:
+            continue
+        folder, text = home / package, ""
+        paths = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+        for path in paths:
+            tree = ast.parse(path.read_text())
+            depth = len(path.relative_to(home).parts)  # of relative imports that reach the top
+            for node in ast.walk(tree):
+                if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
+                    node.body[0] = ast.Pass()
+                if isinstance(node, ast.ImportFrom) and node.level == depth:
+                    names = [(node.module or alias.name).split(".")[0] for alias in node.names]
+                    there = {path.stem for path in home.iterdir()}
+                    queue += [name for name in names if name in there]
+            text += ast.unparse(tree)
+        seen[package] = text
+    return digest(seen)
 
 
-def _lock_file(descriptor: int) -> None:
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass
@@ -197,7 +213,8 @@ class Run:
             ConfigError: the folder was made with other settings (the message lists the
                 differences) or by an older version, or the device does not exist.
         """
-        folder, device = cls.folder_of(config, name, root), pick_device(config.device)
+        pick_device(config.device)
+        folder = cls.folder_of(config, name, root)
         plain, path = _plain(config), folder / "manifest.json"
         if path.is_file():
             found = json.loads(path.read_text())
@@ -207,11 +224,8 @@ class Run:
             found = {"run": folder.name, "version": __version__, "config": plain, "stages": {}}
             text = yaml.safe_dump(plain, sort_keys=False)
             write_atomically(folder / "config.yaml", lambda t: t.write_text(text))
-        manifest = found | {"versions": versions(), "git": git_id(), "device": str(device)}
-        run = cls(folder, config, manifest)
-        if manifest != found:  # with several processes, the first has already written it
-            run._save()
-        return run
+            write_json(path, found)
+        return cls(folder, config, found)
 
     @staticmethod
     def folder_of(config: Config, name: str = "", root: Path | None = None) -> Path:
@@ -265,37 +279,74 @@ class Run:
         name: str,
         make: Callable[[], Sequence[str]],
         inputs: Mapping[str, Any],
+        *,
+        trains: bool = False,
     ) -> bool:
-        """Run ``make`` unless the stage was done with the same inputs and its files are intact.
+        """Run ``make`` unless the stage is finished with the same inputs and its files are intact.
+
+        A stage that was made by other code (see ``is_current``) runs again and says so.
 
         Args:
             name: name of the stage in the manifest.
             make: writes files into the run folder and returns their names.
             inputs: plain data that decides the result.
+            trains: whether it trains for minutes or hours; such a stage is kept when only the code
+                has changed.
 
         Returns:
             True if it ran, False if it was up to date.
         """
-        if self.is_current(name, inputs):
+        if self.is_current(name, inputs, make.__module__, trains=trains):
             return False
-        with _locked(self.path(".lock"), name):
-            self._reload()
-            if self.manifest["stages"].pop(name, None):
-                self._save()  # if this fails midway, the old result is not mistaken for a new one
-            with measure_cost() as cost:
-                outputs = make()
-            self.manifest["stages"][name] = {
-                "inputs": digest(inputs),
-                "outputs": {file: sha256_of(self.path(file)) for file in outputs},
-                **cost,
-                "git": git_id(),
-            }
-            self._save()
+        try:
+            with FileLock(self.path(".lock"), timeout=0):  # ends with the process
+                self._reload()
+                if self.manifest["stages"].pop(name, None):
+                    self._save()  # if this fails midway, nobody takes the old result for the new
+                with measure_cost() as cost:
+                    outputs = make()
+                self.manifest["stages"][name] = {
+                    "inputs": digest(inputs),
+                    "code": code_digest(make.__module__),
+                    "outputs": {file: sha256_of(self.path(file)) for file in outputs},
+                    **cost,
+                    "versions": versions(),
+                    "device": str(self.device),
+                    "git": git_id(),
+                }
+                self._save()
+        except Timeout as error:
+            raise DataError(
+                f"{self.folder} is in use by another process, so stage '{name}' cannot start; "
+                "wait for that process or choose another run name."
+            ) from error
         return True
 
-    def is_current(self, name: str, inputs: Mapping[str, Any]) -> bool:
-        """Return whether the stage was done with these inputs."""
-        return self.is_done(name) and self.manifest["stages"][name]["inputs"] == digest(inputs)
+    def is_current(
+        self, name: str, inputs: Mapping[str, Any], module: str = "", *, trains: bool = False
+    ) -> bool:
+        """Return whether the stage is finished with these inputs and the code of ``module``.
+
+        A stage that ``trains`` counts as current, with a warning, when only the code has changed;
+        with ``stale=fresh`` it does not, with ``stale=keep`` it does without a word.
+        """
+        if not self.is_done(name) or self.manifest["stages"][name]["inputs"] != digest(inputs):
+            return False
+        entry = self.manifest["stages"][name]
+        if entry["code"] == code_digest(module):
+            return True
+        made = f"stage '{name}' of run '{self.folder.name}' was made by older code"
+        made += f" (commit {entry['git']})" if entry["git"] else ""
+        if not trains or self.config.stale == "fresh":
+            print(f"{made}; it is made again.")
+            return False
+        if self.config.stale == "say":
+            warnings.warn(
+                f"{made} and is kept; --fresh (or the override stale=fresh) trains it again, "
+                "--keep-stale (stale=keep) silences this.",
+                stacklevel=3,
+            )
+        return True
 
     def is_done(self, name: str) -> bool:
         """Return whether the stage is finished and each of its files still has its SHA-256."""
@@ -365,11 +416,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _refuse_older_version(folder: Path, made_by: str) -> None:
-    """Refuse runs of version 0.1, which have other settings and stages."""
-    if made_by.startswith("0.1"):
+    """Runs of versions before 0.3 hold other networks and other stages."""
+    if tuple(map(int, made_by.split(".")[:2])) < (0, 3):
         raise ConfigError(
-            f"Run folder {folder} was made by umsf {made_by}; umsf {__version__} cannot read "
-            "it, so choose another run name, or check out version 0.1.0 for that run."
+            f"Run folder {folder} was made by umsf {made_by}, and {__version__} cannot read it; "
+            f"choose another run name, or check out version {made_by} for that run."
         )
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 
 from umsf_lib.__main__ import main
@@ -51,7 +52,7 @@ from umsf_lib.pretraining.stage import (
     queue_size,
     steps_per_epoch,
 )
-from umsf_lib.run import Run, _locked
+from umsf_lib.run import Run
 from umsf_lib.training.checkpoints import Checkpoints, Stopped
 
 from ..fakes import bands, write_fake
@@ -275,7 +276,7 @@ def test_a_killed_process_goes_on_to_the_same_end(project: Path) -> None:
 
 def test_two_processes_in_one_run_folder(project: Path) -> None:
     run, scenes = ready("mine")
-    with _locked(run.path(".lock"), "other"), pytest.raises(DataError) as caught:
+    with FileLock(run.path(".lock")), pytest.raises(DataError) as caught:
         pretrain(run, scenes)
     for part in (str(run.folder), "another process", "'pretrain'", "another run name"):
         assert part in str(caught.value)

@@ -93,7 +93,7 @@ def learned(
         write_rows(run.path(f"{name}.csv"), rows)
         return [file, f"{name}.csv"]
 
-    run.stage(name, make, inputs)
+    run.stage(name, make, inputs, trains=True)
     network = new_network(run, task.scenes)
     network.clustering = head()
     load_weights(network, load_checkpoint(run.path(file), inputs)["module"], run.path(file))

@@ -76,7 +76,7 @@ def cluster(
         True if it was computed.
     """
     inputs = cluster_inputs(run)
-    return run.stage("cluster", lambda: _cluster(run, task, inputs, progress), inputs)
+    return run.stage("cluster", lambda: _cluster(run, task, inputs, progress), inputs, trains=True)
 
 
 def _cluster(

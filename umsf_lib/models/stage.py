@@ -120,7 +120,7 @@ def train_despeckler(
         write_json(run.path("despeckle.json"), rows)
         return [DESPECKLER, "despeckle.json"]
 
-    return run.stage("despeckle", make, inputs)
+    return run.stage("despeckle", make, inputs, trains=True)
 
 
 def load_despeckler(run: Run) -> Despeckle:

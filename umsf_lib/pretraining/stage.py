@@ -131,12 +131,14 @@ def pretrain(
         Stopped: by Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     inputs = pretraining_inputs(run)
-    if not any_process(not run.is_current("pretrain", inputs)):
+    if not any_process(not run.is_current("pretrain", inputs, __name__, trains=True)):
         return False
     if rank() > 0:
         _pretrain(run, scenes, inputs, None)
         return True
-    return run.stage("pretrain", lambda: _pretrain(run, scenes, inputs, progress), inputs)
+    return run.stage(
+        "pretrain", lambda: _pretrain(run, scenes, inputs, progress), inputs, trains=True
+    )
 
 
 def pretraining_inputs(run: Run) -> dict[str, Any]:
