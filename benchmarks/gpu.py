@@ -130,7 +130,7 @@ def same_losses(kit: Kit, run: Any, data: Any) -> dict[str, Any]:
     train_despeckler(run, data)
     generator = seed_everything(config.seed)
     learner, source = build_learner(run, data, generator)
-    settings, radius = config.pretrain, config.views.window_px / 2
+    settings = config.pretrain
     places = dict.fromkeys((torch.device("cpu"), kit.device))
     ways = [(device, dtype) for device in places for dtype in (torch.float32, torch.float64)]
     nets = [copy.deepcopy(learner).to(device, dtype) for device, dtype in ways]
@@ -143,7 +143,7 @@ def same_losses(kit: Kit, run: Any, data: Any) -> dict[str, Any]:
             same = moved(batch, *ways[number])
             optimizer.param_groups[0]["lr"] = peak * cosine_with_warmup(step, 150, 25)  # of quick
             optimizer.zero_grad(set_to_none=True)
-            loss, extra = net(same, radius)
+            loss, extra = net(same)
             loss.backward()
             optimizer.step()
             net.enqueue(same, extra["enqueue"])
