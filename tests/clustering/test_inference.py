@@ -17,7 +17,7 @@ from umsf_lib.clustering.inference import (
     scene_map,
     turn_and_flip,
 )
-from umsf_lib.clustering.smoothing import guide_of, smooth_pixels, valid_weight
+from umsf_lib.clustering.smoothing import guide_of, smooth_pixels
 from umsf_lib.config import MapConfig
 from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.windows import PixelStore, tile_starts
@@ -158,7 +158,6 @@ def test_smoothing_takes_the_scenes_own_bands(whu: SceneSet, whu_store: PixelSto
     classifier = Classifier("any", 3, stride, lambda scene: posteriors if scene == 3 else None)
     for sigma_px in (0.0, 6.0):
         found = classifier.pixels(whu_store, 3, sigma_px)
-        weight = valid_weight(whu_store, 3)
-        expected = smooth_pixels(posteriors, guide_of(whu_store, 3), stride, sigma_px, weight)
+        expected = smooth_pixels(posteriors, guide_of(whu_store, 3), stride, sigma_px)
         assert found.shape == (3, record.height, record.width)
         torch.testing.assert_close(found, expected)
