@@ -78,7 +78,9 @@ def scene_map(
     side = min(max(1, config.tile_px // stride), height, width)
     overlap = min(max(1, config.overlap_px // stride), side - 1)
     corners = torch.from_numpy(tile_scene(height, width, side, overlap))  # (T, 2)
-    weight = blend_window(side, side, store.device)
+    # A raised cosine, small but not 0 at the border of a tile.
+    line = torch.hann_window(side + 2, periodic=False, device=store.device)[1:-1]
+    weight = line[:, None] * line  # (side, 1) x (side,) -> (side, side)
     total, weights = None, torch.zeros(height, width, device=store.device)
     for some in corners.split(TILES_AT_ONCE):
         index = torch.full((len(some),), scene)
@@ -92,12 +94,6 @@ def scene_map(
             weights[here] += weight
     assert total is not None
     return total / weights
-
-
-def blend_window(height: int, width: int, device: torch.device) -> Tensor:
-    """Compute blending weights ``(h, w)``: a raised cosine, small but not 0 at a tile's border."""
-    lines = [torch.hann_window(n + 2, periodic=False, device=device)[1:-1] for n in (height, width)]
-    return lines[0][:, None] * lines[1]  # (h, 1) x (w,) -> (h, w)
 
 
 def average_over_flips(function: MapFunction, symmetries: int) -> MapFunction:
