@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from umsf_lib.baselines.supervised import has_ceiling
-from umsf_lib.clustering.inference import scene_map
-from umsf_lib.clustering.self_training import posteriors_of
+from umsf_lib.clustering.inference import network_posteriors
 from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.config import IGNORE, load_config
 from umsf_lib.data.scene_set import SceneSet
@@ -87,8 +86,7 @@ def test_it_learns_what_the_training_labels_say_and_reads_no_others(
     assert sorted(asked) == sorted(whu.indices("train"))
     assert rows[-1]["loss"] < rows[0]["loss"]
     scene = whu.indices("test")[0]
-    function = posteriors_of(trained.eval(), 1)
-    found = scene_map(function, task.store, scene, task.stride, config.map).argmax(0)
+    found = network_posteriors(trained.eval(), task.store, config.map, 1)(scene).argmax(0)
     half = found.shape[1] // 2
     assert (found[:, : half - 2] == 2).float().mean() > 0.9
     assert (found[:, half + 2 :] == 5).float().mean() > 0.9

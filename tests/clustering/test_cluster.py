@@ -18,7 +18,6 @@ from umsf_lib.clustering.mixture import (
     clusterer_of,
     fit,
     fit_kmeans,
-    fit_merged,
     fit_mixture,
     merge,
     posterior_map,
@@ -114,7 +113,7 @@ def test_merging_joins_the_components_of_one_group() -> None:
     means = [[0, 0], [4, 2], [0, 14], [4, 12], [14, 7]]
     tokens, blob = gaussians(means, [2 * np.eye(2)] * 4 + [np.eye(2) / 9], [900] * 4 + [120])
     truth = np.array([0, 0, 1, 1, 2])[blob]
-    merged = fit_merged(tokens, 9, 3, restarts=3, seed=0)
+    merged = fit("merged", tokens, 3, ClusterConfig(restarts=3, components=3), seed=0)
     assert merged.groups.shape == (9,) and set(merged.groups) == {0, 1, 2}
     assert adjusted_rand_score(truth, merged.posteriors(tokens).argmax(axis=1)) > 0.99
     shares = merged.model.predict_proba(tokens)
@@ -261,7 +260,7 @@ def test_many_statistics_are_reduced_and_few_are_not(task: ClusteringTask) -> No
 def test_pixels_are_the_bands_of_both_sensors_without_indices(task: ClusteringTask) -> None:
     bands, names = pixel_bands(task.store, 0)
     kept = [i for i, name in enumerate(names) if name not in ("ndvi", "ndwi")]
-    assert len(names) - len(kept) == 2 and torch.equal(task.pixels(0), bands[0, kept])
+    assert len(names) - len(kept) == 2 and torch.equal(task.pixels(0), bands[kept])
 
 
 def test_as_many_clusters_as_classes_unless_asked(task: ClusteringTask, whu_store, pairs) -> None:

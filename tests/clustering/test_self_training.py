@@ -12,18 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from umsf_lib.clustering.inference import scene_map
+from umsf_lib.clustering.inference import average_over_flips, network_posteriors, scene_map
 from umsf_lib.clustering.losses import clustering_loss
 from umsf_lib.clustering.self_training import (
     PseudoLabelSampler,
     keep_texture,
-    own_posteriors,
-    posteriors_of,
     self_train,
     self_training_loss,
     smooth,
 )
-from umsf_lib.clustering.smoothing import guide_of, smooth_tokens, valid_weight
+from umsf_lib.clustering.smoothing import guide_of, smooth_tokens
 from umsf_lib.clustering.tokens import token_validity
 from umsf_lib.config import ViewConfig, load_config
 from umsf_lib.data.scene_set import SceneSet
@@ -72,11 +70,11 @@ def test_lessons_show_what_the_teacher_says_of_that_ground(
         rows, cols = (torch.arange(n) for n in store.places[s, 1:].tolist())
         full = coordinates(s, rows[:, None], cols[None, :])
         teacher[s] = F.avg_pool2d(full[None], 4, ceil_mode=True)[0]
-    batch = PseudoLabelSampler(store, tiles, teacher, config).draw(torch.Generator().manual_seed(0))
-    for view, taught in zip((batch.first, batch.second), batch.taught, strict=True):
+    sampler = PseudoLabelSampler(store, tiles, teacher, config)
+    for view in sampler.draw(torch.Generator().manual_seed(0)):
         seen = F.avg_pool2d(view.images["optical"], 4)[:, :2]
         inner = (..., slice(1, -1), slice(1, -1))  # mirrored borders bend the outermost token
-        assert torch.allclose(seen[inner], taught[:, :2][inner], atol=0.05)
+        assert torch.allclose(seen[inner], view.taught[:, :2][inner], atol=0.05)
 
 
 def test_lessons_keep_every_value_of_the_window() -> None:
@@ -127,12 +125,12 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(whu: SceneSet, whu_store: Pix
         Painted(whu_store, coordinates), training_tiles(whu, 32, 0), teacher, config
     )
     generator = torch.Generator().manual_seed(0)
-    batch = sampler.draw(generator)
-    loss, parts = self_training_loss(network, average, batch, shares, config, generator)
+    views = sampler.draw(generator)
+    loss, parts = self_training_loss(network, average, views, shares, config, generator)
     assert set(parts) == {"teacher", "clustering", "consistency"}
     total = parts["teacher"] + 0.3 * parts["clustering"] + 0.7 * parts["consistency"]
     assert loss.item() == pytest.approx(total.item(), rel=1e-5)
-    both = [network(v.images) for v in (batch.first, batch.second)]
+    both = [network(v.images) for v in views]
     uniform = torch.stack([-x.log_softmax(1).mean(1).mean() for x in both]).mean()
     assert parts["teacher"].item() == pytest.approx(uniform.item(), rel=1e-5)
     wanted = clustering_loss(torch.cat(both).softmax(1), 0.2, shares)
@@ -141,14 +139,14 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(whu: SceneSet, whu_store: Pix
     assert all(p.grad is None for p in average.parameters())
     for name in ("clustering", "consistency"):
         silent = replace(config, cluster=replace(settings, **{name: 0.0}))
-        _, fewer = self_training_loss(network, average, batch, shares, silent, generator)
+        _, fewer = self_training_loss(network, average, views, shares, silent, generator)
         assert set(fewer) == set(parts) - {name}
 
 
 def test_a_view_agrees_with_its_own_turned_copy(whu: SceneSet, whu_store: PixelStore) -> None:
     """Flip-averaged posteriors of turned windows are the turned posteriors."""
     network = network_of(whu).eval()
-    average = posteriors_of(network, 8)
+    average = average_over_flips(lambda images: network(images).softmax(1), 8)
     window = whu_store.windows(*(torch.zeros(1, dtype=torch.int64) for _ in range(3)), 32)
     turned = {"optical": torch.rot90(window["optical"], 1, (2, 3))}
     with torch.no_grad():
@@ -162,8 +160,7 @@ def test_a_teacher_is_smoothed_along_its_scene(whu: SceneSet, whu_store: PixelSt
     shape = [4, *(math.ceil(side / stride) for side in (record.height, record.width))]
     maps = {3: torch.rand(shape, generator=torch.Generator().manual_seed(0)).softmax(0)}
     config = replace(TINY, cluster=replace(TINY.cluster, smoothing_px=8.0))
-    weight = valid_weight(whu_store, 3)
-    expected = smooth_tokens(maps[3], guide_of(whu_store, 3), stride, 8.0, weight)
+    expected = smooth_tokens(maps[3], guide_of(whu_store, 3), stride, 8.0)
     torch.testing.assert_close(smooth(maps, whu_store, config)[3], expected)
     assert expected.std() < maps[3].std()
 
@@ -198,11 +195,25 @@ def test_self_training_unlearns_the_noise_of_its_teacher(
     average, rows = self_train(network, store, training_tiles(whu, 32, 0), teacher, config)
     assert [row["round"] for row in rows] == [1.0] * 6 + [2.0] * 6
     assert [row["step"] for row in rows] == list(range(10, 121, 10))
-    own = own_posteriors(average, store, list(teacher), config)
-    for scene, maps in own.items():
+    own = network_posteriors(average, store, config.map, 2)
+    for scene in teacher:
+        maps = own(scene)
         height, width = truth[scene].shape
         right = (maps.argmax(0)[:height, :width] == truth[scene]).float().mean()
         taught = (teacher[scene].argmax(0) == truth[scene]).float().mean()
         assert taught < 0.7 < 0.85 < right
-    again = scene_map(posteriors_of(average, 2), store, 0, 4, config.map)
-    assert torch.equal(own[0], again)
+
+
+def test_posteriors_of_a_network_are_its_flip_averaged_softmax(
+    whu: SceneSet, whu_store: PixelStore
+) -> None:
+    network, store = network_of(whu).eval(), Painted(whu_store, coordinates)
+
+    def slow(windows: dict[str, Tensor]) -> Tensor:
+        turned = torch.rot90(windows["optical"], 2, (2, 3))
+        back = torch.rot90(network({"optical": turned}).softmax(1), 2, (2, 3))
+        return (network(windows).softmax(1) + back) / 2
+
+    found = network_posteriors(network, store, TINY.map, 2)(0)
+    torch.testing.assert_close(found, scene_map(slow, store, 0, 4, TINY.map))
+    torch.testing.assert_close(found.sum(0), torch.ones(found.shape[1:]))

@@ -14,8 +14,8 @@ from umsf_lib.clustering.smoothing import (
     GRAIN_PX,
     NODATA_WEIGHT,
     RIDGE,
+    Ground,
     gaussian_blur,
-    gaussian_line,
     guide_of,
     linear_fits,
     smooth_pixels,
@@ -31,8 +31,9 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 def test_fits_are_weighted_ridge_regressions() -> None:
     """Place by place, by normal equations in float64."""
     maps, bands, sigma = drawn(3, 9, 8).softmax(0), drawn(2, 9, 8, seed=1), 1.5
-    line = gaussian_line(sigma, torch.device("cpu")).double().numpy()
-    reach = len(line) // 2
+    reach = math.ceil(3 * sigma)
+    line = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    line /= line.sum()
     pad = ((0, 0), (reach, reach), (reach, reach))
     wide = [np.pad(x.double().numpy(), pad, mode="edge") for x in (maps, bands)]
     weight = np.outer(line, line).ravel()
@@ -50,7 +51,7 @@ def test_fits_are_weighted_ridge_regressions() -> None:
         gaussian_blur(torch.from_numpy(x).float().reshape(1, -1, 9, 8), sigma)[0]
         for x in (slopes, offsets)
     ]
-    found = linear_fits(maps, bands, sigma)
+    found = linear_fits(maps, Ground(bands), sigma)
     torch.testing.assert_close(found[0].flatten(0, 1), expected[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found[1], expected[1], atol=1e-4, rtol=1e-4)
 
@@ -60,7 +61,7 @@ def test_fits_are_weighted_ridge_regressions() -> None:
 )
 def test_pixels_keep_sums_and_constants(stride: int, sigma_px: float) -> None:
     height, width = 37, 51
-    guide = drawn(3, height, width, seed=1)
+    guide = Ground(drawn(3, height, width, seed=1))
     shape = (6, math.ceil(height / stride), math.ceil(width / stride))
     found = smooth_pixels(drawn(*shape).softmax(0), guide, stride, sigma_px)
     assert found.shape == (6, height, width) and found.min() >= 0
@@ -75,7 +76,7 @@ def test_pixels_lie_between_token_centres() -> None:
     """Without smoothing: bilinear along each axis, token centres at (k + .5) stride."""
     stride, height, width = 4, 22, 17
     tokens = drawn(3, 6, 5)
-    found = smooth_pixels(tokens, torch.zeros(1, height, width), stride, 0).numpy()
+    found = smooth_pixels(tokens, Ground(torch.zeros(1, height, width)), stride, 0).numpy()
     centres = [(np.arange(n) + 0.5) * stride for n in (6, 5)]
     pixels = [np.arange(n) + 0.5 for n in (height, width)]
     for channel, plane in enumerate(tokens.double().numpy()):
@@ -90,7 +91,7 @@ def test_noise_goes_and_a_strip_narrower_than_the_reach_stays() -> None:
     strip = ((column >= 46) & (column < 58)).float().expand(64, 96)
     guide, truth = 4 * strip[None] + 0.2 * drawn(1, 64, 96), torch.stack([1 - strip, strip])
     noisy = (F.avg_pool2d(truth, 4) + 0.4 * drawn(2, 16, 24, seed=2)).softmax(0)
-    found = smooth_pixels(noisy, guide, 4, 16.0).argmax(0)
+    found = smooth_pixels(noisy, Ground(guide), 4, 16.0).argmax(0)
     blurred = gaussian_blur(noisy[None], 4.0)[0].argmax(0)
     assert (found == strip).float().mean() > 0.99
     assert not blurred.any()
@@ -99,7 +100,7 @@ def test_noise_goes_and_a_strip_narrower_than_the_reach_stays() -> None:
 def test_even_ground_is_a_plain_average() -> None:
     posteriors = drawn(3, 16, 16).softmax(0)
     expected = gaussian_blur(gaussian_blur(posteriors[None], 2.0), 2.0)[0]
-    found = smooth_tokens(posteriors, torch.ones(2, 64, 64), 4, 8.0)
+    found = smooth_tokens(posteriors, Ground(torch.ones(2, 64, 64)), 4, 8.0)
     torch.testing.assert_close(found, expected)
 
 
@@ -109,14 +110,14 @@ def test_an_answer_linear_in_the_bands_is_kept() -> None:
     share = (bands - bands.min()) / (bands.max() - bands.min())
     posteriors = torch.cat([share, 1 - share])
     torch.testing.assert_close(
-        smooth_tokens(posteriors, bands, 1, 4.0), posteriors, atol=0.01, rtol=0
+        smooth_tokens(posteriors, Ground(bands), 1, 4.0), posteriors, atol=0.01, rtol=0
     )
 
 
 def test_the_guide_is_every_band_of_every_sensor(whu_store: PixelStore) -> None:
     windows = whu_store.scene(3)
     planes = [plane.clone() for role in whu_store.roles for plane in windows[role][0]]
-    torch.testing.assert_close(guide_of(whu_store, 3), torch.stack(planes))
+    torch.testing.assert_close(guide_of(whu_store, 3).bands, torch.stack(planes))
 
 
 def test_nodata_takes_no_part_in_smoothing() -> None:
@@ -128,9 +129,9 @@ def test_nodata_takes_no_part_in_smoothing() -> None:
     for level in (0.0, 1.0):
         posteriors[:, :5] = torch.tensor([level, 1 - level, 0.0])[:, None, None]
         guide[:, :20] = 3 * level
-        found[0].append(smooth_tokens(posteriors, guide, 4, 8.0, valid)[:, 5:])
-        found[1].append(smooth_pixels(posteriors, guide, 4, 8.0, valid)[:, 24:])
+        found[0].append(smooth_tokens(posteriors, Ground(guide, valid), 4, 8.0)[:, 5:])
+        found[1].append(smooth_pixels(posteriors, Ground(guide, valid), 4, 8.0)[:, 24:])
     for before, after in found:
         assert torch.allclose(before, after, atol=0.02)
-    mixed = smooth_tokens(posteriors, guide, 4, 8.0)[:, 5:]
+    mixed = smooth_tokens(posteriors, Ground(guide), 4, 8.0)[:, 5:]
     assert not torch.allclose(mixed, found[0][1], atol=0.05)

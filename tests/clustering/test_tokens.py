@@ -11,7 +11,7 @@ from scipy import ndimage
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from umsf_lib.clustering.smoothing import NODATA_WEIGHT, valid_weight
+from umsf_lib.clustering.smoothing import NODATA_WEIGHT, Ground, valid_weight
 from umsf_lib.clustering.tokens import (
     PrincipalTokens,
     StatisticTokens,
@@ -68,7 +68,7 @@ def test_indices_are_those_of_the_source_values(name: str, request) -> None:
             "ndwi": (band["green"] - band["nir"]) / (band["green"] + band["nir"]),
         }
         for index, by_hand in expected.items():
-            plane = values[0, labels.index(index)].numpy()
+            plane = values[labels.index(index)].numpy()
             np.testing.assert_allclose(plane[valid], by_hand, atol=1e-4)
 
 
@@ -76,9 +76,9 @@ def test_bands_come_in_order_with_their_names(whu, whu_store, terramesh_store, p
     values, names = pixel_bands(whu_store, 0)
     assert names == ["blue", "green", "red", "nir", "ndvi", "ndwi", "sar"]
     batch = whu_store.scene(0)
-    assert torch.equal(values[:, :4], batch["optical"]) and torch.equal(values[:, 6:], batch["sar"])
+    assert torch.equal(values[:4], batch["optical"][0]) and torch.equal(values[6:], batch["sar"][0])
     values, names = pixel_bands(terramesh_store, 0)
-    assert len(names) == values.shape[1] == 16 and names[12:] == ["ndvi", "ndwi", "vv", "vh"]
+    assert len(names) == len(values) == 16 and names[12:] == ["ndvi", "ndwi", "vv", "vh"]
     values, names = pixel_bands(PixelStore(pairs, pairs.statistics, CPU), 0)
     assert names == ["red", "green", "blue", "vh"]  # no near infrared, no index
     assert pixel_bands(only(whu_store, whu, "sar"), 0)[1] == ["sar"]
@@ -96,7 +96,7 @@ def test_negative_reflectance_does_not_blow_up_an_index(tmp_path) -> None:
     store = PixelStore(scenes, scenes.statistics, CPU)
     values, names = pixel_bands(store, 0)
     for index in ("ndvi", "ndwi"):
-        assert values[0, names.index(index)].abs().max() <= 1
+        assert values[names.index(index)].abs().max() <= 1
 
 
 # Local statistics
@@ -107,12 +107,12 @@ def test_negative_reflectance_does_not_blow_up_an_index(tmp_path) -> None:
 )
 def test_local_statistics_equal_slow_ones(height: int, width: int, stride: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    images = 1 + 2 * torch.randn(1, 3, height, width, generator=generator)
-    found = local_statistics(images, SIGMAS, stride).numpy()
+    images = 1 + 2 * torch.randn(3, height, width, generator=generator)
+    found = local_statistics(Ground(images), SIGMAS, stride).numpy()
     expected = []
     for sigma in SIGMAS:
         means, stds = [], []
-        for plane in images[0].double().numpy():
+        for plane in images.double().numpy():
             options = {"mode": "nearest", "radius": math.ceil(3 * sigma)}
             mean = ndimage.gaussian_filter(plane, sigma, **options)
             squares = ndimage.gaussian_filter(plane**2, sigma, **options)
@@ -127,10 +127,10 @@ def test_nodata_takes_no_part_in_local_statistics() -> None:
     rng, side, sigma = np.random.default_rng(0), 20, 1.5
     plane, valid = rng.normal(3, 2, (side, side)), np.ones((side, side), bool)
     valid[:9, 3:] = False
-    weight = torch.from_numpy(np.where(valid, 1, NODATA_WEIGHT)).float()[None, None]
+    weight = torch.from_numpy(np.where(valid, 1, NODATA_WEIGHT)).float()[None]
     filled = np.where(valid, plane, 0)
-    image = torch.from_numpy(filled).float()[None, None]
-    found = local_statistics(image, [sigma], 1, weight).numpy()
+    image = torch.from_numpy(filled).float()[None]
+    found = local_statistics(Ground(image, weight), [sigma], 1).numpy()
     reach = math.ceil(3 * sigma)
     for i, j in [(9, 5), (10, 12), (12, 7), (3, 1), (15, 15)]:  # beside the border and far from it
         rows, cols = (np.arange(n - reach, n + reach + 1).clip(0, side - 1) for n in (i, j))
@@ -143,7 +143,7 @@ def test_nodata_takes_no_part_in_local_statistics() -> None:
 
 
 def test_local_statistics_of_flat_ground_are_finite() -> None:
-    found = local_statistics(torch.full((1, 1, 12, 12), 3.0), SIGMAS, 4)
+    found = local_statistics(Ground(torch.full((1, 12, 12), 3.0)), SIGMAS, 4)
     assert torch.allclose(found[0::2], torch.full((2, 3, 3), 3.0), atol=1e-5)
     assert found[1::2].max() < math.log(0.02) and found.isfinite().all()
 
@@ -161,14 +161,13 @@ def test_a_token_is_valid_when_half_of_its_pixels_are(whu: SceneSet, whu_store) 
 
 
 def raw(store: PixelStore, scene: int, stride: int) -> np.ndarray:
-    weight = valid_weight(store, scene)
-    weight = None if weight is None else weight[None]
-    return local_statistics(pixel_bands(store, scene)[0], SIGMAS, stride, weight).numpy()
+    ground = Ground(pixel_bands(store, scene)[0], valid_weight(store, scene))
+    return local_statistics(ground, SIGMAS, stride).numpy()
 
 
 def test_8_bit_statistics_are_standardised_scene_by_scene(whu_store: PixelStore) -> None:
     tokens = StatisticTokens(whu_store, [0, 1], SIGMAS, 4)
-    assert tokens.per_scene
+    assert tokens.fixed is None
     for scene in (0, 3):
         found, valid = tokens(scene).numpy(), token_validity(whu_store, scene, 4).numpy()
         assert found.shape == (2 * 2 * 7, *valid.shape)
@@ -182,7 +181,7 @@ def test_8_bit_statistics_are_standardised_scene_by_scene(whu_store: PixelStore)
 def test_calibrated_statistics_share_one_scale(terramesh: SceneSet, terramesh_store) -> None:
     train = [0, 2]
     tokens = StatisticTokens(terramesh_store, train, SIGMAS, 4)
-    assert not tokens.per_scene
+    assert tokens.fixed is not None
     inside = [
         raw(terramesh_store, scene, 4)[:, token_validity(terramesh_store, scene, 4).numpy()]
         for scene in train

@@ -35,7 +35,7 @@ def mixture_statistics(run: Run, task: ClusteringTask) -> Classifier:
 
 
 def merged_statistics(run: Run, task: ClusteringTask) -> Classifier:
-    """Fit the mixture that teaches our network, and merge it alone (``mixture.fit_merged``)."""
+    """Fit the mixture that teaches our network, and merge it alone (see ``mixture.merge``)."""
     return task.cluster("merged-statistics", "merged", task.statistics, task.stride)
 
 

@@ -108,11 +108,8 @@ def learn(
     generator, average = torch.Generator().manual_seed(config.seed), key_network(network).eval()
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
-        drawn = sampler.draw(generator)
-        losses = [
-            label_loss(network(view.images), fractions)
-            for view, fractions in zip((drawn.first, drawn.second), drawn.taught, strict=True)
-        ]
+        views = sampler.draw(generator)
+        losses = [label_loss(network(view.images), view.taught) for view in views]
         return torch.stack(losses).mean(), {}
 
     steps = LONGER * baseline_steps(task, pretrained=False)

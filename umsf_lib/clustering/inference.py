@@ -5,90 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..config import MapConfig
 from ..data.windows import PixelStore, tile_scene
-from .smoothing import guide_of, smooth_pixels, valid_weight
-
-
-def turn_and_flip(images: Tensor, index: int) -> Tensor:
-    """Apply symmetry ``index`` (0 to 7, 0 = identity) of the square to images ``(B, C, h, w)``."""
-    turned = torch.rot90(images, index % 4, (2, 3))
-    return turned.flip(3) if index >= 4 else turned
-
-
-def undo_turn_and_flip(images: Tensor, index: int) -> Tensor:
-    """Apply the inverse of ``turn_and_flip``."""
-    images = images.flip(3) if index >= 4 else images
-    return torch.rot90(images, -(index % 4), (2, 3))
-
+from ..models.umsf_net import UmsfNet
+from .smoothing import guide_of, smooth_pixels
 
 TILES_AT_ONCE = 4
 # Batch of windows (sensor -> bands) -> the network's output (B, C, h, w) at its stride.
 MapFunction = Callable[[dict[str, Tensor]], Tensor]
-
-
-def blend_window(height: int, width: int, device: torch.device) -> Tensor:
-    """Compute blending weights ``(h, w)``: a raised cosine, small but not 0 at a tile's border."""
-    lines = [torch.hann_window(n + 2, periodic=False, device=device)[1:-1] for n in (height, width)]
-    return lines[0][:, None] * lines[1][None, :]  # (h, 1) x (1, w) -> (h, w)
-
-
-@torch.no_grad()
-def scene_map(
-    function: MapFunction, store: PixelStore, scene: int, stride: int, config: MapConfig
-) -> Tensor:
-    """Run ``function`` over a whole scene tile by tile and blend the overlaps.
-
-    Args:
-        function: batch of windows -> maps ``(B, C, h, w)`` at ``stride``.
-        store: source of the windows.
-        scene: index of the scene.
-        stride: px per token; tiles start at its multiples, so that tokens coincide.
-        config: tile side and overlap, px.
-
-    Returns:
-        ``(C, ceil(H / stride), ceil(W / stride))`` float32 on the device.
-    """
-    record = store.records[scene]
-    size = [math.ceil(side / stride) * stride for side in (record.height, record.width)]
-    tile = min(_on_grid(config.tile_px, stride), *size)
-    overlap = min(_on_grid(config.overlap_px, stride), tile - stride)
-    corners = torch.from_numpy(tile_scene(size[0], size[1], tile, overlap))
-    weight = blend_window(tile // stride, tile // stride, store.device)
-    total, weights = None, torch.zeros(size[0] // stride, size[1] // stride, device=store.device)
-    for some in corners.split(TILES_AT_ONCE):
-        index = torch.full((len(some),), scene)
-        maps = function(store.windows(index, some[:, 0], some[:, 1], tile)).float()
-        if total is None:
-            total = torch.zeros(maps.shape[1], *weights.shape, device=store.device)
-        for one, (row, col) in zip(maps, (some // stride).tolist(), strict=True):
-            here = (..., slice(row, row + len(weight)), slice(col, col + len(weight)))
-            total[here] += weight * one
-            weights[here] += weight
-    assert total is not None
-    return total / weights
-
-
-def _on_grid(length: int, stride: int) -> int:
-    return max(stride, length // stride * stride)
-
-
-def average_over_flips(function: MapFunction, symmetries: int) -> MapFunction:
-    """Average ``function`` over 1, 2, 4 or 8 symmetries of the square."""
-    chosen = {1: (0,), 2: (0, 2), 4: (0, 2, 4, 6), 8: tuple(range(8))}[symmetries]
-
-    def averaged(windows: dict[str, Tensor]) -> Tensor:
-        results = []
-        for index in chosen:
-            turned = {role: turn_and_flip(images, index) for role, images in windows.items()}
-            results.append(undo_turn_and_flip(function(turned), index))
-        return torch.stack(results).mean(dim=0)
-
-    return averaged
 
 
 @dataclass(frozen=True)
@@ -109,5 +38,85 @@ class Classifier:
 
     def pixels(self, store: PixelStore, scene: int, smoothing_px: float) -> Tensor:
         """Compute smoothed posteriors ``(K', H, W)`` of a scene, smoothed alike for all methods."""
-        guide, weight = guide_of(store, scene), valid_weight(store, scene)
-        return smooth_pixels(self.posteriors(scene), guide, self.stride, smoothing_px, weight)
+        guide = guide_of(store, scene)
+        return smooth_pixels(self.posteriors(scene), guide, self.stride, smoothing_px)
+
+
+def network_posteriors(
+    network: UmsfNet, store: PixelStore, config: MapConfig, symmetries: int
+) -> Callable[[int], Tensor]:
+    """Make a function: scene -> posteriors ``(K, h, w)`` of a network's clustering head.
+
+    They are averaged over some symmetries of the square (see ``average_over_flips``).
+    """
+
+    def posteriors(windows: dict[str, Tensor]) -> Tensor:
+        return network(windows).softmax(dim=1)  # (B, K, h, w)
+
+    averaged = average_over_flips(posteriors, symmetries)
+    return partial(scene_map, averaged, store, stride=network.stride, config=config)
+
+
+@torch.no_grad()
+def scene_map(
+    function: MapFunction, store: PixelStore, scene: int, stride: int, config: MapConfig
+) -> Tensor:
+    """Run ``function`` over a whole scene tile by tile and blend the overlaps.
+
+    Args:
+        function: batch of windows -> maps ``(B, C, h, w)`` at ``stride``.
+        store: source of the windows.
+        scene: index of the scene.
+        stride: px per token; tiles start at its multiples, so that tokens coincide.
+        config: tile side and overlap, px.
+
+    Returns:
+        ``(C, ceil(H / stride), ceil(W / stride))`` float32 on the device.
+    """
+    record = store.records[scene]
+    height, width = (math.ceil(side / stride) for side in (record.height, record.width))  # tokens
+    side = min(max(1, config.tile_px // stride), height, width)
+    overlap = min(max(1, config.overlap_px // stride), side - 1)
+    corners = torch.from_numpy(tile_scene(height, width, side, overlap))  # (T, 2)
+    # A raised cosine, small but not 0 at the border of a tile.
+    line = torch.hann_window(side + 2, periodic=False, device=store.device)[1:-1]
+    weight = line[:, None] * line  # (side, 1) x (side,) -> (side, side)
+    total, weights = None, torch.zeros(height, width, device=store.device)
+    for some in corners.split(TILES_AT_ONCE):
+        index = torch.full((len(some),), scene)
+        row, col = some.T * stride  # px
+        maps = function(store.windows(index, row, col, side * stride)).float()
+        if total is None:
+            total = torch.zeros(maps.shape[1], height, width, device=store.device)
+        for one, (top, left) in zip(maps, some.tolist(), strict=True):
+            here = (..., slice(top, top + side), slice(left, left + side))
+            total[here] += weight * one
+            weights[here] += weight
+    assert total is not None
+    return total / weights
+
+
+def average_over_flips(function: MapFunction, symmetries: int) -> MapFunction:
+    """Average ``function`` over 1, 2, 4 or 8 symmetries of the square."""
+    chosen = {1: (0,), 2: (0, 2), 4: (0, 2, 4, 6), 8: tuple(range(8))}[symmetries]
+
+    def averaged(windows: dict[str, Tensor]) -> Tensor:
+        results = []
+        for index in chosen:
+            turned = {role: turn_and_flip(images, index) for role, images in windows.items()}
+            results.append(undo_turn_and_flip(function(turned), index))
+        return torch.stack(results).mean(dim=0)
+
+    return averaged
+
+
+def turn_and_flip(images: Tensor, index: int) -> Tensor:
+    """Apply symmetry ``index`` (0 to 7, 0 = identity) of the square to images ``(B, C, h, w)``."""
+    turned = torch.rot90(images, index % 4, (2, 3))
+    return turned.flip(3) if index >= 4 else turned
+
+
+def undo_turn_and_flip(images: Tensor, index: int) -> Tensor:
+    """Apply the inverse of ``turn_and_flip``."""
+    images = images.flip(3) if index >= 4 else images
+    return torch.rot90(images, -(index % 4), (2, 3))

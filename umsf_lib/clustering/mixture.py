@@ -11,33 +11,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
+from scipy.spatial.distance import pdist, squareform
 from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, pairwise_distances_argmin
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from ..config import ConfigError
+from ..config import ClusterConfig, ConfigError
 from .tokens import TokenMap
 
 RIDGE = 1e-3  # on the diagonal of covariances
 AT_ONCE = 1 << 20  # tokens: the single pixels of a large scene would take gigabytes in float64
 MIXTURE_ARRAYS = ("weights_", "means_", "precisions_cholesky_")  # scikit-learn's names
-
-
-class Clusterer(Protocol):
-    """Model from tokens ``(n, D)`` float64 to posteriors ``(n, K)``, rows sum to 1."""
-
-    @property
-    def num_clusters(self) -> int:
-        """K."""
-
-    def posteriors(self, tokens: np.ndarray) -> np.ndarray:
-        """Compute the posterior of each cluster for each token."""
 
 
 @dataclass
@@ -52,7 +41,7 @@ class HardClusters:
         return len(self.centres)
 
     def posteriors(self, tokens: np.ndarray) -> np.ndarray:
-        """Compute one-hot posteriors ``(n, K)``."""
+        """Compute one-hot posteriors ``(n, K)`` of tokens ``(n, D)``."""
         return np.eye(self.num_clusters)[pairwise_distances_argmin(tokens, self.centres)]
 
 
@@ -65,10 +54,45 @@ class MixtureClusters:
     num_clusters: int
 
     def posteriors(self, tokens: np.ndarray) -> np.ndarray:
-        """Compute the posterior of each cluster, the sum over its components: ``(n, K)``."""
+        """Compute posteriors ``(n, K)`` of tokens ``(n, D)``: sums over a cluster's components."""
         members = np.eye(self.num_clusters)[self.groups]  # (P, K)
         result: np.ndarray = self.model.predict_proba(tokens) @ members  # (n, P) x (P, K)
         return result
+
+
+Clusterer = HardClusters | MixtureClusters
+
+
+def fit(
+    kind: str, tokens: np.ndarray, num_clusters: int, config: ClusterConfig, seed: int
+) -> Clusterer:
+    """Fit a clusterer to tokens ``(n, D)``.
+
+    Args:
+        kind: ``kmeans``, ``mixture`` or ``merged``: a mixture of ``config.components`` components
+            per cluster, the most similar of which are merged (see ``merge``).
+        tokens: float64.
+        num_clusters: K.
+        config: components and restarts.
+        seed: seed of the starts.
+
+    Raises:
+        ConfigError: if there are more clusters or components than tokens.
+    """
+    wanted = config.components * num_clusters if kind == "merged" else num_clusters
+    if wanted > len(tokens):
+        raise ConfigError(
+            f"cluster.num_clusters and cluster.components ask for {wanted} groups of tokens, but "
+            f"there are {len(tokens)} tokens; ask for fewer, or raise cluster.tokens if the "
+            "training scenes hold more."
+        )
+    if kind == "kmeans":
+        return fit_kmeans(tokens, num_clusters, seed)
+    found = fit_mixture(tokens, wanted, config.restarts, seed)
+    if kind == "merged":
+        groups = merge(found.model.means_, found.model.covariances_, num_clusters)
+        return MixtureClusters(found.model, groups, num_clusters)
+    return found
 
 
 def fit_kmeans(tokens: np.ndarray, num_clusters: int, seed: int) -> HardClusters:
@@ -83,37 +107,21 @@ def fit_mixture(tokens: np.ndarray, num_clusters: int, restarts: int, seed: int)
     Restarts differ by points of accuracy, and the likelihood does not pick the good ones. A
     solution that others find again is at least no accident. Agreement is the adjusted Rand index.
     """
-    models = [_one_mixture(tokens, num_clusters, seed * 1000 + i) for i in range(restarts)]
-    chosen = models[central([m.predict(tokens) for m in models])]
-    return MixtureClusters(chosen, np.arange(num_clusters), num_clusters)
-
-
-def _one_mixture(tokens: np.ndarray, num_clusters: int, seed: int) -> GaussianMixture:
-    model = GaussianMixture(
-        num_clusters, covariance_type="full", reg_covar=RIDGE, max_iter=200, random_state=seed
-    )
+    options = {"covariance_type": "full", "reg_covar": RIDGE, "max_iter": 200}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds are enough
-        return model.fit(tokens)
+        models = [
+            GaussianMixture(num_clusters, **options, random_state=seed * 1000 + i).fit(tokens)
+            for i in range(restarts)
+        ]
+    chosen = models[central([model.predict(tokens) for model in models])]
+    return MixtureClusters(chosen, np.arange(num_clusters), num_clusters)
 
 
 def central(labels: list[np.ndarray]) -> int:
     """Return the index of the labelling with the highest mean adjusted Rand index to the others."""
-    count = len(labels)
-    agreement = np.zeros((count, count))
-    for i in range(count):
-        for j in range(i):
-            agreement[i, j] = agreement[j, i] = adjusted_rand_score(labels[i], labels[j])
+    agreement = squareform(pdist(np.stack(labels), adjusted_rand_score))
     return int(agreement.sum(axis=0).argmax())
-
-
-def fit_merged(
-    tokens: np.ndarray, components: int, num_clusters: int, restarts: int, seed: int
-) -> MixtureClusters:
-    """Fit a mixture of ``components`` and merge the most similar of them (see ``merge``)."""
-    fine = fit_mixture(tokens, components, restarts, seed)
-    groups = merge(fine.model.means_, fine.model.covariances_, num_clusters)
-    return MixtureClusters(fine.model, groups, num_clusters)
 
 
 def merge(means: np.ndarray, covariances: np.ndarray, num_clusters: int) -> np.ndarray:
@@ -149,33 +157,10 @@ def bhattacharyya(means: np.ndarray, covariances: np.ndarray) -> np.ndarray:
     return ((apart * reach).sum(axis=-1) / 8 + spread / 2).clip(0)
 
 
-def fit(kind: str, tokens: np.ndarray, num_clusters: int, config: Any, seed: int) -> Clusterer:
-    """Fit ``kmeans``, ``mixture`` or ``merged`` with the settings of ``ClusterConfig``.
-
-    ``merged`` fits ``config.components`` components per cluster and merges them.
-
-    Raises:
-        ConfigError: if there are more clusters or components than tokens.
-    """
-    wanted = config.components * num_clusters if kind == "merged" else num_clusters
-    if wanted > len(tokens):
-        raise ConfigError(
-            f"cluster.num_clusters and cluster.components ask for {wanted} groups of tokens, but "
-            f"there are {len(tokens)} tokens; ask for fewer, or raise cluster.tokens if the "
-            "training scenes hold more."
-        )
-    if kind == "mixture":
-        return fit_mixture(tokens, wanted, config.restarts, seed)
-    if kind == "merged":
-        return fit_merged(tokens, wanted, num_clusters, config.restarts, seed)
-    return fit_kmeans(tokens, wanted, seed)
-
-
 def arrays_of(clusterer: Clusterer) -> dict[str, np.ndarray]:
     """Return the arrays that define k-means or an unmerged mixture."""
     if isinstance(clusterer, HardClusters):
         return {"centres": clusterer.centres}
-    assert isinstance(clusterer, MixtureClusters)
     return {name: getattr(clusterer.model, name) for name in MIXTURE_ARRAYS}
 
 

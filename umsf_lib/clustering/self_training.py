@@ -7,9 +7,8 @@ rounds its own posteriors are the teacher.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,74 +26,14 @@ from ..pretraining.augmentations import (
 )
 from ..pretraining.momentum import key_network, momentum_update
 from ..run import to_device
-from ..training.loop import Row, train, trainable
-from .inference import average_over_flips, scene_map
+from ..training.loop import Metrics, Row, train, trainable
+from .inference import network_posteriors
 from .losses import clustering_loss, consistency_loss, soft_cross_entropy
-from .smoothing import guide_of, smooth_tokens, valid_weight
+from .smoothing import guide_of, smooth_tokens
 from .tokens import token_validity
 
 TEACHER_SYMMETRIES = 2  # of the square, averaged when the network becomes its own teacher
 SMALLEST_SHARE = 1e-3  # floor of a cluster's share: the KL term must not divide by 0
-
-
-@dataclass(frozen=True)
-class TaughtBatch:
-    """Two views of a batch of windows, and the teacher's posteriors ``(B, K, h, w)`` in each.
-
-    ``valid (B, h, w)`` float32 of each view is 1 where a token lies on valid ground, else 0; None
-    where all of them do.
-    """
-
-    first: View
-    second: View
-    taught: tuple[Tensor, Tensor]
-    valid: tuple[Tensor | None, Tensor | None] = (None, None)
-
-
-class PseudoLabelSampler:
-    """Sampler of windows together with the teacher's posteriors on the same ground."""
-
-    def __init__(
-        self, store: PixelStore, tiles: Tensor, teacher: dict[int, Tensor], config: Config
-    ) -> None:
-        self.store, self.tiles, self.config = store, tiles, config
-        self.teacher = teacher  # scene -> (K, h, w) at the network's stride
-        self.valid = {s: token_validity(store, s, config.model.stride) for s in teacher}  # (h, w)
-        totals = [maps[:, self.valid[scene]].sum(dim=1) for scene, maps in teacher.items()]
-        shares = torch.stack(totals).sum(dim=0)
-        shares = (shares / shares.sum()).clamp_min(SMALLEST_SHARE)
-        self.shares = shares / shares.sum()  # (K,) of the valid ground
-
-    def draw(self, generator: torch.Generator) -> TaughtBatch:
-        """Draw one batch; windows start on the token grid, so that the teacher's tokens fit."""
-        views, stride, store = self.config.views, self.config.model.stride, self.store
-        size, jitter = views.window_px, (views.window_px - views.overlap_px) // 2
-        count = self.config.cluster.batch
-        scene, row, col = draw_windows(self.tiles, count, size, jitter, store.places, generator)
-        row, col = row // stride * stride, col // stride * stride
-        windows = store.windows(scene, row, col, size)
-        first, second = (make_view(windows, views, generator) for _ in range(2))
-        places = torch.stack([scene, row // stride, col // stride], dim=1).tolist()
-        side = size // stride
-        taught = torch.stack([self.teacher[s][:, r : r + side, c : c + side] for s, r, c in places])
-        batch = TaughtBatch(
-            first, second, (resample(taught, first.theta), resample(taught, second.theta))
-        )
-        if store.all_valid:
-            return batch
-        valid = torch.stack([self.valid[s][None, r : r + side, c : c + side] for s, r, c in places])
-        # Views are only flipped and turned, so each token is 0 or 1 but for rounding.
-        seen = [resample(valid.float(), view.theta)[:, 0] > 0.99 for view in (first, second)]
-        return replace(batch, valid=(seen[0].float(), seen[1].float()))  # (B, h, w) each
-
-
-def posteriors_of(network: UmsfNet, symmetries: int) -> Callable[[dict[str, Tensor]], Tensor]:
-    """Make a function: windows -> posteriors ``(B, K, h, w)``, averaged over some symmetries."""
-
-    def function(windows: dict[str, Tensor]) -> Tensor:
-        return network(windows).softmax(dim=1)
-
-    return average_over_flips(function, symmetries)
 
 
 def self_train(
@@ -126,7 +65,8 @@ def self_train(
     rows: list[Row] = []
     for number in range(settings.rounds):
         if number > 0:
-            teacher = own_posteriors(average, store, list(teacher), config)
+            own = network_posteriors(average, store, config.map, TEACHER_SYMMETRIES)
+            teacher = {scene: own(scene) for scene in teacher}
         sampler = PseudoLabelSampler(store, tiles, smooth(teacher, store, config), config)
         done = number * settings.steps
 
@@ -152,19 +92,60 @@ def smooth(teacher: dict[int, Tensor], store: PixelStore, config: Config) -> dic
     """Smooth a teacher's posteriors: single tokens of another cluster are mostly noise."""
     stride, sigma = config.model.stride, config.cluster.smoothing_px
     return {
-        scene: smooth_tokens(
-            maps, guide_of(store, scene), stride, sigma, valid_weight(store, scene)
-        )
+        scene: smooth_tokens(maps, guide_of(store, scene), stride, sigma)
         for scene, maps in teacher.items()
     }
 
 
-def own_posteriors(
-    network: UmsfNet, store: PixelStore, scenes: Sequence[int], config: Config
-) -> dict[int, Tensor]:
-    """Compute the network's own posteriors of whole scenes, the teacher of the next round."""
-    function, stride = posteriors_of(network, TEACHER_SYMMETRIES), network.stride
-    return {s: scene_map(function, store, s, stride, config.map) for s in scenes}
+@dataclass(frozen=True, kw_only=True)
+class TaughtView(View):
+    """A view, and the teacher's posteriors ``taught (B, K, h, w)`` of the ground it shows.
+
+    Unlike those of a ``View``, its ``valid`` tokens are on the device.
+    """
+
+    taught: Tensor
+
+
+class PseudoLabelSampler:
+    """Sampler of windows together with the teacher's posteriors on the same ground."""
+
+    def __init__(
+        self, store: PixelStore, tiles: Tensor, teacher: dict[int, Tensor], config: Config
+    ) -> None:
+        self.store, self.tiles, self.config = store, tiles, config
+        self.teacher = teacher  # scene -> (K, h, w) at the network's stride
+        self.valid = {s: token_validity(store, s, config.model.stride) for s in teacher}  # (h, w)
+        totals = [maps[:, self.valid[scene]].sum(dim=1) for scene, maps in teacher.items()]
+        shares = torch.stack(totals).sum(dim=0)
+        shares = (shares / shares.sum()).clamp_min(SMALLEST_SHARE)
+        self.shares = shares / shares.sum()  # (K,) of the valid ground
+
+    def draw(self, generator: torch.Generator) -> tuple[TaughtView, TaughtView]:
+        """Draw two views of a batch; windows start on the token grid, so that the tokens fit."""
+        views, stride, store = self.config.views, self.config.model.stride, self.store
+        size, jitter = views.window_px, (views.window_px - views.overlap_px) // 2
+        count = self.config.cluster.batch
+        scene, row, col = draw_windows(self.tiles, count, size, jitter, store.places, generator)
+        row, col = row // stride, col // stride  # tokens
+        windows = store.windows(scene, row * stride, col * stride, size)
+        places, side = torch.stack([scene, row, col], dim=1).tolist(), size // stride
+
+        def cut(maps: dict[int, Tensor]) -> Tensor:
+            """Windows (B, ..., h, w) of the maps."""
+            return torch.stack([maps[s][..., r : r + side, c : c + side] for s, r, c in places])
+
+        taught = cut(self.teacher)  # (B, K, h, w)
+        ground = None if store.all_valid else cut(self.valid)[:, None].float()  # (B, 1, h, w)
+
+        def view() -> TaughtView:
+            drawn = make_view(windows, views, generator)
+            # Only flipped and turned, each token is 0 or 1 but for rounding: (B, h, w)
+            valid = None if ground is None else resample(ground, drawn.theta)[:, 0] > 0.99
+            seen = resample(taught, drawn.theta)
+            return TaughtView(drawn.images, drawn.theta, valid, taught=seen)
+
+        return view(), view()
 
 
 def _round(
@@ -181,12 +162,9 @@ def _round(
     optimizer = torch.optim.AdamW(trainable(network.parameters()), settings.lr, weight_decay=1e-4)
     network.train()
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        batch = sampler.draw(generator)
-        return self_training_loss(network, average, batch, sampler.shares, config, generator)
-
-    def follow(step: int) -> None:
-        momentum_update(average, network, ema_at(done + step, settings.ema))
+    def loss_of(step: int) -> tuple[Tensor, Metrics]:
+        views = sampler.draw(generator)
+        return self_training_loss(network, average, views, sampler.shares, config, generator)
 
     return train(
         network,
@@ -197,7 +175,7 @@ def _round(
         generator=generator,
         batch=("cluster.batch", settings.batch),
         amp=config.pretrain.amp,
-        after_step=follow,
+        after_step=lambda s: momentum_update(average, network, ema_at(done + s, settings.ema)),
         progress=progress,
     )
 
@@ -210,61 +188,59 @@ def ema_at(step: int, ema: float) -> float:
 def self_training_loss(
     network: UmsfNet,
     average: UmsfNet,
-    batch: TaughtBatch,
+    views: tuple[TaughtView, TaughtView],
     shares: Tensor,
     config: Config,
     generator: torch.Generator,
-) -> tuple[Tensor, dict[str, Tensor | float]]:
+) -> tuple[Tensor, Metrics]:
     """Add up the teacher's cross entropy, the clustering loss and consistency with the EMA network.
 
     The prior of the clustering loss is the teacher's cluster ``shares (K,)``: equal shares would be
     wrong for land cover.
     """
     settings = config.cluster
-    logits = [network(view.images) for view in (batch.first, batch.second)]
-    taught = torch.stack(
-        [soft_cross_entropy(*pair) for pair in zip(logits, batch.taught, batch.valid, strict=True)]
-    ).mean()
-    parts: dict[str, Any] = {"teacher": taught}
-    loss = taught
+    logits = [network(view.images) for view in views]  # (B, K, h, w) each
+    taught = [
+        soft_cross_entropy(said, view.taught, view.valid)
+        for said, view in zip(logits, views, strict=True)
+    ]
+    loss = torch.stack(taught).mean()
+    parts: dict[str, Tensor | float] = {"teacher": loss}
     if settings.clustering > 0:
+        valid = [view.valid for view in views if view.valid is not None]  # both or none
+        weight = torch.cat(valid) if valid else None
         probabilities = torch.cat(logits).softmax(dim=1)
-        first, second = batch.valid
-        valid = None if first is None or second is None else torch.cat([first, second])
-        parts["clustering"] = clustering_loss(probabilities, settings.balance, shares, valid)
+        parts["clustering"] = clustering_loss(probabilities, settings.balance, shares, weight)
         loss = loss + settings.clustering * parts["clustering"]
     if settings.consistency > 0:
-        consistency = _cross_view(average, batch, logits, config, generator)
-        parts["consistency"] = consistency
-        loss = loss + settings.consistency * consistency
+        parts["consistency"] = _cross_view(average, views, logits, config, generator)
+        loss = loss + settings.consistency * parts["consistency"]
     return loss, parts
 
 
 def _cross_view(
     average: UmsfNet,
-    batch: TaughtBatch,
+    views: tuple[TaughtView, TaughtView],
     logits: list[Tensor],
     config: Config,
     generator: torch.Generator,
 ) -> Tensor:
     """Compute the loss of each view against the EMA network's posteriors of the other view."""
-    count, device = logits[0][0, 0].numel(), logits[0].device
-    points_a, points_b, visible = draw_matches(batch.first, batch.second, count, generator)
-    with torch.no_grad():
-        answers = [average(view.images).softmax(dim=1) for view in (batch.first, batch.second)]
-    around = [tokens_around(points, *logits[0].shape[2:]) for points in (points_a, points_b)]
-    places = [
-        (to_device(index[:, visible], device), to_device(weight[:, visible], device))
-        for index, weight in around
-    ]  # (4, M) each
-    weight = None
-    for valid, place in zip(batch.valid, places, strict=True):
-        if valid is not None:
-            share = read_tokens(valid[:, None], *place)[:, 0]  # (M,)
-            weight = share if weight is None else weight * share
-    losses = []
-    for mine, other in ((0, 1), (1, 0)):
-        student = read_tokens(logits[mine], *places[mine])  # (B, K, h, w) -> (M, K)
-        teacher = read_tokens(answers[other], *places[other])
-        losses.append(consistency_loss(student, teacher, config.cluster.temperature, weight))
+    height, width = logits[0].shape[2:]
+    *points, visible = draw_matches(*views, height * width, generator)
+    students, teachers, valid = [], [], []
+    for view, own, where in zip(views, logits, points, strict=True):
+        around = [x[:, visible] for x in tokens_around(where, height, width)]
+        index, weight = (to_device(x, own.device) for x in around)  # (4, M) each
+        with torch.no_grad():
+            answers = average(view.images).softmax(dim=1)
+        students.append(read_tokens(own, index, weight))  # (B, K, h, w) -> (M, K)
+        teachers.append(read_tokens(answers, index, weight))
+        if view.valid is not None:  # (B, h, w) -> (M,)
+            valid.append(read_tokens(view.valid[:, None].float(), index, weight)[:, 0])
+    both = torch.stack(valid).prod(dim=0) if valid else None  # 1 where both see valid ground
+    losses = [
+        consistency_loss(student, teacher, config.cluster.temperature, both)
+        for student, teacher in zip(students, reversed(teachers), strict=True)
+    ]
     return torch.stack(losses).mean()

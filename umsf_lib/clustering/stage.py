@@ -7,8 +7,10 @@ the teacher keeps the rare land cover that a network loses. Then components are 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,11 +25,11 @@ from ..pretraining.stage import load_pretrained, new_network
 from ..run import Run, write_arrays
 from ..training.checkpoints import load_checkpoint, load_weights, write_state
 from ..training.loop import Row, write_rows
-from .inference import Classifier, scene_map
+from .inference import Classifier, network_posteriors, scene_map
 from .mixture import RIDGE, Clusterer, arrays_of, clusterer_of, fit, merge, posterior_map
-from .self_training import posteriors_of, self_train
+from .self_training import self_train
 from .task import ClusteringTask
-from .tokens import token_validity
+from .tokens import TokenMap, draw_places, token_validity
 
 NETWORK = "checkpoints/clustered.pt"
 PLOT_TOKENS = 2000  # of test scenes, kept for t-SNE
@@ -49,21 +51,6 @@ class Clustered:
     groups: Tensor
 
 
-def cluster_inputs(run: Run) -> dict[str, Any]:
-    """Return what the result depends on; its checkpoint stores it, and loading compares it."""
-    inputs = run.config.section("views", "model", "cluster", "map", "seed")
-    return inputs | {
-        "normalisation": normalisation_of(run),
-        "pretrain": run.outputs_of("pretrain"),
-    }
-
-
-def fit_teacher(task: ClusteringTask) -> Clusterer:
-    """Fit the label-free teacher: components of local statistics (``cluster.teacher``)."""
-    settings, tokens = task.config.cluster, task.sample(task.statistics, task.stride)
-    return fit(settings.teacher, tokens, task.num_components, settings, task.config.seed)
-
-
 def cluster(
     run: Run, task: ClusteringTask, *, progress: Callable[[int, int, Row], None] | None = None
 ) -> bool:
@@ -75,29 +62,32 @@ def cluster(
     Returns:
         True if it was computed.
     """
-    inputs = cluster_inputs(run)
-    return run.stage("cluster", lambda: _cluster(run, task, inputs, progress), inputs, trains=True)
+    inputs, views = cluster_inputs(run), run.config.views
+
+    def make() -> list[str]:
+        network = starting_network(run, task).to(run.device)
+        teacher, train = fit_teacher(task), task.scenes.indices("train")
+        taught = {scene: posterior_map(teacher, task.statistics, scene) for scene in train}
+        tiles = training_tiles(task.scenes, views.window_px, views.overlap_px)
+        network, rows = self_train(
+            network, task.store, tiles, taught, run.config, progress=progress
+        )
+        found = Clustered(network, teacher, merge_components(network, teacher, task))
+        arrays = {name: torch.from_numpy(array) for name, array in arrays_of(teacher).items()}
+        content = {"module": network.state_dict(), "teacher": arrays, "groups": found.groups}
+        write_state(run.path(NETWORK), {"settings": inputs} | content)
+        write_rows(run.path("self_training.csv"), rows)
+        write_arrays(run.path("features.npz"), **sample_features(found, task))
+        return [NETWORK, "self_training.csv", "features.npz"]
+
+    return run.stage("cluster", make, inputs, trains=True)
 
 
-def _cluster(
-    run: Run,
-    task: ClusteringTask,
-    inputs: dict[str, Any],
-    progress: Callable[[int, int, Row], None] | None,
-) -> list[str]:
-    config, store = run.config, task.store
-    network = starting_network(run, task).to(run.device)
-    teacher, train = fit_teacher(task), task.scenes.indices("train")
-    sampler = {scene: posterior_map(teacher, task.statistics, scene) for scene in train}
-    tiles = training_tiles(task.scenes, config.views.window_px, config.views.overlap_px)
-    network, rows = self_train(network, store, tiles, sampler, config, progress=progress)
-    found = Clustered(network, teacher, merge_components(network, teacher, task))
-    arrays = {name: torch.from_numpy(array) for name, array in arrays_of(teacher).items()}
-    content = {"module": network.state_dict(), "teacher": arrays, "groups": found.groups}
-    write_state(run.path(NETWORK), {"settings": inputs} | content)
-    write_rows(run.path("self_training.csv"), rows)
-    write_arrays(run.path("features.npz"), **sample_features(found, task))
-    return [NETWORK, "self_training.csv", "features.npz"]
+def cluster_inputs(run: Run) -> dict[str, Any]:
+    """Return what the result depends on; its checkpoint stores it, and loading compares it."""
+    inputs = run.config.section("views", "model", "cluster", "map", "seed")
+    made = {"normalisation": normalisation_of(run), "pretrain": run.outputs_of("pretrain")}
+    return inputs | made
 
 
 def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
@@ -108,29 +98,10 @@ def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
     return network
 
 
-def component_posteriors(
-    network: UmsfNet, teacher: Clusterer, task: ClusteringTask, teacher_share: float
-) -> Callable[[int], Tensor]:
-    """Make a function: scene -> component posteriors ``(P, h, w)``, mean of network and teacher.
-
-    Args:
-        network: with clustering head.
-        teacher: has the same components.
-        task: scenes, statistics and settings.
-        teacher_share: weight of the teacher, 0 to 1.
-    """
-    of_windows, config = posteriors_of(network, MAP_SYMMETRIES), task.config.map
-
-    def function(scene: int) -> Tensor:
-        if teacher_share == 0:
-            return scene_map(of_windows, task.store, scene, network.stride, config)
-        taught = posterior_map(teacher, task.statistics, scene)
-        if teacher_share == 1:
-            return taught
-        own = scene_map(of_windows, task.store, scene, network.stride, config)
-        return torch.lerp(own, taught, teacher_share)
-
-    return function
+def fit_teacher(task: ClusteringTask) -> Clusterer:
+    """Fit the label-free teacher: components of local statistics (``cluster.teacher``)."""
+    settings, tokens = task.config.cluster, task.sample(task.statistics, task.stride)
+    return fit(settings.teacher, tokens, task.num_components, settings, task.config.seed)
 
 
 def merge_components(network: UmsfNet, teacher: Clusterer, task: ClusteringTask) -> Tensor:
@@ -158,6 +129,63 @@ def merge_components(network: UmsfNet, teacher: Clusterer, task: ClusteringTask)
     return torch.from_numpy(groups)
 
 
+def component_posteriors(
+    network: UmsfNet, teacher: Clusterer, task: ClusteringTask, teacher_share: float
+) -> TokenMap:
+    """Make a function: scene -> component posteriors ``(P, h, w)``, mean of network and teacher.
+
+    The teacher, which has the components of the network, gets the weight ``teacher_share``.
+    """
+    own = network_posteriors(network, task.store, task.config.map, MAP_SYMMETRIES)
+    taught = partial(posterior_map, teacher, task.statistics)
+    if teacher_share in (0, 1):  # the other is not needed
+        return taught if teacher_share == 1 else own
+    return lambda scene: torch.lerp(own(scene), taught(scene), teacher_share)
+
+
+def sample_features(found: Clustered, task: ClusteringTask) -> dict[str, np.ndarray]:
+    """Draw unit feature tokens of test scenes, with their place and cluster.
+
+    Returns:
+        ``optical``, ``sar``, ``fused`` ``(M, C)`` float32, those the network has; ``scene``,
+        ``row``, ``col`` ``(M,)`` (the token's centre in scene px); ``cluster`` ``(M,)``.
+    """
+    classifier, stride, seed = clustered_classifier(found, task), task.stride, task.config.seed
+    kinds = ("optical", "sar", "fused") if found.network.sensors == "both" else ("fused",)
+    features, test = feature_tokens(found.network, task, *kinds), task.scenes.indices("test")
+    rows: dict[str, list[np.ndarray]] = defaultdict(list)
+    for scene, places in draw_places(task.store, test, stride, PLOT_TOKENS, seed):
+        maps = features(scene)
+        here = torch.from_numpy(places).to(maps.device)
+        # With k kinds of token: (k C, h, w) -> (k C, n) -> (n, k C) -> k arrays (n, C)
+        parts = np.split(maps.flatten(1)[:, here].T.cpu().numpy(), len(kinds), axis=1)
+        for kind, part in zip(kinds, parts, strict=True):
+            rows[kind].append(part)
+        # (K, h, w) -> (h, w) -> (n,)
+        clusters = classifier.posteriors(scene).argmax(dim=0).flatten()[here]
+        rows["cluster"].append(clusters.cpu().numpy())
+        rows["scene"].append(np.full(len(places), scene))
+        for axis, place in zip(("row", "col"), np.divmod(places, maps.shape[2]), strict=True):
+            rows[axis].append(place * stride + stride // 2)
+    return {key: np.concatenate(values) for key, values in rows.items()}
+
+
+def load_clustered(run: Run, task: ClusteringTask) -> Clustered:
+    """Load the result of the stage, with the network on the run's device, in eval mode.
+
+    Raises:
+        MissingStageError: if the run has no finished clustering.
+    """
+    run.outputs_of("cluster")
+    network = new_network(run, task.scenes)
+    network.set_num_clusters(task.num_components)
+    path = run.path(NETWORK)
+    content = load_checkpoint(path, cluster_inputs(run))
+    load_weights(network, content["module"], path)
+    teacher = clusterer_of({name: array.numpy() for name, array in content["teacher"].items()})
+    return Clustered(network.to(run.device).eval(), teacher, content["groups"])
+
+
 def clustered_classifier(
     found: Clustered, task: ClusteringTask, name: str = "umsf", teacher_share: float | None = None
 ) -> Classifier:
@@ -177,80 +205,23 @@ def clustered_classifier(
         # (P, h, w) x (P, K) -> (K, h, w)
         return torch.einsum("phw,pk->khw", components(scene), members)
 
-    return Classifier(name, task.num_clusters, found.network.stride, posteriors)
-
-
-def load_clustered(run: Run, task: ClusteringTask) -> Clustered:
-    """Load the result of the stage, with the network on the run's device, in eval mode.
-
-    Raises:
-        MissingStageError: if the run has no finished clustering.
-    """
-    run.outputs_of("cluster")
-    network = new_network(run, task.scenes)
-    network.set_num_clusters(task.num_components)
-    path = run.path(NETWORK)
-    content = load_checkpoint(path, cluster_inputs(run))
-    load_weights(network, content["module"], path)
-    teacher = clusterer_of({name: array.numpy() for name, array in content["teacher"].items()})
-    return Clustered(network.to(run.device).eval(), teacher, content["groups"])
+    return Classifier(name, task.num_clusters, task.stride, posteriors)
 
 
 def network_classifier(network: UmsfNet, task: ClusteringTask, name: str) -> Classifier:
     """Make a classifier of whole scenes from a network whose head predicts the clusters."""
-    function, config = posteriors_of(network, MAP_SYMMETRIES), task.config
-    return Classifier(
-        name,
-        task.num_clusters,
-        network.stride,
-        lambda scene: scene_map(function, task.store, scene, network.stride, config.map),
-    )
+    posteriors = network_posteriors(network, task.store, task.config.map, MAP_SYMMETRIES)
+    return Classifier(name, task.num_clusters, network.stride, posteriors)
 
 
-def feature_tokens(network: UmsfNet, task: ClusteringTask, name: str) -> Callable[[int], Tensor]:
-    """Make a function: scene -> unit tokens ``(C, h, w)`` of ``optical``, ``sar`` or ``fused``."""
+def feature_tokens(network: UmsfNet, task: ClusteringTask, *kinds: str) -> TokenMap:
+    """Make a function: scene -> unit tokens ``(C, h, w)`` of ``optical``, ``sar`` or ``fused``.
 
-    @torch.no_grad()
-    def features(windows: dict[str, Tensor]) -> Tensor:
-        maps = network.features(windows)
-        return F.normalize(maps[name].float(), dim=1)
-
-    return lambda scene: scene_map(features, task.store, scene, network.stride, task.config.map)
-
-
-def sample_features(found: Clustered, task: ClusteringTask) -> dict[str, np.ndarray]:
-    """Draw unit feature tokens of test scenes, with their place and cluster.
-
-    Returns:
-        ``optical``, ``sar``, ``fused`` ``(M, C)`` float32, those the network has; ``scene``,
-        ``row``, ``col`` ``(M,)`` (the token's centre in scene px); ``cluster`` ``(M,)``.
+    Several kinds are stacked to ``(k C, h, w)``.
     """
-    network, classifier = found.network, clustered_classifier(found, task)
-    rng, stride = np.random.default_rng(task.config.seed), network.stride
-    scenes = task.scenes.indices("test")
-    if len(scenes) > PLOT_TOKENS:
-        scenes = np.sort(rng.choice(scenes, PLOT_TOKENS, replace=False)).tolist()
-    names = ("optical", "sar", "fused") if network.sensors == "both" else ("fused",)
 
-    @torch.no_grad()
     def features(windows: dict[str, Tensor]) -> Tensor:
-        maps = network.features(windows)
-        return torch.cat([F.normalize(maps[name].float(), dim=1) for name in names], 1)
+        maps = network.features(windows)  # (B, C, h, w) each
+        return torch.cat([F.normalize(maps[kind].float(), dim=1) for kind in kinds], dim=1)
 
-    rows: dict[str, list[np.ndarray]] = {}
-    for scene in scenes:
-        maps = scene_map(features, task.store, scene, stride, task.config.map)
-        valid = token_validity(task.store, scene, stride).flatten().nonzero()[:, 0].cpu().numpy()
-        wanted = min(len(valid), PLOT_TOKENS // len(scenes))
-        chosen = valid[rng.choice(len(valid), wanted, replace=False)]
-        row, col = (i * stride + stride // 2 for i in np.divmod(chosen, maps.shape[2]))
-        here = torch.from_numpy(chosen).to(maps.device)
-        # With k kinds of token: (k C, h, w) -> (k C, n) -> (n, k C) -> k arrays (n, C)
-        parts = np.split(maps.flatten(1)[:, here].T.cpu().numpy(), len(names), axis=1)
-        # (K, h, w) -> (h, w) -> (n,)
-        clusters = classifier.posteriors(scene).argmax(0).flatten()[here].cpu().numpy()
-        drawn = dict(zip(names, parts, strict=True)) | {"cluster": clusters}
-        drawn |= {"scene": np.full(len(chosen), scene), "row": row, "col": col}
-        for key, values in drawn.items():
-            rows.setdefault(key, []).append(values)
-    return {key: np.concatenate(values) for key, values in rows.items()}
+    return partial(scene_map, features, task.store, stride=network.stride, config=task.config.map)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..config import Config
@@ -16,6 +15,7 @@ from ..data.windows import PixelStore, open_store
 from ..run import Run
 from .inference import Classifier
 from .mixture import fit, posterior_map
+from .smoothing import guide_of
 from .tokens import PrincipalTokens, StatisticTokens, TokenMap, draw_tokens
 
 UNNAMED_CLUSTERS = 6  # where no class table says how many there are
@@ -43,9 +43,8 @@ class ClusteringTask:
     @property
     def num_clusters(self) -> int:
         """K: as configured, else as many as the data set has classes."""
-        return (
-            self.config.cluster.num_clusters or len(self.scenes.layout.classes) or UNNAMED_CLUSTERS
-        )
+        classes = self.scenes.layout.classes
+        return self.config.cluster.num_clusters or len(classes) or UNNAMED_CLUSTERS
 
     @property
     def num_components(self) -> int:
@@ -54,8 +53,7 @@ class ClusteringTask:
 
     def pixels(self, scene: int) -> Tensor:
         """Return the standardised bands of single pixels ``(C, H, W)``: optical and log SAR."""
-        windows = self.store.scene(scene)
-        return torch.cat([windows[role][0] for role in self.store.roles])
+        return guide_of(self.store, scene).bands
 
     @cached_property
     def statistics(self) -> TokenMap:
@@ -90,9 +88,5 @@ class ClusteringTask:
         """Fit ``kind`` (see ``mixture.fit``) to tokens of the training scenes."""
         tokens, config = self.sample(token_map, stride), self.config
         clusterer = fit(kind, tokens, self.num_clusters, config.cluster, config.seed)
-        return Classifier(
-            name,
-            self.num_clusters,
-            stride,
-            lambda scene: posterior_map(clusterer, token_map, scene),
-        )
+        posteriors = partial(posterior_map, clusterer, token_map)
+        return Classifier(name, self.num_clusters, stride, posteriors)

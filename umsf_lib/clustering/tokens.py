@@ -6,7 +6,7 @@ so k-means, mixtures and plots accept either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,66 +15,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from ..data.windows import PixelStore
-from .smoothing import gaussian_blur, pool, valid_weight
+from .smoothing import Ground, valid_weight
 
 TokenMap = Callable[[int], Tensor]  # scene index -> (D, h, w)
-
-
-def pixel_bands(store: PixelStore, scene: int) -> tuple[Tensor, list[str]]:
-    """Return the standardised bands and the spectral indices they allow, one value per pixel.
-
-    Returns:
-        ``(1, C, H, W)`` float32 and the ``C`` names: optical bands, ``ndvi``, ``ndwi`` (from
-        stretched bands if the data is stretched), SAR bands as standardised ln intensity.
-    """
-    windows, layout = store.scene(scene), store.layout
-    parts: list[Tensor] = []
-    names: list[str] = []
-    if "optical" in windows:
-        bands = layout.optical.bands
-        parts.append(windows["optical"])
-        names += bands
-        raw = store.unscaled(windows["optical"], "optical", scene)
-        for index, plus, minus in (("ndvi", "nir", "red"), ("ndwi", "green", "nir")):
-            if plus in bands and minus in bands:
-                a, b = raw[:, [bands.index(plus)]], raw[:, [bands.index(minus)]]
-                # Reflectance may be negative over dark ground: keep the index in its bounds.
-                parts.append(((a - b) / (a + b).clamp_min(1e-6)).clamp(-1, 1))
-                names.append(index)
-    if "sar" in windows and layout.sar is not None:
-        parts.append(windows["sar"])
-        names += layout.sar.bands
-    return torch.cat(parts, dim=1), names
-
-
-def local_statistics(
-    bands: Tensor, sigmas_px: Sequence[float], stride: int, weight: Tensor | None = None
-) -> Tensor:
-    """Compute mean and log standard deviation around each token at several scales.
-
-    Args:
-        bands: ``(1, C, H, W)``.
-        sigmas_px: S sigmas of the Gaussian neighbourhoods, px.
-        stride: px per token.
-        weight: ``(1, 1, H, W)`` of the pixels, see ``smoothing.valid_weight``.
-
-    Returns:
-        ``(2 S C, ceil(H / stride), ceil(W / stride))``: per scale all means, then all log stds.
-    """
-    statistics = []
-    for sigma in sigmas_px:
-        mean = gaussian_blur(bands, sigma, weight)
-        variance = gaussian_blur(bands.square(), sigma, weight) - mean.square()
-        for values in (mean, 0.5 * variance.clamp_min(1e-4).log()):
-            # Pooled at once: for a large scene, all of them at full size would fill the memory.
-            statistics.append(pool(values, stride, weight)[0])
-    return torch.cat(statistics)
-
-
-def token_validity(store: PixelStore, scene: int, stride: int) -> Tensor:
-    """Mark tokens ``(h, w)`` bool of which at least half of the pixels are valid."""
-    valid = store.valid(scene)[None].float()
-    return F.avg_pool2d(valid, stride, ceil_mode=True)[0] >= 0.5
 
 
 class StatisticTokens:
@@ -89,29 +32,71 @@ class StatisticTokens:
         self, store: PixelStore, train: Sequence[int], sigmas_px: Sequence[float], stride: int
     ):
         self.store, self.sigmas_px, self.stride = store, sigmas_px, stride
-        self.per_scene = all(
-            store.layout.sensor(role).standardise == "scene" for role in store.roles
-        )
-        self.fixed: tuple[Tensor, Tensor] | None = None
-        if not self.per_scene:
-            self.fixed = moments(self._tokens(scene) for scene in train)
-
-    def _raw(self, scene: int) -> Tensor:
-        bands, _ = pixel_bands(self.store, scene)
-        weight = valid_weight(self.store, scene)
-        weight = None if weight is None else weight[None]
-        return local_statistics(bands, self.sigmas_px, self.stride, weight)
-
-    def _tokens(self, scene: int) -> Tensor:
-        return self._raw(scene)[:, token_validity(self.store, scene, self.stride)]  # (D, n)
+        self.fixed: tuple[Tensor, Tensor] | None = None  # mean and std of all training scenes
+        if any(store.layout.sensor(role).standardise != "scene" for role in store.roles):
+            self.fixed = moments(
+                self._raw(scene)[:, token_validity(store, scene, stride)] for scene in train
+            )
 
     def __call__(self, scene: int) -> Tensor:
         """Return the tokens ``(D, h, w)`` of a scene."""
-        raw = self._raw(scene)
-        valid = token_validity(self.store, scene, self.stride)
+        raw, valid = self._raw(scene), token_validity(self.store, scene, self.stride)
         valid = valid if valid.any() else torch.ones_like(valid)  # a scene of border only
         mean, std = self.fixed or moments([raw[:, valid]])
         return (raw - mean[:, None, None]) / std[:, None, None]
+
+    def _raw(self, scene: int) -> Tensor:
+        bands, _ = pixel_bands(self.store, scene)
+        ground = Ground(bands, valid_weight(self.store, scene))
+        return local_statistics(ground, self.sigmas_px, self.stride)
+
+
+def pixel_bands(store: PixelStore, scene: int) -> tuple[Tensor, list[str]]:
+    """Return the standardised bands of a scene and the spectral indices they allow.
+
+    Returns:
+        ``(C, H, W)`` float32 and the ``C`` names: optical bands, ``ndvi``, ``ndwi`` (from
+        stretched bands if the data is stretched), SAR bands as standardised ln intensity.
+    """
+    windows, layout = store.scene(scene), store.layout
+    parts: list[Tensor] = []
+    names: list[str] = []
+    if "optical" in windows:
+        optical, bands = windows["optical"][0], layout.optical.bands
+        parts.append(optical)
+        names += bands
+        raw = store.unscaled(optical, "optical", scene)
+        for index, plus, minus in (("ndvi", "nir", "red"), ("ndwi", "green", "nir")):
+            if plus in bands and minus in bands:
+                a, b = raw[bands.index(plus)], raw[bands.index(minus)]  # (H, W) each
+                # Reflectance may be negative over dark ground: keep the index in its bounds.
+                parts.append(((a - b) / (a + b).clamp_min(1e-6)).clamp(-1, 1)[None])
+                names.append(index)
+    if "sar" in windows and layout.sar is not None:
+        parts.append(windows["sar"][0])
+        names += layout.sar.bands
+    return torch.cat(parts), names
+
+
+def local_statistics(ground: Ground, sigmas_px: Sequence[float], stride: int) -> Tensor:
+    """Compute mean and log standard deviation around each token at several scales.
+
+    Args:
+        ground: with bands ``(C, H, W)``.
+        sigmas_px: S sigmas of the Gaussian neighbourhoods, px.
+        stride: px per token.
+
+    Returns:
+        ``(2 S C, ceil(H / stride), ceil(W / stride))``: per scale all means, then all log stds.
+    """
+    statistics = []
+    for sigma in sigmas_px:
+        mean = ground.blur(ground.bands, sigma)
+        variance = ground.blur(ground.bands.square(), sigma) - mean.square()
+        for values in (mean, 0.5 * variance.clamp_min(1e-4).log()):
+            # Pooled at once: for a large scene, all of them at full size would fill the memory.
+            statistics.append(ground.pool(values, stride))
+    return torch.cat(statistics)
 
 
 def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -124,6 +109,12 @@ def moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
     return mean.float(), std.clamp_min(1e-6).float()
+
+
+def token_validity(store: PixelStore, scene: int, stride: int) -> Tensor:
+    """Mark tokens ``(h, w)`` bool of which at least half of the pixels are valid."""
+    valid = store.valid(scene)[None].float()
+    return F.avg_pool2d(valid, stride, ceil_mode=True)[0] >= 0.5
 
 
 class PrincipalTokens:
@@ -149,17 +140,28 @@ def draw_tokens(
     count: int,
     seed: int,
 ) -> np.ndarray:
-    """Draw tokens ``(n, D)`` float64 of valid ground, equally many from each scene.
+    """Draw about ``count`` tokens ``(n, D)`` float64, see ``draw_places``."""
+    drawn = []
+    for scene, places in draw_places(store, scenes, stride, count, seed):
+        tokens = token_map(scene).flatten(1).T.cpu().numpy()  # (D, h, w) -> (D, h w) -> (h w, D)
+        drawn.append(tokens[np.sort(places)])
+    return np.concatenate(drawn).astype(np.float64)
+
+
+def draw_places(
+    store: PixelStore, scenes: Sequence[int], stride: int, count: int, seed: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Draw tokens of valid ground, equally many from each scene.
 
     If there are more scenes than ``count`` (as with small tiles), ``count`` scenes are drawn first.
+
+    Yields:
+        A scene, and its tokens ``(n,)`` int64 as indices of the flattened ``(h, w)``.
     """
     rng = np.random.default_rng(seed)
     if len(scenes) > count:
         scenes = np.sort(rng.choice(scenes, count, replace=False)).tolist()
-    drawn = []
     for scene in scenes:
-        valid = token_validity(store, scene, stride)
-        tokens = token_map(scene)[:, valid].T.cpu().numpy()  # (D, h, w) -> (D, n) -> (n, D)
-        wanted = min(len(tokens), count // len(scenes))
-        drawn.append(tokens[np.sort(rng.choice(len(tokens), wanted, replace=False))])
-    return np.concatenate(drawn).astype(np.float64)
+        valid = token_validity(store, scene, stride).flatten().nonzero()[:, 0].cpu().numpy()
+        wanted = min(len(valid), count // len(scenes))
+        yield scene, valid[rng.choice(len(valid), wanted, replace=False)]
