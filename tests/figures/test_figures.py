@@ -97,8 +97,9 @@ def batch(sensors: tuple[str, ...] = ("optical", "sar")) -> Batch:
     seen = torch.ones(2, 9, dtype=torch.bool)
     seen[1, 3:] = False
     views = View(images, torch.zeros(2, 2, 3)), View(images, torch.zeros(2, 2, 3))
+    corners = torch.zeros(2, 2)
     return Batch(
-        *views, torch.zeros(2), torch.zeros(2, 2), torch.zeros(2, 2), here, -here, here, seen
+        *views, torch.zeros(2), corners, corners, here, -here, seen, seen.any(dim=1), window_px=16
     )
 
 
