@@ -31,7 +31,7 @@ from umsf_lib.config import IGNORE, DataError, load_config
 from umsf_lib.data.layout import LandClass, load_layout
 from umsf_lib.data.rasters import Grid
 from umsf_lib.figures.imagery import IGNORE_RGB, RIGHT_RGB, WRONG_RGB, error_image
-from umsf_lib.figures.scores import _short
+from umsf_lib.figures.results import _short
 from umsf_lib.figures.style import COLORS, add_scale_bar, new_panels, round_length
 from umsf_lib.models.umsf_net import UmsfNet, central_attention
 from umsf_lib.pretraining.augmentations import View, sample_tokens
@@ -693,6 +693,17 @@ def test_probe_bars_per_method_and_split() -> None:
             assert (low, high) == pytest.approx((bar.get_width() - 0.05, bar.get_width() + 0.05))
     assert legend_names(figure) == ["random patches held out", "scenes held out"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["local statistics", "neighbours"]
+
+
+def test_a_method_without_one_split_keeps_its_other_bar() -> None:
+    figure = figures.probe_figure(ACCURACY.drop(("local statistics", "scenes held out")), JUDGES)
+    ax = panel(figure, "random forest")
+    assert [bar.get_width() for bar in ax.patches] == [0.9, 0.99, 0.7]
+    spans = [c.get_segments() for c in ax.collections if isinstance(c, LineCollection)]
+    assert [np.mean(span[:, 0]) for part in spans for span in part] == pytest.approx(
+        [0.9, 0.99, 0.7]
+    )
+    assert spans[1][0][0, 1] == pytest.approx(1.2)  # beside the bar of the second method
 
 
 def test_scores_bars_intervals_and_constant_line() -> None:

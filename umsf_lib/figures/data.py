@@ -108,15 +108,12 @@ def _bin_edges(values: Array, tails: tuple[float, float]) -> Array:
 
 
 @styled
-def class_shares_figure(
-    shares: Mapping[str, Array], classes: Sequence[LandClass], *, title: str = "class shares"
-) -> Figure:
+def class_shares_figure(shares: Mapping[str, Array], classes: Sequence[LandClass]) -> Figure:
     """Show the share of each class, one panel per group of scenes (train, test, ...).
 
     Args:
         shares: group name -> (K,) fractions of the labelled pixels; may be empty.
         classes: the class table, in the order of the shares.
-        title: above all panels.
     """
     if not shares:
         return note_figure("This data set has no labels, so there are no class shares to show.")
@@ -132,7 +129,7 @@ def class_shares_figure(
             ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
         ax.set(xlabel="share of labelled pixels (%)", title=group)
         ax.margins(x=0.18)
-    figure.suptitle(title)
+    figure.suptitle("class shares")
     return figure
 
 

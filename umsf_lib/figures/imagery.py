@@ -64,14 +64,12 @@ def optical_composite(
     return picture
 
 
-def false_color(
-    optical: Array, nir: int, red: int, green: int, valid: Array | None = None
-) -> Array:
+def false_color(optical: Array, nir: int, red: int, green: int) -> Array:
     """Show near infrared, red and green as red, green and blue, so that plants look red.
 
-    Arguments and result are those of ``optical_composite``; nir, red, green are 0-based positions.
+    See ``optical_composite``; nir, red, green are 0-based positions of bands.
     """
-    return optical_composite(optical, (nir, red, green), valid)
+    return optical_composite(optical, (nir, red, green))
 
 
 def sar_image(log_intensity: Array, valid: Array | None = None) -> Array:

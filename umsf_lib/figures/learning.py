@@ -184,7 +184,6 @@ def attention_figure(
     grid: tuple[int, int],
     gates: Array | None = None,
     sar: Array | None = None,
-    title: str = "attention of the marked token",
 ) -> Figure:
     """Show the attention of one token, one panel per head, and the gate of each token.
 
@@ -198,7 +197,6 @@ def attention_figure(
         grid: (H, W) tokens, H W = N.
         gates: (2, H, W) weight of optical and SAR per token; the optical one is drawn.
         sar: (h, w, 3) in [0, 1], SAR image of the same window; None leaves the panel out.
-        title: above all panels.
     """
     if attention is None:
         return note_figure("The network of this run has no attention to show.")
@@ -220,5 +218,5 @@ def attention_figure(
         mark = Rectangle(corner, width, height, fill=False, ec="white", lw=1.6)
         outline(mark, "black")
         ax.add_patch(mark)
-    figure.suptitle(title)
+    figure.suptitle("attention of the marked token")
     return figure

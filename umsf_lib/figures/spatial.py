@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ def variogram_figure(
     distance_m: Sequence[float],
     *,
     radius_m: float | None = None,
-    label: str = "semivariance / variance",
 ) -> Figure:
     """Show how much places differ, as a function of their distance.
 
@@ -29,12 +29,11 @@ def variogram_figure(
         curves: name -> one value per distance; NaN is left out.
         distance_m: metres, > 0, increasing.
         radius_m: distance of the farthest neighbour in pretraining: a dotted line.
-        label: axis label of the values.
     """
     figure, axes = new_panels(1, 1, 7.5, 3.6)
     ax = axes[0, 0]
-    for index, (name, values) in enumerate(curves.items()):
-        marker, color = MARKERS[index % len(MARKERS)], COLORS[index % len(COLORS)]
+    looks = zip(cycle(MARKERS), cycle(COLORS), curves.items(), strict=False)
+    for marker, color, (name, values) in looks:
         ax.plot(distance_m, values, marker=marker, ms=4, color=color, label=spoken(name))
     if radius_m:
         ax.axvline(radius_m, color="0.2", ls=":", lw=1.4, label=f"R = {radius_m:g} m")
@@ -42,7 +41,8 @@ def variogram_figure(
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticks(distance_m, [f"{distance:.0f}" for distance in distance_m])
     ax.set_ylim(bottom=0)
-    ax.set(xlabel="distance (m)", ylabel=label, title="near things are more alike")
+    ax.set(xlabel="distance (m)", ylabel="semivariance / variance")
+    ax.set_title("near things are more alike")
     figure.legend(loc="outside right center")
     return figure
 

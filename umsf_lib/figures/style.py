@@ -107,13 +107,9 @@ def show_pictures(
 
 
 def show_picture(axes: Axes, picture: Array, title: str, pixel_m: float | None = None) -> None:
-    """Draw an (h, w, 3) picture without ticks; uint8 ones (label maps) keep their exact colours.
+    """Draw an (h, w, 3) picture without ticks: float in [0, 1], or uint8 in its exact colours.
 
-    Args:
-        axes: where to draw.
-        picture: (h, w, 3) uint8 class colours or float in [0, 1].
-        title: title of the panel.
-        pixel_m: ground width of one pixel in metres; adds a scale bar.
+    ``pixel_m``, the ground width of a pixel in metres, adds a scale bar.
     """
     exact = picture.dtype == np.uint8
     _show(axes, picture, title, interpolation="nearest" if exact else None)
