@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,11 +17,12 @@ from affine import Affine
 from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
-from matplotlib.patches import ConnectionPatch, Rectangle, StepPatch
+from matplotlib.patches import ConnectionPatch, Rectangle
 from matplotlib.text import Text
 from rasterio.crs import CRS
 
@@ -30,7 +32,7 @@ from umsf_lib.data.layout import LandClass, load_layout
 from umsf_lib.data.rasters import Grid
 from umsf_lib.figures.imagery import IGNORE_RGB, RIGHT_RGB, WRONG_RGB, error_image
 from umsf_lib.figures.results import _short
-from umsf_lib.figures.style import add_scale_bar, new_panels, round_length
+from umsf_lib.figures.style import COLORS, add_scale_bar, new_panels, round_length
 from umsf_lib.models.umsf_net import UmsfNet, central_attention
 from umsf_lib.pretraining.augmentations import View, sample_tokens
 from umsf_lib.pretraining.batches import Batch, as_arrays
@@ -97,8 +99,9 @@ def batch(sensors: tuple[str, ...] = ("optical", "sar")) -> Batch:
     seen = torch.ones(2, 9, dtype=torch.bool)
     seen[1, 3:] = False
     views = View(images, torch.zeros(2, 2, 3)), View(images, torch.zeros(2, 2, 3))
+    corners = torch.zeros(2, 2)
     return Batch(
-        *views, torch.zeros(2), torch.zeros(2, 2), torch.zeros(2, 2), here, -here, here, seen
+        *views, torch.zeros(2), corners, corners, here, -here, seen, seen.any(dim=1), window_px=16
     )
 
 
@@ -245,6 +248,7 @@ def test_nothing_is_cut_off_or_too_small(name: str) -> None:
     figure = CASES[name]()
     drawn(figure)
     assert dict(matplotlib.rcParams) == before
+    assert not plt.get_fignums()
     assert figure.get_figwidth() <= 11
     page = figure.bbox.padded(1)
     for text in shown_texts(figure):
@@ -410,8 +414,13 @@ def test_histogram_integrates_to_one_without_gaps_between_8_bit_levels() -> None
     amplitude = RNG.integers(10, 120, 20_000).astype(float)
     figure = figures.histogram_figure({"SAR": 2 * np.log(amplitude)}, log_label="log amplitude")
     for ax in figure.axes:
-        (steps,) = [p for p in ax.patches if isinstance(p, StepPatch)]
-        values, edges, _ = steps.get_data()
+        (steps,) = [c for c in ax.collections if isinstance(c, PolyCollection)]
+        (outline,) = steps.get_paths()
+        x, y = outline.vertices.T
+        edges = np.unique(x)
+        middles = (edges[1:] + edges[:-1]) / 2
+        inside = [outline.contains_points(np.stack([middles, 0 * middles + h], 1)) for h in y]
+        values = np.where(inside, y[:, None] * (1 + 1e-6), 0).max(axis=0)
         assert (values > 0).all()
         assert values @ np.diff(edges) == pytest.approx(1)
     assert figure.axes[1].get_xlabel() == "log amplitude"
@@ -447,10 +456,13 @@ def test_realism_dots_stand_where_the_values_do_in_tolerances() -> None:
     easy, realistic = CASES["realism"]().axes
     assert easy.get_title() == "easy: 1 of 4 within tolerance"
     assert realistic.get_title() == "realistic: 1 of 2 within tolerance"
-    dots = [line for line in easy.lines if line.get_marker() in ("o", "D")]
-    assert [dot.get_xdata()[0] for dot in dots] == pytest.approx([0.5, -1.5, 3, 3])
-    assert [dot.get_marker() for dot in dots] == ["o", "D", "D", "D"]
-    assert [round(dot.get_ydata()[0]) for dot in dots] == [0, 0, 1, 1]
+    (dots,) = [c for c in easy.collections if isinstance(c, PathCollection)]
+    x, y = dots.get_offsets().T
+    assert x.tolist() == pytest.approx([0.5, -1.5, 3, 3])
+    assert y.round().tolist() == [0, 0, 1, 1]
+    assert [len(path.vertices) > 10 for path in dots.get_paths()] == [True, False, False, False]
+    colors = [to_hex(color).upper() for color in dots.get_facecolors()]
+    assert colors == [COLORS[0], COLORS[1], COLORS[1], COLORS[1]]
     assert [text.get_text() for text in easy.texts] == ["1/2", "0/2"]
 
 
@@ -586,15 +598,17 @@ def test_confusion_is_normalised_by_class_and_frames_the_matches() -> None:
         "2 → village",
         "3 → unmatched",
     ]
-    texts = {t.get_position(): t.get_text() for t in ax.texts}  # (column, row)
+    texts = {t.get_position(): t.get_text() for t in ax.texts}  # (column, row) of the middle
     totals = TABLE.sum(axis=0)
     for column, cluster in enumerate((1, 0, 2, 3)):
         for row in range(3):
             count = TABLE[cluster, row]
-            expected = f"{100 * count / totals[row]:.0f} %\n{_short(count)}" if count else None
-            assert texts.get((column, row)) == expected
+            expected = f"{100 * count / totals[row]:.0f} %\n{_short(count)}" if count else ""
+            assert texts[column + 0.5, row + 0.5] == expected
+    (cells,) = ax.collections
+    np.testing.assert_allclose(cells.get_array(), (100 * TABLE[[1, 0, 2, 3]] / totals).T)
     frames = [p.get_xy() for p in ax.patches if isinstance(p, Rectangle)]
-    assert frames == [(-0.5, -0.5), (0.5, 0.5), (1.5, 1.5)]
+    assert frames == [(0, 0), (1, 1), (2, 2)]
 
 
 @pytest.mark.parametrize(
@@ -672,8 +686,24 @@ def test_probe_bars_per_method_and_split() -> None:
         [bar.get_width() for bar in bars] for bars in ax.containers if hasattr(bars, "patches")
     ]
     assert widths == [[0.9, 0.99], [0.6, 0.7]]
+    spans = [c.get_segments() for c in ax.collections if isinstance(c, LineCollection)]
+    for bars, errors in zip(ax.containers[:2], spans, strict=True):
+        for bar, ((low, y), (high, _)) in zip(bars, errors, strict=True):
+            assert bar.get_y() < y < bar.get_y() + bar.get_height()
+            assert (low, high) == pytest.approx((bar.get_width() - 0.05, bar.get_width() + 0.05))
     assert legend_names(figure) == ["random patches held out", "scenes held out"]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["local statistics", "neighbours"]
+
+
+def test_a_method_without_one_split_keeps_its_other_bar() -> None:
+    figure = figures.probe_figure(ACCURACY.drop(("local statistics", "scenes held out")), JUDGES)
+    ax = panel(figure, "random forest")
+    assert [bar.get_width() for bar in ax.patches] == [0.9, 0.99, 0.7]
+    spans = [c.get_segments() for c in ax.collections if isinstance(c, LineCollection)]
+    assert [np.mean(span[:, 0]) for part in spans for span in part] == pytest.approx(
+        [0.9, 0.99, 0.7]
+    )
+    assert spans[1][0][0, 1] == pytest.approx(1.2)  # beside the bar of the second method
 
 
 def test_scores_bars_intervals_and_constant_line() -> None:
@@ -697,12 +727,17 @@ def test_intervals_stand_in_the_rows_that_carry_their_names() -> None:
     row = dict(zip(names, acc.get_yticks(), strict=True))
     for ax, metric in ((acc, "acc"), (nmi, "nmi")):
         wanted = INTERVALS[INTERVALS.metric == metric]
-        dots = [line for line in ax.lines if line.get_marker() == "o"]
-        found = {(float(d.get_xdata()[0]), float(d.get_ydata()[0])) for d in dots}
+        (dots,) = [c for c in ax.collections if isinstance(c, PathCollection)]
+        found = {(x, y) for x, y in dots.get_offsets().tolist()}
         assert found == {(r.value, row[r["name"]]) for _, r in wanted.iterrows()}
-        ends = [d.get_xdata() for d in ax.lines if d.get_marker() != "o" and d.get_ls() == "-"]
+        (bars,) = [c for c in ax.collections if isinstance(c, LineCollection)]
+        ends = [(low, high, y) for (low, y), (high, _) in np.array(bars.get_segments()).tolist()]
         known = wanted.dropna()
-        assert [tuple(e) for e in ends] == list(zip(known.low, known.high, strict=True))
+        places = [row[name] for name in known["name"]]
+        assert ends == list(zip(known.low, known.high, places, strict=True))
+        for drawn_in, rows in ((dots.get_facecolors(), wanted), (bars.get_colors(), known)):
+            colors = [to_hex(color).upper() for color in drawn_in]
+            assert colors == [COLORS[group == "fusion"] for group in rows.group]
     assert legend_names(CASES["intervals"]()) == ["equal to ours"]
 
 
@@ -743,4 +778,6 @@ def test_f1_heatmap_leaves_absent_classes_empty() -> None:
     figure = CASES["f1"]()
     texts = figure.axes[0].texts
     assert [t.get_text() for t in texts] == [f"{i / 7:.2f}" for i in range(7)]
-    assert {t.get_position()[1] for t in texts} == {1}
+    assert {t.get_position()[1] for t in texts} == {1.5}
+    cells = figure.axes[0].collections[0].get_array()
+    np.testing.assert_allclose(cells.filled(np.nan), [[np.nan] * 7, np.arange(7) / 7])

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -15,17 +17,17 @@ from ..data.layout import LandClass
 from .imagery import Array, is_labelled, label_image, present_classes, sar_image, unit_rgb
 from .style import (
     COLORS,
+    MARKERS,
     add_legend,
     class_entries,
     image_panels,
     new_panels,
     note_figure,
-    show_picture,
+    show_pictures,
     spoken,
     styled,
 )
 
-_MARKERS = "osD^vP*XhpdH"
 _ENOUGH = 500_000  # pixels of a histogram; more would not change its outline
 _DB = 10 / math.log(10)  # dB per unit of natural log intensity
 
@@ -50,17 +52,15 @@ def scene_figure(
         title: above all panels.
         pixel_m: ground width of a pixel in metres, for the scale bar.
     """
-    panels = {"optical": optical_rgb}
+    panels, shown = {"optical": optical_rgb}, []
     if sar_log is not None:
         panels["SAR (log intensity)"] = sar_image(sar_log)
-    shown = []
     if is_labelled(label):
         panels["label"] = label_image(label, classes)
         shown = present_classes(label, classes)
-    size = {"width": min(3.4 * len(panels), 10), "extra": 0.6 if shown else 0.3}
-    figure, axes = image_panels(1, len(panels), optical_rgb.shape, **size)
-    for ax, (name, picture) in zip(axes[0], panels.items(), strict=True):
-        show_picture(ax, picture, name, pixel_m if name == "optical" else None)
+    extra = 0.6 if shown else 0.3
+    figure, axes = image_panels(len(panels), 3, optical_rgb.shape, widest=3.4, extra=extra)
+    show_pictures(axes, panels, pixel_m)
     add_legend(figure, class_entries(shown))
     figure.suptitle(title)
     return figure
@@ -84,8 +84,11 @@ def histogram_figure(
     for color, (name, values) in zip(COLORS, log_intensity.items(), strict=False):
         known = values[np.isfinite(values)].astype(np.float64)
         log = known[:: max(1, known.size // _ENOUGH)]
-        _draw_histogram(axes[0, 0], np.exp(log), (0, 99), name, color)
-        _draw_histogram(axes[0, 1], log * _DB, (0.1, 99.9), name, color)
+        look: Any = {"stat": "density", "element": "step", "color": color, "alpha": 0.25}
+        for ax, shown, tails in zip(
+            axes[0], (np.exp(log), log * _DB), ((0, 99), (0.1, 99.9)), strict=True
+        ):
+            sns.histplot(x=shown, bins=_bin_edges(shown, tails), label=name, ax=ax, **look)
     axes[0, 0].set(xlabel=linear_label, ylabel="density of pixels", title="linear")
     axes[0, 1].set(xlabel=log_label, ylabel="density of pixels", title="logarithmic")
     if len(log_intensity) > 1:
@@ -93,52 +96,40 @@ def histogram_figure(
     return figure
 
 
-def _draw_histogram(
-    ax: Axes, values: Array, tails: tuple[float, float], name: str, color: str
-) -> None:
+def _bin_edges(values: Array, tails: tuple[float, float]) -> Array:
+    """Divide what lies between two percentiles into 60 bins, 8-bit data into one bin per level."""
     low, high = np.percentile(values, tails)
     levels = np.unique(values[(values >= low) & (values <= high)])
-    edges: Array = np.linspace(low, high, 61)
-    if 1 < levels.size <= 256:  # 8-bit data: one bin per level, or bins would beat against levels
-        middles = (levels[1:] + levels[:-1]) / 2
-        ends = 2 * levels[[0, -1]] - middles[[0, -1]]  # as far beyond the outer levels
-        edges = np.concatenate([ends[:1], middles, ends[1:]])
-    density, edges = np.histogram(values, edges, density=True)
-    ax.stairs(density, edges, fill=True, fc=(color, 0.25), ec=color, lw=1, label=name)
+    if not 1 < levels.size <= 256:
+        return np.linspace(low, high, 61)
+    middles = (levels[1:] + levels[:-1]) / 2  # other edges would beat against the levels
+    first, last = 2 * levels[[0, -1]] - middles[[0, -1]]  # as far beyond the outer levels
+    return np.array([first, *middles, last])
 
 
 @styled
-def class_shares_figure(
-    shares: Mapping[str, Array], classes: Sequence[LandClass], *, title: str = "class shares"
-) -> Figure:
+def class_shares_figure(shares: Mapping[str, Array], classes: Sequence[LandClass]) -> Figure:
     """Show the share of each class, one panel per group of scenes (train, test, ...).
 
     Args:
         shares: group name -> (K,) fractions of the labelled pixels; may be empty.
         classes: the class table, in the order of the shares.
-        title: above all panels.
     """
     if not shares:
         return note_figure("This data set has no labels, so there are no class shares to show.")
-    figure, axes = new_panels(
-        1,
-        len(shares),
-        min(3.2 * len(shares) + 1.2, 10),
-        0.3 * len(classes) + 1.2,
-        sharey=True,
-        sharex=True,
-    )
-    for ax, (name, values) in zip(axes[0], shares.items(), strict=True):
+    width, height = min(3.2 * len(shares) + 1.2, 10), 0.3 * len(classes) + 1.2
+    figure, axes = new_panels(1, len(shares), width, height, sharey=True, sharex=True)
+    names = [row.name for row in classes]
+    look: Any = {"palette": [unit_rgb(row.rgb) for row in classes], "saturation": 1}
+    look |= {"edgecolor": "0.3", "linewidth": 0.5}
+    for ax, (group, values) in zip(axes[0], shares.items(), strict=True):
         percent = 100 * np.asarray(values)
-        colors = [unit_rgb(row.rgb) for row in classes]
-        bars = ax.barh(
-            [row.name for row in classes], percent, color=colors, edgecolor="0.3", lw=0.5
-        )
-        ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
-        ax.set(xlabel="share of labelled pixels (%)", title=name)
+        sns.barplot(x=percent, y=names, hue=names, legend=False, ax=ax, **look)
+        for bars in ax.containers:
+            ax.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+        ax.set(xlabel="share of labelled pixels (%)", title=group)
         ax.margins(x=0.18)
-    axes[0, 0].invert_yaxis()
-    figure.suptitle(title)
+    figure.suptitle("class shares")
     return figure
 
 
@@ -172,14 +163,13 @@ def spectra_figure(
 def _draw_spectra(
     ax: Axes, bands: Mapping[str, Array], label: Array, shown: Sequence[LandClass]
 ) -> None:
-    offsets = np.linspace(-0.3, 0.3, len(shown)) if len(shown) > 1 else np.zeros(1)
-    for index, (row, offset) in enumerate(zip(shown, offsets, strict=False)):
+    for index, row in enumerate(shown):
         values = [band[label == row.id] for band in bands.values()]  # C x (pixels of the class,)
         ax.errorbar(
-            np.arange(len(bands)) + offset,
+            np.arange(len(bands)) + 0.7 * ((index + 0.5) / len(shown) - 0.5),
             np.array([np.nanmean(v) for v in values]),
             np.array([np.nanstd(v) for v in values]),
-            fmt=_MARKERS[index % len(_MARKERS)],
+            fmt=MARKERS[index % len(MARKERS)],
             color=unit_rgb(row.rgb),
             markeredgecolor="0.2",
             ecolor="0.45",  # class colours such as yellow are too pale for a thin line on white
@@ -187,12 +177,10 @@ def _draw_spectra(
             capsize=2,
             label=row.name,
         )
-    ax.set_xticks(range(len(bands)), list(bands))
-    if len(bands) > 6:
-        ax.tick_params(axis="x", rotation=45)
+    ax.set_xticks(range(len(bands)), list(bands), rotation=45 if len(bands) > 6 else 0)
     ax.set_xlim(-0.5, len(bands) - 0.5)
-    for border in np.arange(len(bands) - 1) + 0.5:
-        ax.axvline(border, color="0.85", linewidth=0.8)
+    for border in range(1, len(bands)):
+        ax.axvline(border - 0.5, color="0.85", linewidth=0.8)
 
 
 @styled
@@ -223,18 +211,15 @@ def split_figure(
         # a dot keeps scenes visible that are small beside the distance between them
         ax.plot(*_middles(boxes), "o", ms=3, color=color)
     if touching:
-        marked = _middles([bounds[scene] for scene in touching])
         label = f"test, touches a training or validation scene ({len(touching)})"
+        marked = _middles([bounds[scene] for scene in touching])
         ax.plot(*marked, "X", ms=9, color="white", markeredgecolor="black", label=label)
     ax.autoscale_view()
     ax.margins(0.05)
-    middle = np.mean([south + north for _, south, _, north in bounds.values()]) / 2
-    ax.set(
-        xlabel="longitude (°)",
-        ylabel="latitude (°)",
-        title="where the scenes lie (number of scenes)",
-    )
-    ax.set_aspect(1 / math.cos(math.radians(middle)), adjustable="datalim")
+    ax.set(xlabel="longitude (°)", ylabel="latitude (°)")
+    ax.set_title("where the scenes lie (number of scenes)")
+    latitude = _middles(list(bounds.values()))[1].mean()
+    ax.set_aspect(1 / math.cos(math.radians(latitude)), adjustable="datalim")
     figure.legend(loc="outside lower center", ncols=len(parts) + 1)
     return figure
 
@@ -257,33 +242,38 @@ def realism_figure(compared: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figur
             ``tolerance``, as ``benchmarks/simulator_realism.py`` records them.
     """
     groups = list(dict.fromkeys(row["group"] for rows in compared.values() for row in rows))
-    figure, axes = new_panels(
-        1, len(compared), min(2.6 + 4.2 * len(compared), 11), 0.32 * len(groups) + 1.2, sharey=True
-    )
+    width, height = min(2.6 + 4.2 * len(compared), 11), 0.32 * len(groups) + 1.2
+    figure, axes = new_panels(1, len(compared), width, height, sharey=True)
     for ax, (name, rows) in zip(axes[0], compared.items(), strict=True):
         ax.axvspan(-1, 1, color="0.92")
         ax.axvline(0, color="0.6", lw=0.8)
-        for place, group in enumerate(groups):
-            _draw_deviations(ax, place, [row for row in rows if row["group"] == group])
-        passed = sum(abs(_deviation(row)) <= 1 for row in rows)
-        ax.set(xlim=(-3.3, 3.9), title=f"{name}: {passed} of {len(rows)} within tolerance")
-        ax.set(xlabel="distance from the measured value (tolerances)", xticks=range(-3, 4))
+        within = _draw_deviations(ax, pd.DataFrame(rows), groups)
+        ax.set_title(f"{name}: {within.sum()} of {len(within)} within tolerance")
+        ax.set(xlabel="distance from the measured value (tolerances)", ylabel="")
+        ax.set(xlim=(-3.3, 3.9), xticks=range(-3, 4))
     axes[0, 0].set_yticks(range(len(groups)), groups)
     axes[0, 0].set_ylim(len(groups) - 0.5, -0.5)
     return figure
 
 
-def _deviation(row: Mapping[str, Any]) -> float:
-    """Return the distance from the target in tolerances; NaN if the class is absent."""
-    return float((row["value"] - row["target"]) / row["tolerance"])
-
-
-def _draw_deviations(ax: Axes, place: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    spread = np.linspace(-0.25, 0.25, len(rows)) if len(rows) > 1 else np.zeros(1)
-    for row, step in zip(rows, spread, strict=True):
-        away = _deviation(row)
-        x = np.clip(np.nan_to_num(away, nan=3), -3, 3)  # NaN: a class that is absent
-        marker, color = ("o", COLORS[0]) if abs(away) <= 1 else ("D", COLORS[1])
-        ax.plot(x, place + step, marker, ms=4, color=color, mec="white", mew=0.4)
-    passed = sum(abs(_deviation(row)) <= 1 for row in rows)
-    ax.text(3.85, place, f"{passed}/{len(rows)}", ha="right", va="center", fontsize=8)
+def _draw_deviations(ax: Axes, table: pd.DataFrame, groups: list[str]) -> pd.Series:
+    """Draw the dots, one row per group, and return whether each is within tolerance."""
+    away = (table.value - table.target) / table.tolerance  # NaN: a class that is absent
+    within = away.abs() <= 1
+    same = table.groupby("group").group
+    step = (same.cumcount() + 0.5) / same.transform("size") - 0.5  # beside others of the group
+    sns.scatterplot(
+        x=away.fillna(3).clip(-3, 3),
+        y=table.group.map(groups.index) + 0.7 * step,
+        hue=within,
+        style=within,
+        palette={True: COLORS[0], False: COLORS[1]},
+        markers={True: "o", False: "D"},
+        s=20,
+        legend=False,
+        ax=ax,
+    )
+    for group, passed in within.groupby(table.group):
+        text = f"{passed.sum()}/{len(passed)}"
+        ax.text(3.85, groups.index(group), text, ha="right", va="center", fontsize=8)
+    return within

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
+from colorsys import hls_to_rgb
 from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from matplotlib.colors import to_rgb
 
 from ..config import IGNORE, DataError
 from ..data.layout import LandClass
@@ -20,16 +22,7 @@ RIGHT_RGB: Rgb = (198, 224, 240)
 WRONG_RGB: Rgb = (213, 94, 0)
 _ENOUGH = 1_000_000  # pixels for a percentile of a whole scene; smaller images count every one
 # Okabe and Ito's colour-blind-safe colours without black, and Tol's wine
-_CLUSTER_RGB: tuple[Rgb, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-    (136, 34, 85),
-)
+_CLUSTERS = "#E69F00 #56B4E9 #009E73 #F0E442 #0072B2 #D55E00 #CC79A7 #882255"
 
 
 def stretch(band: Array, valid: Array | None = None) -> Array:
@@ -71,14 +64,12 @@ def optical_composite(
     return picture
 
 
-def false_color(
-    optical: Array, nir: int, red: int, green: int, valid: Array | None = None
-) -> Array:
+def false_color(optical: Array, nir: int, red: int, green: int) -> Array:
     """Show near infrared, red and green as red, green and blue, so that plants look red.
 
-    Arguments and result are those of ``optical_composite``; nir, red, green are 0-based positions.
+    See ``optical_composite``; nir, red, green are 0-based positions of bands.
     """
-    return optical_composite(optical, (nir, red, green), valid)
+    return optical_composite(optical, (nir, red, green))
 
 
 def sar_image(log_intensity: Array, valid: Array | None = None) -> Array:
@@ -107,15 +98,15 @@ def label_image(label: Array, classes: Sequence[LandClass]) -> Array:
     Raises:
         DataError: if the table lacks an id of the map.
     """
-    table = np.full((256, 3), IGNORE_RGB, np.uint8)
-    for row in classes:
-        table[row.id] = row.rgb
-    unknown = _values_of(label) - {row.id for row in classes} - {IGNORE}
+    unknown = _ids(label) - {row.id for row in classes} - {IGNORE}
     if unknown:
         raise DataError(
             f"The label map holds {sorted(unknown)}, but the class table has the ids "
             f"{sorted(row.id for row in classes)}: pass the table that belongs to this map."
         )
+    table = np.full((256, 3), IGNORE_RGB, np.uint8)
+    for row in classes:
+        table[row.id] = row.rgb
     return table[label]
 
 
@@ -136,30 +127,24 @@ def cluster_classes(num_clusters: int) -> tuple[LandClass, ...]:
     The first eight colours are safe for colour-blind readers; further hues are spread by the golden
     ratio. File codes are id + 1, which leaves 0 for "no data".
     """
-    return tuple(
-        LandClass(id=index, name=f"cluster {index}", code=index + 1, rgb=_cluster_rgb(index))
-        for index in range(num_clusters)
-    )
-
-
-def _cluster_rgb(index: int) -> Rgb:
-    if index < len(_CLUSTER_RGB):
-        return _CLUSTER_RGB[index]
-    hue, lightness = index * 0.618034 % 1, (0.3, 0.72, 0.5)[index % 3]
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.75)
-    return round(red * 255), round(green * 255), round(blue * 255)
+    safe = [to_rgb(color) for color in _CLUSTERS.split()]
+    rows = []
+    for index in range(num_clusters):
+        hue, lightness = index * 0.618034 % 1, (0.3, 0.72, 0.5)[index % 3]
+        color = safe[index] if index < len(safe) else hls_to_rgb(hue, lightness, 0.75)
+        red, green, blue = (round(255 * part) for part in color)
+        rows.append(LandClass(index, f"cluster {index}", index + 1, (red, green, blue)))
+    return tuple(rows)
 
 
 def present_classes(label: Array, classes: Sequence[LandClass]) -> list[LandClass]:
     """Keep the rows of the class table whose id occurs in the label map."""
-    ids = _values_of(label)
+    ids = _ids(label)
     return [row for row in classes if row.id in ids]
 
 
-def _values_of(label: Array) -> set[int]:
-    if label.size and label.min() >= 0 and label.max() <= IGNORE:  # counting is faster than sorting
-        return set(np.flatnonzero(np.bincount(label.ravel())).tolist())
-    return set(np.unique(label).tolist())
+def _ids(label: Array) -> set[int]:
+    return set(pd.unique(label.ravel()).tolist())  # unlike numpy's, without sorting a whole scene
 
 
 def is_labelled(label: Array | None) -> TypeGuard[Array]:

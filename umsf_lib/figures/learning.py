@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib import patheffects
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
@@ -16,19 +16,17 @@ from .imagery import Array, optical_composite, sar_image
 from .style import (
     COLORS,
     image_panels,
-    new_panels,
+    new_figure,
     note_figure,
+    outline,
     show_picture,
+    show_pictures,
     show_scalar,
     spoken,
     styled,
 )
 
-_MONITORS = {
-    "std": "embedding std",
-    "mean_cosine": "mean cosine",
-    "top1": "top-1 accuracy",
-}
+_MONITORS = {"std": "embedding std", "mean_cosine": "mean cosine", "top1": "top-1 accuracy"}
 _MAX_DOTS = 6  # matched tokens drawn per window; more hide the picture
 
 
@@ -47,75 +45,42 @@ def views_figure(
         rgb: 0-based positions of the optical bands to show as red, green and blue.
     """
     sensors, size = list(views[0]), next(iter(views[0].values())).shape[2:]
-    figure, axes = image_panels(len(points[0]), 2 * len(sensors), size, width=9, gap=0.0)
-    ends = [[_some(_pixels(places, size)) for places in view] for view in points]
-    for number, (view, dots) in enumerate(zip(views, ends, strict=True)):
-        for index, sensor in enumerate(sensors):
-            column = axes[:, number * len(sensors) + index]
-            for ax, picture, some in zip(
-                column, _pictures(view[sensor], rgb, sensor), dots, strict=True
-            ):
-                show_picture(ax, picture, "")
-                _draw_points(ax, some)
-            column[0].set_title(f"{spoken(sensor)}, view {number + 1}")
-    for row, (left, right) in enumerate(zip(*ends, strict=True)):
-        _connect(axes[row, len(sensors) - 1], axes[row, len(sensors)], left, right)
+    rows, columns = len(points[0]), 2 * len(sensors)
+    figure, panels = image_panels(rows * columns, columns, size, gap=0.0)
+    axes = np.reshape(np.array(panels), (rows, 2, len(sensors)))
+    for row, matched in enumerate(zip(*points, strict=True)):
+        ends = [_dots(places, size) for places in matched]
+        for number, (view, dots) in enumerate(zip(views, ends, strict=True)):
+            for ax, sensor in zip(axes[row, number], sensors, strict=True):
+                bands = view[sensor][row]
+                picture = sar_image(bands[0]) if sensor == "sar" else optical_composite(bands, rgb)
+                show_picture(ax, picture, "" if row else f"{spoken(sensor)}, view {number + 1}")
+                _draw_dots(ax, dots)
+        for color, left, right in zip(COLORS, *ends, strict=False):
+            between: Any = {"axesA": axes[row, 0, -1], "axesB": axes[row, 1, 0]}
+            line = ConnectionPatch(
+                left, right, "data", **between, color=color, shrinkA=6, shrinkB=6
+            )
+            line.set(linewidth=1.2, in_layout=False)
+            axes[row, 1, 0].add_artist(line)
     figure.suptitle("two views of each window: numbers mark the same ground")
     return figure
 
 
-def _pixels(points: Array, size: Sequence[int]) -> Array:
-    """Convert view coordinates (P, 2), (x, y) in [-1, 1], to (row, column) in pixels.
+def _dots(points: Array, size: Sequence[int]) -> list[tuple[float, float]]:
+    """Pick at most six of (m, 2) positions in [-1, 1], spread over the list, as (x, y) in pixels.
 
     The panel's coordinates begin at the corner of the first pixel, like those of the view.
     """
-    rows_columns: Array = (points[:, ::-1] + 1) / 2 * np.array(size)
-    return rows_columns
-
-
-def _pictures(images: Array, rgb: tuple[int, int, int], sensor: str) -> list[Array]:
-    """Convert standardised bands (n, C, h, w) to n pictures (h, w, 3)."""
-    if sensor == "sar":
-        return [sar_image(image[0]) for image in images]
-    return [optical_composite(image, rgb) for image in images]
-
-
-def _some(points: Array) -> Array:
-    """Pick at most six rows, spread over the whole list."""
     chosen = np.linspace(0, len(points) - 1, min(len(points), _MAX_DOTS)).round().astype(int)
-    some: Array = points[chosen]
-    return some
+    return [((x + 1) / 2 * size[1], (y + 1) / 2 * size[0]) for x, y in points[chosen].tolist()]
 
 
-def _draw_points(ax: Axes, points: Array) -> None:
-    for number, (row, column) in enumerate(points):
-        ax.plot(column, row, "o", ms=11, mfc=COLORS[number], mec="white", clip_on=False)
-        ax.text(
-            column,
-            row,
-            str(number + 1),
-            color="white",
-            fontsize=8,
-            ha="center",
-            va="center_baseline",
-        )
-
-
-def _connect(left: Axes, right: Axes, points_left: Array, points_right: Array) -> None:
-    for color, a, b in zip(COLORS, points_left, points_right, strict=False):
-        line = ConnectionPatch(
-            tuple(a[::-1]),
-            tuple(b[::-1]),
-            "data",
-            "data",
-            axesA=left,
-            axesB=right,
-            color=color,
-            shrinkA=6,
-            shrinkB=6,
-        )
-        line.set(linewidth=1.2, in_layout=False)
-        right.add_artist(line)
+def _draw_dots(ax: Axes, dots: Sequence[tuple[float, float]]) -> None:
+    for number, (x, y) in enumerate(dots):
+        ax.plot(x, y, "o", ms=11, mfc=COLORS[number], mec="white", clip_on=False)
+        text = ax.text(x, y, str(number + 1), color="white", fontsize=8)
+        text.set(ha="center", va="center_baseline")
 
 
 @styled
@@ -139,15 +104,15 @@ def despeckle_figure(
     named = {"before": before, "after": after}
     if reference is not None:
         named["reference"] = reference
-    figure, axes = image_panels(1, len(named) + 1, before.shape)
     # one stretch for all: else the estimate's lower contrast would be hidden
     side_by_side = sar_image(np.concatenate(list(named.values()), axis=1))
     pictures = np.split(side_by_side, len(named), axis=1)
-    for ax, name, picture in zip(axes[0], named, pictures, strict=False):
-        looks = f" (ENL {enl[name]:.1f})" if enl and name in enl else ""
-        show_picture(ax, picture, name + looks)
+    looks = {name: f"{name} (ENL {value:.1f})" for name, value in (enl or {}).items()}
+    titles = [looks.get(name, name) for name in named]
+    figure, axes = image_panels(len(named) + 1, 4, before.shape)
+    show_pictures(axes, dict(zip(titles, pictures, strict=True)))
     ratio, label = np.exp(before - after), "intensity before / after"
-    show_scalar(axes[0, -1], ratio, "ratio image", label, limits=(0, 3), cmap="gray")
+    show_scalar(axes[-1], ratio, "ratio image", label, limits=(0, 3), cmap="gray")
     return figure
 
 
@@ -171,51 +136,42 @@ def training_figure(
         healthy: monitor key -> value for random unit embeddings: dashed line.
         alarm: monitor key -> the value beyond which embeddings have collapsed: dotted red line.
     """
-    figure, loss_axes, monitor_axes = _training_panels(len(monitors))
+    log, healthy, alarm = pd.DataFrame(records).set_index("step"), healthy or {}, alarm or {}
+    upper, lower = list(monitors[0::2]), list(monitors[1::2])
+    lower += ["."] * (len(upper) - len(lower))  # an empty place
+    figure = new_figure(5 + 2.5 * len(upper), 4.6)
+    places: Any = [["loss", *upper], ["loss", *lower]]
+    axes = figure.subplot_mosaic(places, width_ratios=[1.8] + [1.0] * len(upper))
     for color, name in zip(COLORS, losses, strict=False):
-        _draw_curve(loss_axes, records, name, color)
+        _draw_curve(axes["loss"], log, name, color)
     for style, (name, level) in zip(("--", ":", "-."), (chance or {}).items(), strict=False):
-        loss_axes.axhline(level, color="0.2", ls=style, lw=1.2, label=f"{name} = {level:.2f}")
-    loss_axes.set(xlabel="step", ylabel="loss (nats)", title="loss terms")
-    for ax, name in zip(monitor_axes, monitors, strict=True):
-        _draw_curve(ax, records, name, COLORS[0])
+        axes["loss"].axhline(level, color="0.2", ls=style, lw=1.2, label=f"{name} = {level:.2f}")
+    axes["loss"].set(xlabel="step", ylabel="loss (nats)", title="loss terms")
+    for name in monitors:
+        _draw_curve(axes[name], log, name, COLORS[0])
         title = _MONITORS.get(name, name)
-        if healthy and name in healthy:
-            ax.axhline(healthy[name], color="0.2", ls="--", lw=1.2)
+        if name in healthy:
+            axes[name].axhline(healthy[name], color="0.2", ls="--", lw=1.2)
             title += f"\n(dashed: random, {healthy[name]:.3f})"
-        if alarm and name in alarm:
-            ax.axhline(alarm[name], color="#D55E00", ls=":", lw=1.6)
-        ax.set(xlabel="step", title=title)
-    entries = loss_axes.get_legend_handles_labels()
+        if name in alarm:
+            axes[name].axhline(alarm[name], color="#D55E00", ls=":", lw=1.6)
+        axes[name].set(xlabel="step", title=title)
+    entries = axes["loss"].get_legend_handles_labels()
     figure.legend(*entries, loc="outside lower center", ncols=2)
     return figure
 
 
-def _training_panels(num_monitors: int) -> tuple[Figure, Axes, list[Axes]]:
-    columns = 1 + math.ceil(num_monitors / 2)
-    rows = 2 if num_monitors > 1 else 1
-    ratios = [1.8] + [1.0] * (columns - 1)
-    figure, axes = new_panels(rows, columns, 5 + 2.5 * (columns - 1), 4.6, width_ratios=ratios)
-    grid = axes[0, 0].get_gridspec()
-    for ax in axes[:, 0]:
-        ax.remove()
-    side = list(axes[:, 1:].T.ravel())
-    for ax in side[num_monitors:]:
-        ax.remove()
-    return figure, figure.add_subplot(grid[:, 0]), side[:num_monitors]
-
-
-def _draw_curve(ax: Axes, records: Sequence[Mapping[str, float]], name: str, color: str) -> None:
-    pairs = np.array([(record["step"], record[name]) for record in records if name in record])
-    if not len(pairs):
+def _draw_curve(ax: Axes, log: pd.DataFrame, name: str, color: str) -> None:
+    """Draw a column and, in front, its running mean over a 25th of its rows."""
+    if name not in log:
         return
-    steps, values = pairs.T
+    values = log[name].dropna()
     width = max(1, len(values) // 25)
-    smooth = np.convolve(values, np.ones(width) / width, mode="valid")
     if width > 1:
-        ax.plot(steps, values, color=color, lw=0.6, alpha=0.35)
+        ax.plot(values, color=color, lw=0.6, alpha=0.35)
     marker = "o" if len(values) == 1 else ""  # a line of one point would be invisible
-    ax.plot(steps[width - 1 :], smooth, marker=marker, color=color, lw=1.6, label=spoken(name))
+    smooth = values.rolling(width).mean().dropna()
+    ax.plot(smooth, marker=marker, color=color, lw=1.6, label=spoken(name))
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
@@ -228,7 +184,6 @@ def attention_figure(
     grid: tuple[int, int],
     gates: Array | None = None,
     sar: Array | None = None,
-    title: str = "attention of the marked token",
 ) -> Figure:
     """Show the attention of one token, one panel per head, and the gate of each token.
 
@@ -242,40 +197,26 @@ def attention_figure(
         grid: (H, W) tokens, H W = N.
         gates: (2, H, W) weight of optical and SAR per token; the optical one is drawn.
         sar: (h, w, 3) in [0, 1], SAR image of the same window; None leaves the panel out.
-        title: above all panels.
     """
     if attention is None:
         return note_figure("The network of this run has no attention to show.")
-    heads = attention.reshape(-1, *grid)  # (heads, H, W)
     pictures = {"optical": optical_rgb} | ({} if sar is None else {"SAR": sar})
-    count = len(heads) + len(pictures) + (gates is not None)
-    rows = math.ceil(count / 5)
-    columns = math.ceil(count / rows)  # as even as can be: no orphan in the last row
-    size = {"width": 2.0 * columns, "extra": 0.4 + 0.4 * rows}
-    figure, axes = image_panels(rows, columns, optical_rgb.shape, **size)
-    panels = iter(axes.ravel())
-    step = optical_rgb.shape[0] / grid[0], optical_rgb.shape[1] / grid[1]
-    for name, picture in pictures.items():
-        ax = next(panels)
-        show_picture(ax, picture, name)
-        _mark(ax, (token[0] * step[0], token[1] * step[1]), step)
+    maps = {f"head {n}": head.reshape(grid) for n, head in enumerate(attention, start=1)}
     even = 1 / (grid[0] * grid[1])
-    for number, head in enumerate(heads):
-        ax = next(panels)
-        name, label = f"head {number + 1}", f"even: {even:.4f}"
-        show_scalar(ax, head, name, label, limits=(0.0, 4 * even), cmap="viridis")
-        _mark(ax, token, (1, 1))
+    look = {name: (f"even: {even:.4f}", (0.0, 4 * even), "viridis") for name in maps}
     if gates is not None:
-        ax = next(panels)
-        show_scalar(ax, gates[0], "gate", "weight of optical", limits=(0, 1), cmap="cividis")
-        _mark(ax, token, (1, 1))
-    for ax in panels:
-        ax.remove()
-    figure.suptitle(title)
+        maps["gate"], look["gate"] = gates[0], ("weight of optical", (0.0, 1.0), "cividis")
+    count, shape = len(pictures) + len(maps), optical_rgb.shape
+    figure, axes = image_panels(count, 5, shape, widest=2.0, gap=0.7, extra=0.4)
+    show_pictures(axes, pictures)
+    for ax, (name, values) in zip(axes[len(pictures) :], maps.items(), strict=True):
+        label, limits, cmap = look[name]
+        show_scalar(ax, values, name, label, limits=limits, cmap=cmap)
+    for ax, image in zip(axes, [*pictures.values(), *maps.values()], strict=True):
+        height, width = image.shape[0] / grid[0], image.shape[1] / grid[1]  # of a token
+        corner = (token[1] * width, token[0] * height)
+        mark = Rectangle(corner, width, height, fill=False, ec="white", lw=1.6)
+        outline(mark, "black")
+        ax.add_patch(mark)
+    figure.suptitle("attention of the marked token")
     return figure
-
-
-def _mark(ax: Axes, corner: tuple[float, float], size: tuple[float, float]) -> None:
-    box = Rectangle((corner[1], corner[0]), size[1], size[0], fill=False, ec="white", lw=1.6)
-    box.set_path_effects([patheffects.withStroke(linewidth=3, foreground="black")])
-    ax.add_patch(box)

@@ -1,12 +1,14 @@
-"""Figures of the results: confusion, t-SNE, whole-scene maps, scores of several methods."""
+"""Figures of the results: confusion, t-SNE, maps, scores with their intervals."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -33,9 +35,10 @@ from .style import (
     image_panels,
     new_panels,
     note_figure,
-    show_picture,
+    show_pictures,
     show_scalar,
     styled,
+    swatches,
 )
 
 ERROR_ENTRIES = [("right", RIGHT_RGB), ("wrong", WRONG_RGB), ("no label", IGNORE_RGB)]
@@ -55,38 +58,39 @@ def confusion_figure(table: Array, classes: Sequence[LandClass], mapping: Array)
     order = np.argsort(np.where(mapping < 0, len(classes), mapping), kind="stable")
     counts = table[order].T  # (K classes, K' clusters), clusters sorted by their class
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    texts = [
+        f"{share:.0f} %\n{_short(count)}" if count else ""
+        for share, count in zip(percent.flat, counts.flat, strict=True)
+    ]
     names = [row.name for row in classes] + ["unmatched"]  # -1 picks the last one
-    height = 2.2 + 0.5 * len(classes)
-    figure, axes = new_panels(1, 1, min(3 + 0.75 * len(order), 11), height)
-    ax = axes[0, 0]
     columns = [f"{cluster} → {names[mapping[cluster]]}" for cluster in order]
-    _heatmap(ax, percent, 100, "share of the class (%)", (names[:-1], columns))
-    ax.set_xticks(ax.get_xticks(), columns, rotation=45, ha="right", rotation_mode="anchor")
-    for row, column in np.argwhere(counts):
-        share = percent[row, column]
-        _write(ax, row, column, f"{share:.0f} %\n{_short(counts[row, column])}", share > 50)
+    cells = pd.DataFrame(percent, names[:-1], columns)
+    figure, ax = _heatmap(cells, np.reshape(texts, counts.shape), 100, "share of the class (%)")
     for column in np.flatnonzero(mapping[order] >= 0):
-        corner = (column - 0.5, mapping[order[column]] - 0.5)
+        corner = (float(column), float(mapping[order[column]]))
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="#D55E00", lw=2, clip_on=False))
     ax.set(xlabel="cluster → matched class", ylabel="class")
     ax.set_title("where the pixels of each class went")
     return figure
 
 
-def _heatmap(
-    ax: Axes, values: Array, largest: float, label: str, names: tuple[list[str], list[str]]
-) -> None:
-    image = ax.imshow(
-        np.ma.masked_invalid(values), vmin=0, vmax=largest, cmap="cividis", aspect="auto"
-    )
-    ax.set_yticks(range(len(names[0])), names[0])
-    ax.set_xticks(range(len(names[1])), names[1])
-    ax.figure.colorbar(image, ax=ax, label=label)
-
-
-def _write(ax: Axes, row: int, column: int, text: str, bright_cell: bool) -> None:
-    color = "black" if bright_cell else "white"
-    ax.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+def _heatmap(cells: pd.DataFrame, texts: Array, largest: float, label: str) -> tuple[Figure, Axes]:
+    """Draw a table from 0 to ``largest`` with a text in every cell that is not NaN."""
+    longest = max(len(name) for name in cells.columns)
+    turned: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    if longest <= 10:
+        longest, turned = 0, {"rotation": 0}
+    width, height = min(3 + 0.8 * len(cells.columns), 11), 1.4 + 0.5 * len(cells) + 0.05 * longest
+    figure, axes = new_panels(1, 1, width, height)
+    ax = axes[0, 0]
+    look: Any = {"cmap": "cividis", "annot_kws": {"fontsize": 8}, "cbar_kws": {"label": label}}
+    look |= {"xticklabels": True, "yticklabels": True}  # all of them
+    sns.heatmap(cells, vmin=0, vmax=largest, annot=texts, fmt="", ax=ax, **look)
+    ax.set_xticklabels(cells.columns, **turned)
+    ax.tick_params(axis="y", rotation=0)
+    for text, value in zip(ax.texts, cells.stack().dropna(), strict=True):
+        text.set_color("black" if value > largest / 2 else "white")
+    return figure, ax
 
 
 def _short(count: float) -> str:
@@ -95,6 +99,22 @@ def _short(count: float) -> str:
         return str(int(count))
     unit, letter = (1e6, "M") if count >= 999_500 else (1e3, "k")
     return f"{count / unit:.{1 if count < 9.95 * unit else 0}f}{letter}"
+
+
+@styled
+def per_class_f1_figure(f1: Mapping[str, Array], classes: Sequence[LandClass]) -> Figure:
+    """Show the F1 of every class and method as a heatmap.
+
+    Args:
+        f1: method -> (K,) values in [0, 1], NaN where a class is absent; may be empty.
+        classes: K rows of the class table.
+    """
+    if not f1:
+        return note_figure("This data set has no labels, so there is no F1 to show.")
+    cells = pd.DataFrame(dict(f1), [row.name for row in classes], dtype=float).T
+    figure, ax = _heatmap(cells, cells.map("{:.2f}".format).to_numpy(), 1, "F1 (0 to 1)")
+    ax.set_title("F1 per class (empty: class absent)")
+    return figure
 
 
 @styled
@@ -127,27 +147,21 @@ def tsne_figure(
             _scatter(ax, points, ids, table)
             bare(ax, f"{name} tokens by {kind}")
     for ax, (_, ids, table) in zip(axes[-1], columns, strict=True):
-        _legend_below(ax, present_classes(ids, table))
+        handles = swatches(class_entries(present_classes(ids, table)))
+        ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3)
     return figure
 
 
 def _scatter(ax: Axes, points: Array, ids: Array, table: Sequence[LandClass]) -> None:
-    known = np.isin(ids, [row.id for row in table])
+    colors = {row.id: unit_rgb(row.rgb) for row in table}
+    known = np.isin(ids, list(colors))
     ax.scatter(points[~known, 0], points[~known, 1], s=3, color="0.7", linewidths=0)
     # all classes in one call, in file order: else the last class would cover the others
-    colors = {row.id: unit_rgb(row.rgb) for row in table}
-    shown = [colors[i] for i in ids[known].tolist()]
-    ax.scatter(points[known, 0], points[known, 1], s=5, c=shown, linewidths=0)
+    x, y = points[known].T
+    look: Any = {"hue": ids[known], "palette": colors, "s": 6, "linewidth": 0, "legend": False}
+    sns.scatterplot(x=x, y=y, ax=ax, **look)
     ax.set_facecolor("0.86")  # neither white nor black classes drown in it
     ax.set_aspect("equal", adjustable="datalim")
-
-
-def _legend_below(ax: Axes, rows: Sequence[LandClass]) -> None:
-    for row in rows:
-        ax.scatter(
-            [], [], s=50, marker="s", color=unit_rgb(row.rgb), ec="0.3", lw=0.5, label=row.name
-        )
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3)
 
 
 @styled
@@ -183,17 +197,11 @@ def map_figure(
     if is_labelled(label):
         panels["label"] = label_image(label, classes)
         panels["errors"] = error_image(prediction, label)
-        ids = {row.id for image in (prediction, label) for row in present_classes(image, classes)}
-        entries = class_entries([row for row in classes if row.id in ids]) + ERROR_ENTRIES
-    columns = 2 if len(panels) == 3 else 3  # two by two, or rows of three
-    rows = math.ceil((len(panels) + 1) / columns)
-    figure, axes = image_panels(rows, columns, optical_rgb.shape, width=4 + 2 * columns, extra=1.3)
-    places = axes.ravel()
-    for ax, (name, picture) in zip(places, panels.items(), strict=False):
-        show_picture(ax, picture, name, pixel_m if name == "optical" else None)
-    show_confidence(places[len(panels)], confidence)
-    for ax in places[len(panels) + 1 :]:
-        ax.remove()
+        both = present_classes(np.stack([prediction, label]), classes)
+        entries = class_entries(both) + ERROR_ENTRIES
+    figure, axes = image_panels(len(panels) + 1, 3, optical_rgb.shape, extra=1.3)
+    show_pictures(axes, panels, pixel_m)
+    show_confidence(axes[-1], confidence)
     add_legend(figure, entries)
     figure.suptitle(title)
     return figure
@@ -203,6 +211,23 @@ def show_confidence(ax: Axes, confidence: Array) -> None:
     """Draw (h, w) largest posteriors in [0, 1] with their scale."""
     label = "largest posterior (0 to 1)"
     show_scalar(ax, confidence, "confidence", label, limits=(0, 1), cmap="cividis")
+
+
+@styled
+def maps_figure(
+    pictures: Mapping[str, Array], classes: Sequence[LandClass], *, pixel_m: float | None = None
+) -> Figure:
+    """Show pictures of one scene side by side, with one legend and one scale bar for all.
+
+    Args:
+        pictures: title -> ``(h, w, 3)``, uint8 class colours or float in [0, 1].
+        classes: the class table.
+        pixel_m: ground width of a pixel in metres, for the scale bar.
+    """
+    figure, axes = image_panels(len(pictures), 4, next(iter(pictures.values())).shape)
+    show_pictures(axes, pictures, pixel_m)
+    add_legend(figure, [*class_entries(classes), ("no label or no class", IGNORE_RGB)])
+    return figure
 
 
 @styled
@@ -217,45 +242,56 @@ def scores_figure(scores: pd.DataFrame, *, constant: Mapping[str, float]) -> Fig
         return note_figure("This data set has no labels, so there are no scores to show.")
     columns, height = len(scores.columns), 1.3 + 0.38 * len(scores)
     figure, axes = new_panels(1, columns, min(2 + 3.6 * columns, 11), height, sharey=True)
+    table = scores.rename_axis("method").reset_index()
     for ax, color, name in zip(axes[0], COLORS, scores.columns, strict=False):
-        values = scores[name].to_numpy()
-        ax.barh(list(scores.index), values, color=color, alpha=0.75)
-        for position in np.flatnonzero(np.isfinite(values)):
-            value = values[position]
-            # in a column of their own, where no line strikes them out
-            ax.text(1.15, position, f"{value:.3f}", va="center", ha="right", fontsize=8)
-        title, start = name.upper(), min(0, np.nanmin(values))
-        ax.set(xlabel=f"{title} (0 to 1)", title=title, xlim=(start, 1.15))
+        _draw_bars(ax, table, name, color=color, alpha=0.75)
+        ax.set(xlabel=f"{name.upper()} (0 to 1)", title=name.upper())
         if name in constant:
             line = ax.axvline(constant[name], color="black", ls="--", lw=1.2)
             figure.legend([line], ["constant predictor"], loc="outside lower center")
-    axes[0, 0].invert_yaxis()
     return figure
+
+
+def _draw_bars(ax: Axes, table: pd.DataFrame, score: str, **options: Any) -> None:
+    """Draw a bar per row, named by ``method``; values stand beside the panel, clear of lines."""
+    sns.barplot(table, x=score, y="method", saturation=1, errorbar=None, ax=ax, **options)
+    for value, middle in _ends(ax.patches):
+        at = ax.get_yaxis_transform()
+        ax.text(1.01, middle, f"{value:.3f}", transform=at, va="center", fontsize=8)
+    ax.set(xlim=(min(0, table[score].min()), 1.05), ylabel="")
+
+
+def _ends(bars: Iterable[Any]) -> list[tuple[float, float]]:
+    """Return the value of each horizontal bar and its place on the axis of names."""
+    return [(bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in bars]
 
 
 @styled
-def per_class_f1_figure(f1: Mapping[str, Array], classes: Sequence[LandClass]) -> Figure:
-    """Show the F1 of every class and method as a heatmap.
+def probe_figure(table: pd.DataFrame, metrics: Mapping[str, str]) -> Figure:
+    """Show accuracies of classifiers on frozen features, random splits beside splits by scene.
 
     Args:
-        f1: method -> (K,) values in [0, 1]; NaN (class absent) stays empty; may be empty.
-        classes: K rows of the class table.
+        table: one row per (method, protocol), columns ``metric`` and ``metric_std`` for each.
+        metrics: column -> title of its panel.
     """
-    if not f1:
-        return note_figure("This data set has no labels, so there is no F1 to show.")
-    values = np.array([np.asarray(row, float) for row in f1.values()])  # (methods, K)
-    figure, axes = new_panels(1, 1, min(3 + 0.85 * len(classes), 11), 1.4 + 0.42 * len(f1))
-    ax = axes[0, 0]
-    _heatmap(ax, values, 1, "F1 (0 to 1)", (list(f1), [row.name for row in classes]))
-    for row, column in np.argwhere(np.isfinite(values)):
-        value = values[row, column]
-        _write(ax, row, column, f"{value:.2f}", value > 0.5)
-    ax.set_title("F1 per class (empty: class absent)")
+    if table.empty:
+        return note_figure("This data set has no labels, so there is nothing to judge features by.")
+    methods, protocols = (table.index.unique(level) for level in ("method", "protocol"))
+    height = 1.5 + 0.27 * len(methods) * len(protocols)
+    figure, axes = new_panels(1, len(metrics), 9.5, height, sharey=True)
+    colors = dict(zip(protocols, COLORS, strict=False))
+    for ax, (metric, title) in zip(axes[0], metrics.items(), strict=True):
+        _draw_bars(ax, table.reset_index(), metric, hue="protocol", palette=colors, legend=False)
+        for bars, protocol in zip(list(ax.containers), protocols, strict=True):
+            bars.set_label(protocol)
+            rows = table.xs(protocol, level="protocol").reindex(methods)
+            spread = rows.loc[rows[metric].notna(), f"{metric}_std"]
+            values, middles = np.reshape(_ends(bars), (-1, 2)).T
+            ax.errorbar(values, middles, xerr=spread, fmt="none", ecolor="black", capsize=2)
+        ax.set(xlabel="accuracy (mean and standard deviation of the splits)", title=title)
+    entries = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", ncols=len(protocols))
     return figure
-
-
-DASHES = ("--", ":", "-.")
-COLUMNS = 4  # of maps
 
 
 @styled
@@ -277,50 +313,39 @@ def intervals_figure(
     """
     if table.empty:
         return note_figure("There are no scores to show.")
-    keys = list(dict.fromkeys(zip(table.group, table.name, strict=True)))
-    groups = list(dict.fromkeys(table.group))
-    places, headings, place = {}, {}, 0
-    for group in groups:
-        if group:
-            headings[group], place = place, place + 1
-        for key in keys:
-            if key[0] == group:
-                places[key], place = place, place + 1
-    figure, axes = new_panels(1, len(titles), 10.5, 1.5 + 0.25 * place, sharey=True)
+    rows: list[tuple[str, str]] = []  # (group, name) from top to bottom; a heading has no name
+    for group in table.group.unique():
+        rows += [(group, "")] if group else []
+        rows += [(group, name) for name in table["name"][table.group == group].unique()]
+    place = [rows.index(key) for key in zip(table.group, table["name"], strict=True)]
+    figure, axes = new_panels(1, len(titles), 10.5, 1.5 + 0.25 * len(rows), sharey=True)
     for ax, (metric, title) in zip(axes[0], titles.items(), strict=True):
-        for _, row in table[table.metric == metric].iterrows():
-            color = COLORS[groups.index(row.group) % len(COLORS)]
-            _draw_interval(ax, places[row.group, row["name"]], row, color)
-        handles = [
-            ax.axvline(at[metric], color="0.2", ls=DASHES[index % 3], lw=1.2, label=name, zorder=0)
-            for index, (name, at) in enumerate((lines or {}).items())
-            if metric in at
-        ]
-        ax.set(title=title, xlabel=label)
+        _draw_intervals(ax, table.assign(place=place), metric)
+        for dashes, (name, at) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
+            if metric in at:
+                ax.axvline(at[metric], color="0.2", ls=dashes, lw=1.2, label=name, zorder=0)
+        ax.set(title=title, xlabel=label, ylabel="")
         ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.tick_params(left=False)
-        if handles and ax is axes[0, 0]:
-            figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    _name_rows(axes[0, 0], places, headings)
+    axes[0, 0].set_yticks(range(len(rows)), [name or group for group, name in rows])
+    for text, (_, name) in zip(axes[0, 0].get_yticklabels(), rows, strict=True):
+        text.set_fontweight("normal" if name else "bold")
+    axes[0, 0].set_ylim(len(rows) - 0.4, -0.6)
+    entries = axes[0, 0].get_legend_handles_labels()
+    if entries[0]:
+        figure.legend(*entries, loc="outside lower center", ncols=len(entries[0]))
     return figure
 
 
-def _draw_interval(ax: Axes, place: float, row: pd.Series, color: str) -> None:
-    if math.isfinite(row.low) and math.isfinite(row.high):
-        ax.plot([row.low, row.high], [place, place], color=color, lw=2, solid_capstyle="butt")
-    ax.plot(row.value, place, "o", color=color, ms=5)
-
-
-def _name_rows(
-    ax: Axes, places: Mapping[tuple[str, str], int], headings: Mapping[str, int]
-) -> None:
-    """Write the names of rows and, in bold, of groups beside the first panel; first row on top."""
-    rows = {at: name for (_, name), at in places.items()} | {at: g for g, at in headings.items()}
-    ax.set_yticks(sorted(rows), [rows[at] for at in sorted(rows)])
-    for tick, at in zip(ax.yaxis.get_major_ticks(), sorted(rows), strict=True):
-        if at in headings.values():
-            tick.label1.set_fontweight("bold")
-    ax.set_ylim(max(rows) + 0.6, -0.6)
+def _draw_intervals(ax: Axes, table: pd.DataFrame, metric: str) -> None:
+    """Draw the dots of one score and their intervals, at the height ``place``, by group."""
+    colors = dict(zip(table.group.unique(), cycle(COLORS), strict=False))
+    rows = table[table.metric == metric]
+    known = rows.dropna(subset=["low", "high"])
+    shades = [colors[group] for group in known.group]
+    ax.hlines(known.place, known.low, known.high, colors=shades, lw=2)
+    look: Any = {"hue": "group", "palette": colors, "legend": False, "s": 28, "linewidth": 0}
+    sns.scatterplot(rows, x="value", y="place", zorder=3, ax=ax, **look)
 
 
 @styled
@@ -334,41 +359,16 @@ def scale_figure(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     if table.empty:
         return note_figure("There are no scores to show.")
     figure, axes = new_panels(1, len(titles), 10.5, 3.6)
+    ticks = sorted(table.scenes.unique())
     for ax, (metric, title) in zip(axes[0], titles.items(), strict=True):
-        rows = table[table.metric == metric]
-        for color, (name, curve) in zip(COLORS, rows.groupby("name", sort=False), strict=False):
-            bars = curve["std"].fillna(0)
-            ax.errorbar(
-                curve.scenes, curve["mean"], bars, color=color, marker="o", ms=4, label=name
-            )
+        curves = table[table.metric == metric].groupby("name", sort=False)
+        for color, (name, curve) in zip(COLORS, curves, strict=False):
+            look: Any = {"color": color, "marker": "o", "ms": 4, "label": name}
+            ax.errorbar(curve.scenes, curve["mean"], curve["std"], **look)
         ax.set_xscale("log", base=2)
-        ticks = sorted(set(rows.scenes))
         ax.set_xticks(ticks, [str(count) for count in ticks])
         ax.minorticks_off()
         ax.set(title=title, xlabel="training scenes")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    return figure
-
-
-@styled
-def maps_figure(
-    pictures: Mapping[str, Array], classes: Sequence[LandClass], *, pixel_m: float | None = None
-) -> Figure:
-    """Show pictures of one scene side by side, with one legend for all.
-
-    Args:
-        pictures: title -> ``(h, w, 3)``, uint8 class colours or float in [0, 1].
-        classes: the class table.
-        pixel_m: ground width of a pixel in metres, for a scale bar in the first panel.
-    """
-    shape = next(iter(pictures.values())).shape
-    rows = math.ceil(len(pictures) / COLUMNS)
-    figure, axes = image_panels(rows, COLUMNS, shape, width=11)
-    places: np.ndarray = axes.ravel()
-    for index, (ax, (title, picture)) in enumerate(zip(places, pictures.items(), strict=False)):
-        show_picture(ax, picture, title, None if index else pixel_m)
-    for ax in places[len(pictures) :]:
-        ax.remove()
-    add_legend(figure, [*class_entries(classes), ("no label or no class", IGNORE_RGB)])
+    entries = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", ncols=len(entries[0]))
     return figure

@@ -96,9 +96,9 @@ class BrowserState:
     def render(self) -> Figure:
         """Draw the two selected layers with a scale bar and a legend."""
         top, left, height, width = self._window()
-        figure, axes = image_panels(1, 2, (height, width), extra=1.2)
+        figure, axes = image_panels(2, 2, (height, width), widest=5, extra=1.2)
         entries: list[tuple[str, Rgb]] = []
-        for ax, layer in zip(axes[0], (self.left, self.right), strict=True):
+        for ax, layer in zip(axes, (self.left, self.right), strict=True):
             entries += draw_layer(ax, self._path(layer), layer, Window(left, top, width, height))
         add_legend(figure, list(dict.fromkeys(entries)))
         figure.suptitle(f"run {self.run}, scene {self.scene}, zoom {self.zoom}")
