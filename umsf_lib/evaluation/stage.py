@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,8 @@ def headline(records: pd.DataFrame) -> pd.DataFrame:
 
 def limits(records: pd.DataFrame, protocol: str) -> dict[str, float]:
     """Return what labels alone decide: constant predictor, equal-size ceiling; NaN if missing."""
-    chosen = records.query("protocol == @protocol").groupby("metric").value.max()
-    return chosen.reindex(["constant", "equal_size_ceiling"]).to_dict()
+    found = records.query("protocol == @protocol").groupby("metric").value.max()
+    return {name: float(found.get(name, math.nan)) for name in ("constant", "equal_size_ceiling")}
 
 
 def fitted_matching(run: Run, method: str) -> np.ndarray | None:
