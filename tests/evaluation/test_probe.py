@@ -22,8 +22,7 @@ from umsf_lib.data.windows import PixelStore
 from umsf_lib.evaluation.probe import (
     PROTOCOLS,
     SPLITS,
-    LabelledTokens,
-    Patches,
+    Labelled,
     accuracy_table,
     judge,
     labelled_tokens,
@@ -69,19 +68,17 @@ def test_patches_have_the_mean_token_and_the_commonest_label(
                 assert found.label[number] == np.bincount(known).argmax()
                 assert found.features[number].tolist() == [top + 7.5, left + 7.5]
                 assert found.scene[number] == scene
-                assert found.corner[number].tolist() == [top, left]
                 number += 1
     assert number == len(found.label) > 10
 
 
-def blobs(scenes: int, each: int) -> Patches:
+def blobs(scenes: int, each: int) -> Labelled:
     """A class per scene, whose patches share features of their own that tell nothing elsewhere."""
     rng = np.random.default_rng(0)
     scene = np.repeat(np.arange(scenes), each)
     own = rng.normal(size=(scenes, 8))[scene]
     label = rng.integers(0, 2, scenes)[scene]  # all patches of a scene are of one class
-    corner = np.zeros((len(scene), 2))
-    return Patches(own + 0.01 * rng.normal(size=own.shape), label, scene, corner)
+    return Labelled(own + 0.01 * rng.normal(size=own.shape), label, scene)
 
 
 def test_splits_hold_out_a_fifth_of_patches_or_of_scenes() -> None:
@@ -143,7 +140,8 @@ def test_variogram_equals_a_loop_and_knows_noise() -> None:
                         halves.append(float((step**2).mean()) / 2)
         assert variogram(maps, [lag], valid)[0] == pytest.approx(np.mean(halves), rel=1e-5)
     noise = torch.randn(1, 300, 300, generator=torch.Generator().manual_seed(2))
-    assert variogram(noise, [1, 7]) == pytest.approx([1, 1], rel=0.02)
+    everywhere = torch.ones(300, 300, dtype=torch.bool)
+    assert variogram(noise, [1, 7], everywhere) == pytest.approx([1, 1], rel=0.02)
     assert math.isnan(variogram(maps, [3], torch.zeros(9, 11, dtype=torch.bool))[0])
 
 
@@ -196,20 +194,24 @@ def test_table_and_leak_of_records() -> None:
     assert leak(accuracy_table(pd.DataFrame(rows[:0], columns=list(rows[0])))).empty
 
 
+def tokens_with(features: np.ndarray, label: np.ndarray) -> Labelled:
+    return Labelled(features, label, np.zeros(len(label), int))
+
+
 def test_a_linear_probe_learns_from_as_many_tokens_a_class_as_it_is_given() -> None:
     rng = np.random.default_rng(0)
     label = np.repeat([2, 5, 6], [900, 60, 40])
     centre = {2: (0, 0), 5: (10, 0), 6: (0, 10)}
     features = np.array([centre[c] for c in label]) + rng.normal(0, 0.5, (1000, 2))
-    known = LabelledTokens(features, label)
-    test = LabelledTokens(np.array([[0.1, 0], [9, 1], [4.2, 0]]), np.array([2, 5, 2]))
+    known = tokens_with(features, label)
+    test = tokens_with(np.array([[0.1, 0], [9, 1], [4.2, 0]]), np.array([2, 5, 2]))
     assert linear_probe(known, test, 40, 0) == {"acc": 1.0, "macro_f1": 1.0}
-    wrong = LabelledTokens(test.features, np.array([2, 5, 5]))  # F1: 2/3 of class 2, 2/3 of class 5
+    wrong = tokens_with(test.features, np.array([2, 5, 5]))  # F1: 2/3 of class 2, 2/3 of class 5
     assert linear_probe(known, wrong, 40, 0) == pytest.approx({"acc": 2 / 3, "macro_f1": 2 / 3})
     # Of one token a class, far outliers of the largest class are hardly ever that one.
     noisy = np.concatenate([features, np.tile([[10.0, 0]], (9, 1))])
     probed = [
-        linear_probe(LabelledTokens(noisy, np.append(label, [2] * 9)), test, 1, seed)["acc"]
+        linear_probe(tokens_with(noisy, np.append(label, [2] * 9)), test, 1, seed)["acc"]
         for seed in range(20)
     ]
     assert np.median(probed) == 1.0
@@ -224,6 +226,7 @@ def test_labelled_tokens_have_the_label_at_their_centre(
     which = whu.indices("test")
     found = labelled_tokens(tokens, whu, which, 4, 60, seed=0)
     assert found.features.shape == (60, 2) and IGNORE not in found.label
+    assert found.scene.tolist() == np.repeat(which, 30).tolist()
     labels = [valid_labels(whu, scene) for scene in which for _ in range(30)]
     for (row, col), label, plane in zip(found.features, found.label, labels, strict=True):
         assert plane[round(row + 0.5), round(col + 0.5)] == label  # 1.5 px: the centre of 4

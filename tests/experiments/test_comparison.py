@@ -13,10 +13,10 @@ import pytest
 
 from umsf_lib.config import DataError, load_config
 from umsf_lib.experiments import tables as comparison
-from umsf_lib.experiments.pipeline import METHODS, stages_of
+from umsf_lib.experiments.pipeline import METHODS, USUAL, stages_of
 from umsf_lib.experiments.records import read_run, write_records
 from umsf_lib.experiments.sweep import SUITES, Sweep
-from umsf_lib.experiments.tables import SMALLEST, OneRun, method_costs, print_sweep
+from umsf_lib.experiments.tables import method_costs, print_sweep
 from umsf_lib.run import STATUS, Run, add_up, measure_cost
 
 from .test_suites import fake_run
@@ -111,7 +111,7 @@ def test_kept_records_stand_in_where_there_are_no_runs(
     ran: list[Sweep] = []
     monkeypatch.setattr(Sweep, "run", lambda self: ran.append(self))
     other = Run.open(load_config("tiny", seed=4, overrides="cluster.balance=0.3"), "other")
-    assert isinstance(print_sweep(other, "ablations", kept=kept), OneRun) and len(ran) == 1
+    assert print_sweep(other, "ablations", kept=kept).smallest and len(ran) == 1
     run_with("tiny-easy-9", {}, 9)
     assert print_sweep(run, "ablations", kept=kept).seeds == [9]  # one's own come first
 
@@ -124,8 +124,10 @@ def test_without_records_the_smallest_part_runs_in_the_notebooks_own_run(
     monkeypatch.setattr(Sweep, "run", lambda self: ran.append(self))
     run = Run.open(load_config("tiny", seed=4), "own")
     sweep = print_sweep(run, "ablations")
-    assert ran == [sweep] and isinstance(sweep, OneRun) and list(sweep.seeds) == [4]
-    assert sweep.base(4).folder == run.folder and sweep.variants is SMALLEST["ablations"]
+    assert ran == [sweep] and sweep.smallest and list(sweep.seeds) == [4]
+    assert sweep.base(4).folder == run.folder
+    assert sweep.variants == {"base": ("umsf",), "no_pretraining": ("umsf",)}
+    assert [name for _, _, name, _ in sweep.planned()] == ["own", "own-no_pretraining"]
     assert "'umsf sweep --suite ablations" in capsys.readouterr().out
     labelled(monkeypatch, False)
     with pytest.raises(DataError, match="no labels .*notebook 06"):
@@ -133,6 +135,9 @@ def test_without_records_the_smallest_part_runs_in_the_notebooks_own_run(
 
 
 def test_the_smallest_parts_are_parts_of_their_suites() -> None:
-    for suite, variants in SMALLEST.items():
-        for variant, names in variants.items():
-            assert set(names) <= set(SUITES[suite][variant]) <= set(METHODS)
+    for suite in SUITES:
+        whole, part = (Sweep(TINY, suite, (0,), smallest=smallest) for smallest in (False, True))
+        assert list(part.variants)[0] == "base"
+        for variant, names in part.variants.items():
+            assert names and set(names) <= set(whole.variants[variant]) <= set(METHODS)
+    assert Sweep(TINY, "baselines", (0,), smallest=True).variants["base"] == USUAL

@@ -23,17 +23,14 @@ Raster = NDArray[Any]  # of any integer type
 Table = NDArray[np.int64]
 
 
-def contingency(
-    pred: Raster, label: Raster, num_clusters: int, num_classes: int, ignore: int = IGNORE
-) -> Table:
-    """Count the pixels of each cluster and class; pixels whose label is ``ignore`` do not count.
+def contingency(pred: Raster, label: Raster, num_clusters: int, num_classes: int) -> Table:
+    """Count the pixels of each cluster and class: ``(K', K)``; label 255 (``IGNORE``) is left out.
 
     Args:
         pred: Cluster index per pixel, any shape.
         label: Class id per pixel, same shape.
-        num_clusters: K', the rows of the table.
-        num_classes: K, its columns.
-        ignore: Label value to leave out; the table is all 0 where every label is.
+        num_clusters: K'.
+        num_classes: K.
 
     Raises:
         DataError: If the shapes differ, or a scored pixel has an index outside the table.
@@ -44,7 +41,7 @@ def contingency(
             f"The prediction has shape {pred.shape} but the label {label.shape};"
             " score them on the same pixel grid."
         )
-    scored = label != ignore
+    scored = label != IGNORE
     clusters = _indices(pred[scored], num_clusters, "prediction")
     classes = _indices(label[scored], num_classes, "label")
     cells = np.bincount(clusters * num_classes + classes, minlength=num_clusters * num_classes)
@@ -74,13 +71,10 @@ def _pixels(table: Table) -> int:
 
 
 def hungarian(table: Table) -> Table:
-    """Match clusters one-to-one with classes for the highest accuracy (Kuhn 1955).
+    """Match clusters one-to-one with classes for the highest accuracy (Kuhn 1955): a mapping.
 
-    Among matchings of equal accuracy the one with the highest sum of F1 wins, so the scores do not
-    depend on the order of the clusters.
-
-    Returns:
-        ``(K',)`` int64, class of each cluster; -1 for clusters left over if K' > K.
+    Clusters left over if K' > K get -1. Among matchings of equal accuracy the one with the highest
+    sum of F1 wins, so the scores do not depend on the order of the clusters.
     """
     _pixels(table)
     sizes = table.sum(1, keepdims=True) + table.sum(0, keepdims=True)
@@ -93,20 +87,18 @@ def hungarian(table: Table) -> Table:
 
 
 def many_to_one(table: Table) -> Table:
-    """Map each cluster to its majority class.
+    """Map each cluster to its majority class; accuracy under this mapping (purity) grows with K'.
 
-    Returns:
-        ``(K',)`` int64, -1 for a cluster without pixels. Accuracy under it (purity) grows with K'.
+    A cluster without pixels gets -1.
     """
     _pixels(table)
     return np.where(table.any(1), table.argmax(1), -1)
 
 
 def apply_mapping(pred: Raster, mapping: Table) -> NDArray[np.uint8]:
-    """Turn a map of clusters into a uint8 map of classes of the same shape.
+    """Turn a map of clusters into a uint8 map of classes; pixels without a class are 255.
 
-    255 marks pixels without a class: those that are 255 (no data) in ``pred``, and those of
-    clusters that the mapping ``(K',)`` leaves without one (-1).
+    These are the ones that are 255 (no data) in ``pred``, and those of clusters mapped to -1.
     """
     seen = pred != IGNORE
     classes = np.full(pred.shape, IGNORE, dtype=np.uint8)
@@ -163,22 +155,21 @@ def nmi(table: Table) -> float:
     """Divide the mutual information by the arithmetic mean of both entropies, in [0, 1].
 
     0 if the labels hold only one class, since they then carry no information (scikit-learn gives 1
-    if there is also only one cluster).
+    if there is also only one cluster). ``sklearn.metrics.mutual_info_score`` gives the same
+    information from a table, in 40 times the time, and a bootstrap asks for it 4000 times.
     """
-    total = float(_pixels(table))  # a float: products of counts can pass 2^63
-    clusters, classes = table.sum(1), table.sum(0)
-    entropies = float(entr(clusters / total).sum() + entr(classes / total).sum())  # nats
-    if entropies == 0:
-        return 0.0  # one cluster and one class
-    # sum_ij W/n ln(n W / (a b)), which is exactly 0 for a single cluster or class
-    information = float(rel_entr(total * table, np.outer(clusters / 1.0, classes)).sum()) / total**2
-    return min(max(2 * information / entropies, 0.0), 1.0)
+    total = _pixels(table)
+    clusters, classes = table.sum(1) / total, table.sum(0) / total
+    entropies = float(entr(clusters).sum() + entr(classes).sum())  # nats
+    # sum_ij p ln(p / (a b)), which is exactly 0 for a single cluster or class
+    information = float(rel_entr(table / total, np.outer(clusters, classes)).sum())
+    return min(max(2 * information / entropies, 0.0), 1.0) if entropies else 0.0
 
 
 def ari(table: Table) -> float:
-    """Compute the adjusted Rand index (Hubert & Arabie 1985), in integers up to the last division.
+    """Compute the adjusted Rand index (Hubert & Arabie 1985); 0 if the labels hold only one class.
 
-    0 if the labels hold only one class, as in ``nmi``.
+    In integers up to the last division; scikit-learn counts from pixels only, not from a table.
     """
     total = _pixels(table)
     if np.count_nonzero(table.sum(0)) < 2:
@@ -197,9 +188,8 @@ def scores(table: Table, mapping: Table) -> dict[str, Any]:
 
     Returns:
         Floats ``acc, nmi, ari, macro_f1, miou, kappa, many_to_one`` and ``f1``, a dict by class id.
-        A class absent from truth and prediction is left out of ``f1`` and of the means. If the
-        labels hold only one class, ``nmi``, ``ari``, ``kappa`` and ``many_to_one`` are 0: any
-        clusters would fit.
+        If the labels hold only one class, ``nmi``, ``ari``, ``kappa`` and ``many_to_one`` are 0:
+        any clusters would fit.
 
     Raises:
         DataError: If the table is empty or has another number of clusters than the mapping.
@@ -232,10 +222,7 @@ def equal_size_ceiling(table: Table) -> float:
 def differences(
     runs_a: Sequence[Table], runs_b: Sequence[Table], statistic: Callable[[Table], float]
 ) -> NDArray[np.float64]:
-    """Subtract the other method's score on the pooled scenes, run by run: ``(R,)``.
-
-    The arguments are those of ``paired_bootstrap``.
-    """
+    """Subtract the scores on the pooled scenes, run by run: ``(R,)``; see ``paired_bootstrap``."""
     pairs = zip(runs_a, runs_b, strict=True)
     return np.array([statistic(a.sum(0)) - statistic(b.sum(0)) for a, b in pairs])
 
@@ -251,6 +238,9 @@ def paired_bootstrap(
 ) -> tuple[float, float, float]:
     """Compare two methods on resampled scenes, since neighbouring pixels are not independent.
 
+    By hand, since ``scipy.stats.bootstrap`` refuses a single scene, and cannot average over runs
+    that each draw their own scenes.
+
     Args:
         runs_a: Per run (seed) the tables of a method, one per scene: ``(S, K', K)`` for ``nmi`` or
             ``ari``; for the other scores mapped ones ``(S, K+1, K)``, from
@@ -259,8 +249,7 @@ def paired_bootstrap(
         statistic: A score of one pooled table, such as ``accuracy``, ``macro_f1``, ``nmi``.
         n: Number of resamples.
         seed: Seed of the resampling.
-        same_scenes: True if all runs were scored on the same scenes, so that they share the draws;
-            else each run has its own scenes and draws.
+        same_scenes: True if all runs were scored on the same scenes, so that they share the draws.
 
     Returns:
         statistic(a) - statistic(b) on all scenes, and its 2.5 and 97.5 percentiles over the
@@ -272,28 +261,16 @@ def paired_bootstrap(
     """
     rng, gains = np.random.default_rng(seed), []
     for a, b in zip(runs_a, runs_b, strict=True):
-        gains.append(_gains(a, b, statistic, n, rng))
+        scenes = len(a)
+        if scenes != len(b) or scenes == 0:
+            raise DataError(
+                f"The bootstrap got {scenes} scenes for one method and {len(b)} for the other;"
+                " score both on the same scenes, at least one."
+            )
         if same_scenes:
             rng = np.random.default_rng(seed)
+        counts = rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=n)  # (n, S)
+        pooled = zip(np.tensordot(counts, a, axes=1), np.tensordot(counts, b, axes=1), strict=True)
+        gains.append([statistic(table_a) - statistic(table_b) for table_a, table_b in pooled])
     low, high = np.percentile(np.mean(gains, axis=0), (2.5, 97.5))
     return float(differences(runs_a, runs_b, statistic).mean()), float(low), float(high)
-
-
-def _gains(
-    tables_a: Table,
-    tables_b: Table,
-    statistic: Callable[[Table], float],
-    n: int,
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
-    """Compute the difference in each of ``n`` resamples of the scenes of one run."""
-    scenes = len(tables_a)
-    if scenes != len(tables_b) or scenes == 0:
-        raise DataError(
-            f"The bootstrap got {scenes} scenes for one method and {len(tables_b)} for the other;"
-            " score both on the same scenes, at least one."
-        )
-    counts = rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=n)  # (n, S)
-    pooled_a, pooled_b = (np.tensordot(counts, t, axes=1) for t in (tables_a, tables_b))
-    pairs = zip(pooled_a, pooled_b, strict=True)
-    return np.array([statistic(a) - statistic(b) for a, b in pairs])

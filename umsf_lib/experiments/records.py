@@ -38,20 +38,12 @@ Key = tuple[str, str]  # method, protocol
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The record of an evaluated run.
-
-    Attributes:
-        name: name of the run.
-        manifest: at least ``config`` and ``stages``, as in the run folder.
-        tables: (method, protocol) -> counts ``(S, K', K) int64`` of the test scenes.
-        matchings: (method, protocol) -> name -> class of each cluster ``(K',)``; the first is used
-            for scores.
-    """
+    """The record of an evaluated run, with the counts of its test scenes."""
 
     name: str
-    manifest: dict[str, Any]
-    tables: dict[Key, np.ndarray]
-    matchings: dict[Key, dict[str, np.ndarray]]
+    manifest: dict[str, Any]  # at least config and stages, as in the run folder
+    tables: dict[Key, np.ndarray]  # counts (S, K', K) int64
+    matchings: dict[Key, dict[str, np.ndarray]]  # name -> class of each cluster (K',), first counts
 
     @property
     def methods(self) -> set[str]:
@@ -64,11 +56,7 @@ class RunRecord:
         return self.tables[key], next(iter(self.matchings[key].values()))
 
     def scores(self, config: Config) -> pd.DataFrame:
-        """Compute a table of scores, like that of ``metrics.json``, from the counts.
-
-        Args:
-            config: settings of the run.
-        """
+        """Compute a table of scores, like that of ``metrics.json``, from the counts."""
         classes, rows = load_layout(config.layout).classes, []
         for key, tables in self.tables.items():
             base = identity(self.name, config, *key)
@@ -89,11 +77,10 @@ def read_run(folder: Path) -> RunRecord:
     with np.load(folder / "confusions.npz") as saved:
         for name in (name for name in saved.files if name.endswith("/test")):
             method, protocol, _ = name.rsplit("/", 2)
-            found, mapping = saved[name], saved[f"{method}/{protocol}/mapping"]
-            tables[key := (method, protocol)] = found
-            matchings[key] = {"test": mapping}
-            if key in fitted:
-                matchings[key] = {"validation": mapping, "test": hungarian(found.sum(axis=0))}
+            key, mapping = (method, protocol), saved[f"{method}/{protocol}/mapping"]
+            tables[key] = saved[name]
+            matchings[key] = {"validation": mapping} if key in fitted else {}
+            matchings[key]["test"] = hungarian(tables[key].sum(axis=0))
     manifest = json.loads((folder / "manifest.json").read_text())
     return RunRecord(folder.name, manifest, tables, matchings)
 
@@ -162,9 +149,10 @@ def _json(value: Any) -> str:
 
 def _portable(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings, costs and versions of a run, without its files and the path of its data."""
-    stages = {
-        name: {key: stage[key] for key in (*KEYS, "git") if key in stage}
-        for name, stage in manifest["stages"].items()
-    }
-    made = {key: manifest[key] for key in ("versions", "git", "device") if key in manifest}
+
+    def only(part: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+        return {key: part[key] for key in keys if key in part}
+
+    stages = {name: only(stage, *KEYS, "git") for name, stage in manifest["stages"].items()}
+    made = only(manifest, "versions", "git", "device")
     return {"config": nameless(manifest["config"]), "stages": stages, **made}

@@ -18,18 +18,7 @@ from ..run import Run, other_settings, project_root
 from .pipeline import METHODS, USUAL, pretrain_run, run_everything
 from .records import RunRecord, is_evaluated, read_records, read_run
 
-
-@dataclass(frozen=True)
-class Times:
-    """A multiple of the profile's value."""
-
-    factor: int
-
-    def __str__(self) -> str:
-        """Describe the value for a table of variants."""
-        return f"{self.factor} x the profile's"
-
-
+FOURFOLD = "4 x the profile's"  # a value that depends on the profile
 # Question -> variant -> section -> values that differ from the profile's.
 GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "sensors": {
@@ -42,7 +31,7 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     },
     "pretraining": {
         "no_pretraining": {"cluster": {"initial": "random"}},
-        "epochs_x4": {"pretrain": {"epochs": Times(4)}},
+        "epochs_x4": {"pretrain": {"epochs": FOURFOLD}},
     },
     "loss terms": {
         "no_intra": {"pretrain": {"positives": (0.0, 1.0, 0.0)}},
@@ -71,7 +60,7 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "windows_64": {"views": {"window_px": 64, "overlap_px": 16}},
         "windows_128": {"views": {"window_px": 128, "overlap_px": 32}},
     },
-    "steps": {"steps_x4": {"cluster": {"steps": Times(4)}}},
+    "steps": {"steps_x4": {"cluster": {"steps": FOURFOLD}}},
     # Rare classes are less rare. The test scenes differ from those of base, so none can be paired.
     "imbalance": {"mild_imbalance": {"synthetic": {"difficulty": "mild"}}},
     # Contrastive and clustering loss with weight 1 on pooled windows, seven clusters, no teacher.
@@ -95,6 +84,7 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     | {f"{name}-no_pretraining": OURS for name in SIZES}
     | {"scenes_64-epochs_x4": OURS},
 }
+SMALLEST = ("base", "no_pretraining")  # done if a suite has no records, with the USUAL methods
 AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that do not affect pretraining
 
 
@@ -108,6 +98,7 @@ class Sweep:
         seeds: each variant has one run per seed.
         name: first part of the names of the runs, before seed and variant.
         records: file with records of runs that are not in ``runs/`` (see ``records``).
+        smallest: only ``SMALLEST`` of the suite, in the run ``name``, which has a single seed.
     """
 
     config: Config
@@ -115,6 +106,7 @@ class Sweep:
     seeds: Sequence[int]
     name: str = ""
     records: Path | None = None
+    smallest: bool = False
 
     @property
     def prefix(self) -> str:
@@ -139,18 +131,21 @@ class Sweep:
         seen: list[Config] = []
         for name, methods in SUITES[self.suite].items():
             config = vary_config(self.config, name)
-            if config not in seen and not (self.config.data and other_scenes(name)):
-                seen.append(config)
+            if config in seen or (self.config.data and other_scenes(name)):
+                continue
+            seen.append(config)
+            if not self.smallest:
                 found[name] = methods
+            elif name in SMALLEST:
+                found[name] = tuple(method for method in methods if method in USUAL)
         return found
-
-    def base_name(self, seed: int) -> str:
-        """Return the name of the base run of a seed."""
-        return f"{self.prefix}-{seed}"
 
     def base(self, seed: int) -> Run:
         """Open the base run of a seed."""
-        return Run.open(replace(self.config, seed=seed), self.base_name(seed))
+        return Run.open(replace(self.config, seed=seed), self._base_name(seed))
+
+    def _base_name(self, seed: int) -> str:
+        return self.name if self.smallest else f"{self.prefix}-{seed}"
 
     def planned(self) -> Iterator[tuple[str, int, str, Config]]:
         """Yield variant, seed, name and settings of each run, the base run of each seed first."""
@@ -158,7 +153,7 @@ class Sweep:
             for variant in self.variants:
                 ending = "" if variant == "base" else f"-{variant}"
                 config = vary_config(replace(self.config, seed=seed), variant)
-                yield variant, seed, f"{self.base_name(seed)}{ending}", config
+                yield variant, seed, f"{self._base_name(seed)}{ending}", config
 
     def run(self) -> None:
         """Do all runs that are neither finished nor recorded with these settings."""
@@ -167,12 +162,11 @@ class Sweep:
             wanted = set(self.variants[variant]) - set(CEILING)  # not all data has it
             same = name in kept and not other_settings(kept[name].manifest["config"], config)
             if same and wanted <= kept[name].methods and not is_evaluated(self.folder / name):
-                print(
-                    f"run {name}: skipped, {self.records} has it with the same settings", flush=True
-                )
+                why = f"{self.records} has it with the same settings"
+                print(f"run {name}: skipped, {why}", flush=True)
                 continue
             print(f"run {name}", flush=True)
-            run_everything(_variant(self.base(seed), variant), self.variants[variant])
+            run_everything(open_variant(self.base(seed), variant), self.variants[variant])
 
     def finished(self) -> Iterator[tuple[str, int, RunRecord, pd.DataFrame]]:
         """Yield variant, seed, record and scores of all evaluated runs.
@@ -186,17 +180,19 @@ class Sweep:
         kept = read_records(self.records)
         for variant, seed, name, config in self.planned():
             own = is_evaluated(folder := self.folder / name)
-            if record := read_run(folder) if own else kept.get(name):
-                listed = other_settings(record.manifest["config"], config)
-                if own and listed:
+            record = read_run(folder) if own else kept.get(name)
+            if record is None:
+                continue
+            if listed := other_settings(record.manifest["config"], config):
+                if own:
                     raise ConfigError(
                         f"{folder} was made with other settings ({listed}); ask for those "
                         "or choose another run name."
                     )
-                if not listed:
-                    scores = record.scores(config)
-                    scores = scores[scores.method.isin(self.variants[variant])]
-                    yield variant, seed, record, scores.assign(variant=variant)
+                continue
+            scores = record.scores(config)
+            scores = scores[scores.method.isin(self.variants[variant])]
+            yield variant, seed, record, scores.assign(variant=variant)
 
 
 def vary_config(config: Config, variant: str) -> Config:
@@ -206,13 +202,25 @@ def vary_config(config: Config, variant: str) -> Config:
     return config
 
 
+def open_variant(run: Run, variant: str) -> Run:
+    """Open the run of a variant beside the base run, and copy the stages that both share."""
+    for part in variant.split("-"):
+        if not (changes := _changes(run.config, part)):
+            continue
+        shared = [] if other_scenes(part) else ["data", "despeckle"]
+        if AFTER_PRETRAINING.issuperset(changes):
+            shared.append("pretrain")
+        if not all(run.is_done(stage) for stage in shared):  # recorded perhaps, but without weights
+            pretrain_run(run)
+        run = run.variant(part, shared, **changes)
+    return run
+
+
 def _changes(config: Config, variant: str) -> dict[str, dict[str, Any]]:
-    """Return the changes of a variant, with multiples computed from the profile's values."""
+    """Return section -> values that a variant changes, with multiples computed."""
     return {
         section: {
-            key: value.factor * getattr(getattr(config, section), key)
-            if isinstance(value, Times)
-            else value
+            key: 4 * getattr(getattr(config, section), key) if value == FOURFOLD else value
             for key, value in values.items()
         }
         for section, values in VARIANTS[variant].items()
@@ -235,19 +243,3 @@ def rival(variant: str, method: str) -> str | None:
     if not other_scenes(first) or (variant, method) == (first, "umsf"):
         return None if "difficulty" in VARIANTS[first].get("synthetic", {}) else "base"
     return first
-
-
-def _variant(base: Run, variant: str) -> Run:
-    """Open the run of a variant beside ``base`` and copy the stages that both share."""
-    if "-" in variant:
-        first, variant = variant.split("-")
-        base = _variant(base, first)
-    changes = _changes(base.config, variant)
-    if not changes:
-        return base
-    shared = [] if other_scenes(variant) else ["data", "despeckle"]
-    if AFTER_PRETRAINING.issuperset(changes):
-        shared.append("pretrain")
-    if not all(base.is_done(stage) for stage in shared):  # recorded, perhaps, but without weights
-        pretrain_run(base)
-    return base.variant(variant, shared, **changes)

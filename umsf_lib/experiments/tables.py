@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..config import DataError, MissingStageError
 from ..data.stage import load_data
-from ..evaluation.metrics import accuracy, confusion, differences, nmi
-from ..evaluation.stage import headline, load_records, paired_gain, tables_to_score
+from ..evaluation.metrics import accuracy, differences, nmi
+from ..evaluation.stage import (
+    Counts,
+    Score,
+    headline,
+    load_records,
+    paired_gain,
+    tables_to_score,
+)
 from ..run import Run, add_up, other_settings, project_root, write_atomically
-from .pipeline import USUAL, stages_of
+from .pipeline import stages_of
 from .records import is_evaluated, read_records, write_records
-from .sweep import OURS, SCALED, VARIANTS, Sweep, rival
+from .sweep import VARIANTS, Sweep, rival
 
 SHOWN = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "macro_f1": "macro-F1", "miou": "mIoU"} | {
     "acc_on_test": "ACC matched on test",  # with the best possible matching
 }
 ENDINGS = {"no_pretraining": ", no pretraining", "epochs_x4": ", 4 x pretraining"}  # of curves
 COMPARED = {"acc": accuracy, "nmi": nmi}
-# Results of ``RunRecord.dense``, one per seed: of UMSF-Net, and of what it is compared with.
-Pair = tuple[list[tuple[np.ndarray, np.ndarray]], list[tuple[np.ndarray, np.ndarray]]]
+Names = tuple[str, str]  # method, variant
+Pair = tuple[list[Counts], list[Counts]]  # of UMSF-Net and of its rival, one per seed
 
 
 def keep_records(sweep: Sweep, path: Path) -> None:
@@ -64,17 +72,6 @@ def score_rows(sweep: Sweep, protocol: str = "dense") -> pd.DataFrame:
     return grouped.agg(["mean", "std", "count"]).rename(columns={"count": "seeds"}).reset_index()
 
 
-def constant_sentence(sweep: Sweep) -> str:
-    """Return a sentence with the scores of a constant predictor; empty without base records."""
-    every = suite_records(sweep)
-    every = every[(every.metric == "constant") & (every.protocol == "dense")]
-    found = every[every.variant == "base"].groupby("seed").value.first()
-    if found.empty:
-        return ""
-    score = f"{_short(found.mean())} ± {_short(found.std())}"
-    return f"Calling everything the most frequent class has ACC {score}, NMI 0."
-
-
 def scale_rows(sweep: Sweep) -> pd.DataFrame:
     """Return scores by number of training scenes, from the suite ``scale``.
 
@@ -88,10 +85,8 @@ def scale_rows(sweep: Sweep) -> pd.DataFrame:
     parts = table.variant.str.split("-")
     usual = {"train": sweep.config.synthetic.train}
     scenes = [VARIANTS[names[0]].get("synthetic", usual)["train"] for names in parts]
-    endings = [ENDINGS.get(names[-1], "") for names in parts]
-    return table.assign(scenes=scenes, name=table.method + endings).sort_values(
-        "scenes", kind="stable"
-    )
+    curves = table.method + [ENDINGS.get(names[-1], "") for names in parts]
+    return table.assign(scenes=scenes, name=curves).sort_values("scenes", kind="stable")
 
 
 def margins(sweep: Sweep) -> pd.DataFrame:
@@ -106,12 +101,12 @@ def margins(sweep: Sweep) -> pd.DataFrame:
         the number of seeds in which UMSF-Net is better.
     """
     rows = []
-    for (variant, name), seeds, pair in _pairs(sweep):
+    for (method, variant), seeds, pair in _pairs(sweep):
         for metric, statistic in COMPARED.items():
             gain = paired_gain(*pair, statistic, same_scenes=bool(sweep.config.data))
             ahead = int((_each(pair, statistic) > 0).sum())
             scenes = len(pair[0][0][0])
-            rows.append((variant, name, metric, *gain, ahead, len(seeds), scenes))
+            rows.append((variant, method, metric, *gain, ahead, len(seeds), scenes))
     columns = ["variant", "method", "metric", "margin", "low", "high", "ahead", "seeds", "scenes"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -127,32 +122,36 @@ def seed_margins(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
         A table indexed by method and variant, with one column per seed.
     """
     rows = {
-        (name, variant): dict(zip(seeds, _each(pair, COMPARED[metric]), strict=True))
-        for (variant, name), seeds, pair in _pairs(sweep)
+        names: dict(zip(seeds, _each(pair, COMPARED[metric]), strict=True))
+        for names, seeds, pair in _pairs(sweep)
     }
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns="seed")
+    return _by_method(rows, "seed")
+
+
+def _pairs(sweep: Sweep) -> Iterator[tuple[Names, list[int], Pair]]:
+    """Yield (method, variant), the seeds it shares with its rival, and the tables of both."""
+    tables: dict[Names, dict[int, Counts]] = {}
+    for variant, seed, record, scores in sweep.finished():
+        for method in scores.method.unique():
+            tables.setdefault((method, variant), {})[seed] = record.dense(method)
+    for (method, variant), theirs in tables.items():
+        ours = tables.get(("umsf", rival(variant, method) or ""), {})
+        if seeds := [seed for seed in ours if seed in theirs and ours is not theirs]:
+            pair = ([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+            yield (method, variant), seeds, pair
+
+
+def _each(pair: Pair, statistic: Score) -> np.ndarray:
+    """Return the differences between the two sides of ``_pairs``, one per seed."""
+    ours, theirs = (tables_to_score(side, statistic) for side in pair)
+    return differences(ours, theirs, statistic)
+
+
+def _by_method(rows: dict[Names, Any], columns: str) -> pd.DataFrame:
+    """Make a table indexed by method and variant; ``columns`` is the name of its columns."""
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(columns=columns)
     table.index = pd.MultiIndex.from_tuples(rows, names=["method", "variant"])
     return table
-
-
-def _each(pair: Pair, statistic: Callable[[np.ndarray], float]) -> np.ndarray:
-    """Return the differences between the two sides of ``_pairs``, one per seed."""
-    return differences(
-        tables_to_score(pair[0], statistic), tables_to_score(pair[1], statistic), statistic
-    )
-
-
-def _pairs(sweep: Sweep) -> Iterator[tuple[tuple[str, str], list[int], Pair]]:
-    """Yield (variant, method), the seeds it shares with its rival, and the tables of both."""
-    tables: dict[tuple[str, str], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
-    for variant, seed, record, scores in sweep.finished():
-        for name in scores.method.unique():
-            tables.setdefault((variant, name), {})[seed] = record.dense(name)
-    for (variant, name), theirs in tables.items():
-        own = tables.get((rival(variant, name) or "", "umsf"), {})
-        if seeds := [seed for seed in own if seed in theirs and own is not theirs]:
-            pair = ([own[seed] for seed in seeds], [theirs[seed] for seed in seeds])
-            yield (variant, name), seeds, pair
 
 
 def scene_rows(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
@@ -169,81 +168,22 @@ def scene_rows(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
     Raises:
         DataError: the runs were scored on different numbers of scenes.
     """
-    rows: dict[tuple[str, str], list[list[float]]] = {}
+    statistic = COMPARED[metric]
+    rows: dict[Names, list[list[float]]] = {}
     for variant, _, record, scores in sweep.finished() if sweep.config.data else ():
-        for name in scores.method.unique():
-            found, mapping = record.dense(name)  # (S, K', K)
-            found = found if metric == "nmi" else confusion(found, mapping)
-            scored = [COMPARED[metric](table) if table.any() else math.nan for table in found]
-            rows.setdefault((name, variant), []).append(scored)
-    counts = {len(scored) for values in rows.values() for scored in values}
+        for method in scores.method.unique():
+            (tables,) = tables_to_score([record.dense(method)], statistic)  # one per scene
+            scored = [statistic(table) if table.any() else math.nan for table in tables]
+            rows.setdefault((method, variant), []).append(scored)
+    counts = sorted({len(scored) for values in rows.values() for scored in values})
     if len(counts) > 1:
         raise DataError(
             f"The runs {sweep.prefix}-<seed> were scored on different numbers of scenes "
-            f"({', '.join(map(str, sorted(counts)))}); delete the runs of the older "
-            "data and run the sweep again."
+            f"({', '.join(map(str, counts))}); delete the runs of the older data and run the "
+            "sweep again."
         )
-    means = {key: np.mean(values, axis=0) for key, values in rows.items()}
-    table = pd.DataFrame.from_dict(means, orient="index")
-    table.index = pd.MultiIndex.from_tuples(means, names=["method", "variant"])
-    return table.rename(columns=lambda number: number + 1).rename_axis(columns="scene")
-
-
-def scores_markdown(scores: pd.DataFrame) -> str:
-    """Format the table of ``score_rows`` as in RESULTS.md: mean ± std over seeds."""
-    spread = scores[["mean", "std"]].map(_short)
-    return _wide(scores.assign(cell=spread["mean"] + " ± " + spread["std"]), SHOWN)
-
-
-def margins_markdown(gains: pd.DataFrame) -> str:
-    """Format the table of ``margins`` as in RESULTS.md: margin (low to high), seeds ahead."""
-    ends = gains[["low", "high"]].map(_short)
-    middle = gains.margin.map(partial(_short, form="+.3f"))
-    seeds = gains.ahead.astype(str) + " of " + gains.seeds.astype(str)
-    cells = middle + " (" + ends.low + " to " + ends.high + "), " + seeds
-    return _wide(gains.assign(cell=cells), COMPARED)
-
-
-def scenes_markdown(scenes: pd.DataFrame) -> str:
-    """Format the table of ``scene_rows``."""
-    titles = ["method", "variant", *map(str, scenes.columns)]
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
-    for names, row in scenes.iterrows():
-        cells = [*names, *map(_short, row)]  # type: ignore[misc]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
-    """Format a suite as in RESULTS.md, from its ``score_rows`` and ``margins``."""
-    between = (
-        "Ours minus each of them, with 95 % intervals over test scenes, and in how many seeds ours "
-        "is ahead:"
-    )
-    parts = [scores_markdown(scores), constant_sentence(sweep), between, margins_markdown(gains)]
-    for metric in COMPARED:
-        if len(scenes := scene_rows(sweep, metric)):
-            parts += [f"{SHOWN[metric]} of each test scene, mean over seeds:"]
-            parts += [scenes_markdown(scenes)]
-    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
-
-
-def _short(value: float, form: str = ".3f") -> str:
-    """Format three digits without the leading zero; a dash for NaN (the std of one seed)."""
-    return "-" if math.isnan(value) else format(value, form).replace("0.", ".", 1)
-
-
-def _wide(table: pd.DataFrame, metrics: Iterable[str]) -> str:
-    """Format one line per variant and method, with one column per metric."""
-    titles = [SHOWN[metric] for metric in metrics]
-    lines = [
-        f"| method | variant | seeds | {' | '.join(titles)} |",
-        "|---" * (3 + len(titles)) + "|",
-    ]
-    for (variant, method), rows in table.groupby(["variant", "method"], sort=False):
-        cells = rows.set_index("metric").cell.reindex(list(metrics), fill_value="")
-        lines.append(f"| {method} | {variant} | {rows.seeds.max()} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    means = {names: np.mean(values, axis=0) for names, values in rows.items()}
+    return _by_method(means, "scene").rename(columns=lambda number: number + 1)
 
 
 def print_report(sweep: Sweep) -> None:
@@ -265,11 +205,11 @@ def print_report(sweep: Sweep) -> None:
     gains = margins(sweep)
     text = markdown(sweep, scores, gains)
     if any(is_evaluated(sweep.folder / name) for _, _, name, _ in sweep.planned()):
-        start = sweep.folder / f"{sweep.prefix}-{sweep.suite}"
+        start = f"{sweep.prefix}-{sweep.suite}"
         for ending, table in (("scores", scores), ("margins", gains)):
-            path = start.with_name(f"{start.name}-{ending}.csv")
+            path = sweep.folder / f"{start}-{ending}.csv"
             write_atomically(path, partial(table.to_csv, index=False))
-        write_atomically(start.with_name(f"{start.name}.md"), lambda path: path.write_text(text))
+        write_atomically(sweep.folder / f"{start}.md", lambda path: path.write_text(text))
     print(text)
 
 
@@ -283,25 +223,61 @@ def _in_records(sweep: Sweep) -> str:
     return f" and {sweep.records}{other}" if sweep.records else ""
 
 
-# The part of a suite that is done now if it has no records.
-SMALLEST: dict[str, dict[str, Sequence[str]]] = {
-    "baselines": {"base": USUAL, "no_pretraining": OURS},
-    "ablations": {"base": OURS, "no_pretraining": OURS},
-    "scale": {"base": SCALED, "no_pretraining": OURS},
-}
+def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
+    """Format a suite as in RESULTS.md, from its ``score_rows`` and ``margins``."""
+    every = suite_records(sweep)
+    chosen = every.query("variant == 'base' and protocol == 'dense' and metric == 'constant'")
+    constant = chosen.groupby("seed").value.first()
+    score = f"{_short(constant.mean())} ± {_short(constant.std())}"
+    sentence = f"Calling everything the most frequent class has ACC {score}, NMI 0."
+    between = (
+        "Ours minus each of them, with 95 % intervals over test scenes, and in how many seeds ours "
+        "is ahead:"
+    )
+    parts = [scores_markdown(scores), *([] if constant.empty else [sentence]), between]
+    parts.append(margins_markdown(gains))
+    for metric in COMPARED:
+        if len(scenes := scene_rows(sweep, metric)):
+            parts += [f"{SHOWN[metric]} of each test scene, mean over seeds:"]
+            parts += [_markdown(scenes.map(_short).reset_index())]
+    return "\n\n".join(parts) + "\n"
 
 
-class OneRun(Sweep):
-    """The smallest part of a suite, with the run ``name`` as its base run."""
+def scores_markdown(scores: pd.DataFrame) -> str:
+    """Format the table of ``score_rows`` as in RESULTS.md: mean ± std over seeds."""
+    return _wide(
+        scores, scores["mean"].map(_short) + " ± " + scores["std"].map(_short), list(SHOWN)
+    )
 
-    @property
-    def variants(self) -> dict[str, Sequence[str]]:
-        """Variant -> methods."""
-        return SMALLEST[self.suite]
 
-    def base_name(self, seed: int) -> str:
-        """Return the name of the run, which does not depend on the seed."""
-        return self.name
+def margins_markdown(gains: pd.DataFrame) -> str:
+    """Format the table of ``margins`` as in RESULTS.md: margin (low to high), seeds ahead."""
+    ends = gains[["low", "high"]].map(_short)
+    middle = gains.margin.map(partial(_short, form="+.3f"))
+    seeds = gains.ahead.astype(str) + " of " + gains.seeds.astype(str)
+    return _wide(
+        gains, middle + " (" + ends.low + " to " + ends.high + "), " + seeds, list(COMPARED)
+    )
+
+
+def _short(value: float, form: str = ".3f") -> str:
+    """Format three digits without the leading zero; a dash for NaN (the std of one seed)."""
+    return "-" if math.isnan(value) else format(value, form).replace("0.", ".", 1)
+
+
+def _wide(table: pd.DataFrame, cells: pd.Series, metrics: list[str]) -> str:
+    """Format one line per variant and method, with one column of cells per metric."""
+    names = ["method", "variant", "seeds"]
+    seeds = table.groupby(["variant", "method"]).seeds.transform("max")
+    long = table.assign(cell=cells, seeds=seeds)
+    order = pd.MultiIndex.from_frame(long[names].drop_duplicates())
+    wide = long.pivot(index=names, columns="metric", values="cell").reindex(order, columns=metrics)
+    return _markdown(wide.rename(columns=SHOWN).fillna("").reset_index())
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """Format a table whose cells are texts already."""
+    return table.to_markdown(index=False, disable_numparse=True)
 
 
 def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) -> Sweep:
@@ -312,7 +288,7 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
 
     Args:
         run: the notebook's run, with the settings of the suite except for seed and variant.
-        suite: a key of ``SMALLEST``.
+        suite: a key of ``SUITES``.
         name: name of the suite's runs, as given to ``umsf sweep --run``.
         kept: file of records (``umsf report --keep``) to use if ``runs/`` has none; for a notebook
             that needs nothing else of a run.
@@ -328,10 +304,12 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
             f"{run.config.data} has no labels (layout {run.config.layout}), so methods cannot be "
             "compared by score; notebook 06 shows maps without labels."
         )
-    for records in (None, kept) if kept else (None,):
+    for records in (None, kept):
         sweep = Sweep(run.config, suite, (), name, records)
         if seeds := _seeds_with_most(sweep):
-            where = _show(records or sweep.folder)
+            path, root = records or sweep.folder, project_root()
+            # Notebooks show no local path.
+            where = path.relative_to(root) if path.is_relative_to(root) else path.name
             print(
                 f"suite {suite}: records of runs {sweep.prefix}-<seed> in {where}, "
                 f"seeds {', '.join(map(str, seeds))}"
@@ -342,7 +320,7 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
         f"done now, in this run; 'umsf sweep --suite {suite} --seeds 0,1,2,3,4 --records none' "
         "does all of it"
     )
-    smallest = OneRun(run.config, suite, (run.config.seed,), run.folder.name)
+    smallest = Sweep(run.config, suite, (run.config.seed,), run.folder.name, smallest=True)
     smallest.run()
     return smallest
 
@@ -356,12 +334,6 @@ def _seeds_with_most(sweep: Sweep) -> list[int]:
     begun = sorted(int(ending) for ending in endings if ending.isdecimal())
     done = Counter(seed for _, seed, _, _ in replace(sweep, seeds=begun).finished())
     return [seed for seed in begun if done[seed] == max(done.values(), default=1)]
-
-
-def _show(path: Path) -> str:
-    """Shorten a path to one relative to the project, so that notebooks show no local path."""
-    root = project_root()
-    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
 
 
 def method_costs(sweep: Sweep, fitted: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
