@@ -295,7 +295,7 @@ def test_what_older_code_made_is_made_again_or_named(run: Run, monkeypatch, caps
     score, training = Maker(run), Maker(run)
     run.stage("evaluate", score, {})
     run.stage("pretrain", training, {}, trains=True)
-    monkeypatch.setattr(runs, "code_digest", lambda module: "of an edited loss")
+    monkeypatch.setattr(runs, "code_digest", lambda *modules: "of an edited loss")
     assert run.stage("evaluate", score, {}) and score.calls == 2
     said = "stage 'evaluate' of run 'mine' was made by older code"
     assert said in capsys.readouterr().out

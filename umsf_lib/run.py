@@ -161,18 +161,17 @@ def git_id() -> str:
 
 
 @functools.cache
-def code_digest(module: str) -> str:
-    """Compute a digest of the code that a stage may run: a package and all packages it imports.
+def code_digest(*modules: str) -> str:
+    """Compute a digest of the code that a stage may run: packages and all packages they import.
 
     Comments, docstrings and layout do not count.
 
     Args:
-        module: dotted name of a module of the package; '' for one outside this library.
+        modules: dotted names of modules in the packages; those outside this library do not count.
     """
     top, home = str(__package__), Path(__file__).parent
-    if not module.startswith(f"{top}."):
-        return ""
-    queue, seen = [module.split(".")[1]], dict[str, str]()
+    queue = [name.split(".")[1] for name in modules if name.startswith(f"{top}.")]
+    seen: dict[str, str] = {}
     while queue:
         package = queue.pop()
         if package in seen:
@@ -281,6 +280,7 @@ class Run:
         inputs: Mapping[str, Any],
         *,
         trains: bool = False,
+        modules: Sequence[str] = (),
     ) -> bool:
         """Run ``make`` unless the stage is finished with the same inputs and its files are intact.
 
@@ -292,11 +292,13 @@ class Run:
             inputs: plain data that decides the result.
             trains: whether it trains for minutes or hours; such a stage is kept when only the code
                 has changed.
+            modules: those whose code ``make`` runs beside its own package and what this imports.
 
         Returns:
             True if it ran, False if it was up to date.
         """
-        if self.is_current(name, inputs, make.__module__, trains=trains):
+        modules = (make.__module__, *modules)
+        if self.is_current(name, inputs, *modules, trains=trains):
             return False
         try:
             with FileLock(self.path(".lock"), timeout=0):  # ends with the process
@@ -307,7 +309,7 @@ class Run:
                     outputs = make()
                 self.manifest["stages"][name] = {
                     "inputs": digest(inputs),
-                    "code": code_digest(make.__module__),
+                    "code": code_digest(*modules),
                     "outputs": {file: sha256_of(self.path(file)) for file in outputs},
                     **cost,
                     "versions": versions(),
@@ -323,9 +325,9 @@ class Run:
         return True
 
     def is_current(
-        self, name: str, inputs: Mapping[str, Any], module: str = "", *, trains: bool = False
+        self, name: str, inputs: Mapping[str, Any], *modules: str, trains: bool = False
     ) -> bool:
-        """Return whether the stage is finished with these inputs and the code of ``module``.
+        """Return whether the stage is finished with these inputs and the code of these modules.
 
         A stage that ``trains`` counts as current, with a warning, when only the code has changed;
         with ``stale=fresh`` it does not, with ``stale=keep`` it does without a word.
@@ -333,7 +335,7 @@ class Run:
         if not self.is_done(name) or self.manifest["stages"][name]["inputs"] != digest(inputs):
             return False
         entry = self.manifest["stages"][name]
-        if entry["code"] == code_digest(module):
+        if entry["code"] == code_digest(*modules):
             return True
         made = f"stage '{name}' of run '{self.folder.name}' was made by older code"
         made += f" (commit {entry['git']})" if entry["git"] else ""

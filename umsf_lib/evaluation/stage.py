@@ -81,7 +81,9 @@ def evaluate(
         write_json(run.path("metrics.json"), rows)
         return ["confusions.npz", "metrics.json"]
 
-    return run.stage("evaluate", score, inputs)
+    # A method is a function of a module above this one, or a partial of such a function.
+    modules = {getattr(make, "func", make).__module__ for make in methods.values()}
+    return run.stage("evaluate", score, inputs, modules=sorted(modules))
 
 
 def score_scenes(
