@@ -57,7 +57,7 @@ def write_scenes(
         seed: of the scenes.
         height: rows of a scene, px.
         width: columns of a scene, px.
-        difficulty: see ``make_landscape``.
+        difficulty: see ``simulation.difficulty``.
     """
     layout = load_layout("whu-opt-sar")
     colors = {c.code: c.rgb for c in layout.classes}

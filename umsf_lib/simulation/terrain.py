@@ -9,7 +9,7 @@ import heapq
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.interpolate import BSpline
 
 FloatMap = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -27,21 +27,16 @@ def smooth_noise(shape: Shape, scale_px: float, rng: np.random.Generator) -> Flo
     Cubic B-splines interpolate random values on a coarse grid. Unlike that of a Gaussian filter,
     the cost does not grow with the scale.
     """
-    rows, cols = (_spline(n, scale_px) for n in shape)
+    splines = []  # for rows and for columns: (length, coarse length)
+    for length in shape:
+        position = np.arange(length) / scale_px
+        knots = np.arange(-3.0, int(position[-1]) + 5)
+        splines.append(BSpline.design_matrix(position, knots, 3).astype(np.float32))
+    rows, cols = splines
     grid = rng.standard_normal((rows.shape[1], cols.shape[1]), dtype=np.float32)
     across = np.ascontiguousarray((cols @ grid.T).T)  # (coarse rows, W)
     smooth: FloatMap = np.asarray(rows @ across, np.float32) / np.float32(0.479)
     return smooth  # 0.479: root of the mean sum of squared weights
-
-
-def _spline(length: int, scale_px: float) -> csr_array:
-    position = np.arange(length) / scale_px
-    first, t = position.astype(int), position % 1
-    basis = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
-    weights = (np.stack(basis, 1) / 6).astype(np.float32)  # (length, 4)
-    columns = first[:, None] + np.arange(4)
-    size = (length, int(first[-1]) + 4)
-    return csr_array((weights.ravel(), columns.ravel(), np.arange(0, 4 * length + 1, 4)), size)
 
 
 def fractal(
@@ -142,13 +137,13 @@ def _rivers(elevation: FloatMap, share: float, rng: np.random.Generator) -> Mask
 
 
 def natural_cover(
-    elevation: FloatMap, share: dict[int, float], ragged: float, rng: np.random.Generator
+    elevation: FloatMap, share: NDArray[np.float64], ragged: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
     """Put forest on high and steep ground, then rivers and lakes; the rest is farmland.
 
     Args:
         elevation: ``(H, W)`` in metres.
-        share: wanted share of the scene per class.
+        share: wanted share of the scene per class id.
         ragged: weight of the fine detail in the outlines of forests and lakes.
         rng: NumPy generator.
 
