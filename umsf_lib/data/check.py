@@ -43,7 +43,6 @@ class SceneFacts:
 class Survey:
     """Facts and defects found in a data folder."""
 
-    root: Path
     layout: Layout
     scenes: tuple[SceneFacts, ...]
     split: dict[str, list[str]]
@@ -65,7 +64,7 @@ def survey(root: Path, layout: Layout) -> Survey:
         split = split_scenes(root, layout, scenes)
     except DataError as error:
         defects.append(str(error))
-    return Survey(root, layout, facts, split, defects)
+    return Survey(layout, facts, split, defects)
 
 
 def _facts(scene: Scene) -> SceneFacts:

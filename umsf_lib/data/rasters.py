@@ -174,11 +174,7 @@ def strips(grid: Grid) -> Iterator[Window]:
 
 
 def grid_defect(path: Path, grid: Grid, other_path: Path, other: Grid) -> list[str]:
-    """Compare the grids of two files, with a tolerance of 1/100 pixel.
-
-    Returns:
-        An empty list if they agree, else one sentence with the difference and both grids.
-    """
+    """Say in one sentence how two files' grids differ by more than 1/100 pixel, if they do."""
     if (grid.height, grid.width) != (other.height, other.width):
         what = "sizes"
     elif grid.crs != other.crs:
@@ -204,17 +200,11 @@ def write_raster(
     colors: Mapping[int, tuple[int, int, int]] | None = None,
     class_names: Mapping[int, str] | None = None,
 ) -> None:
-    """Write a tiled, deflated GeoTIFF atomically.
+    """Write ``(C, h, w)``, or ``(h, w)`` for one band, as a tiled, deflated GeoTIFF, atomically.
 
-    Args:
-        path: GeoTIFF file; class names go to ``<path>.aux.xml``, which GDAL and QGIS read.
-        array: ``(C, h, w)``, or ``(h, w)`` for one band.
-        crs: None for pixel coordinates.
-        transform: from pixel to map coordinates.
-        nodata: value of pixels without data.
-        descriptions: one name per band.
-        colors: value -> (red, green, blue) of a single uint8 band.
-        class_names: value -> name of a single uint8 band.
+    Without a CRS, coordinates are in pixels. ``descriptions`` are the names of the bands. A single
+    uint8 band may have ``colors`` (value -> red, green, blue) and ``class_names`` (value -> name),
+    which go to ``<path>.aux.xml``, where GDAL and QGIS read them.
     """
     bands = array if array.ndim == 3 else array[None]  # (C, h, w)
     form = {"driver": "GTiff", "tiled": True, "compress": "deflate", "bigtiff": "if_safer"}

@@ -166,10 +166,7 @@ class Scene:
 def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
     """List the defects in a file's header compared with the layout: bands, dtype, nodata.
 
-    Args:
-        path: the file.
-        sensor: its sensor in the layout; None for a label.
-        role: ``optical``, ``sar``, ``dem`` or ``label``.
+    ``role`` is ``optical``, ``sar``, ``dem`` or ``label``, which has no ``sensor``.
 
     Raises:
         DataError: the file cannot be opened.
@@ -274,13 +271,7 @@ def class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int
 
 
 def unknown_codes(counts: Mapping[int, int], layout: Layout, path: Path) -> list[str]:
-    """Return one sentence if the layout does not know all codes of a label, else nothing.
-
-    Args:
-        counts: label code -> number of pixels.
-        layout: the layout of the data set.
-        path: label file, for the message.
-    """
+    """Say in one sentence which codes of a label (code -> pixels) its layout lacks, if any."""
     unknown = sorted(counts.keys() - _known_codes(layout).keys())
     if not unknown:
         return []

@@ -196,14 +196,9 @@ class PixelStore:
         return all(self.whole)
 
     def valid_at(self, scene: Tensor, row: Tensor, col: Tensor) -> Tensor:
-        """Whether pixels are valid: ``(...)`` bool on the CPU.
+        """Whether the pixels at ``(...)`` int64 scenes, rows and columns are valid: ``(...)`` bool.
 
-        Read from the memory map whatever the device, so that no GPU is waited for.
-
-        Args:
-            scene: ``(...)`` int64 scene indices on the CPU.
-            row: ``(...)`` int64 rows inside the scene, px.
-            col: ``(...)`` int64 columns inside the scene, px.
+        All are on the CPU: the memory map is read whatever the device, so no GPU is waited for.
         """
         offset, _, width = self.places[scene].unbind(-1)
         return torch.from_numpy(self.valid_pixels[(offset + row * width + col).numpy()])
@@ -258,12 +253,7 @@ def _fits(flats: dict[str, np.ndarray], device: torch.device) -> bool:
 
 
 def tile_starts(length: int, size: int, overlap: int) -> list[int]:
-    """Return the starts of tiles, every ``size - overlap`` px; the last tile is shifted back.
-
-    Args:
-        length: side of the scene, px.
-        size: side of a tile, px.
-        overlap: of adjacent tiles, px.
+    """Return the starts of tiles along a scene's side of ``length`` px; the last is shifted back.
 
     Raises:
         ConfigError: the overlap is not smaller than a tile.

@@ -32,11 +32,7 @@ def settle(
 ) -> tuple[FloatMap, Mask]:
     """Add settlements and the roads between them to ``label`` and ``row_direction``, in place.
 
-    Args:
-        label: class ids ``(H, W) uint8``.
-        row_direction: ``(H, W) float32`` of field rows and streets, radians.
-        share: wanted share of the scene per class id.
-        rng: NumPy generator.
+    ``share`` is the wanted share of the scene per class id.
 
     Returns:
         Building heights ``(H, W) float32`` in metres, and a mask ``(H, W) bool`` of tracks, which

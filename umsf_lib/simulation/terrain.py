@@ -53,12 +53,9 @@ def fractal(
 
 
 def stamp(mask: Mask, points: NDArray[np.float64], radius_px: NDArray[np.float64]) -> None:
-    """Set discs in ``mask``.
+    """Set discs in ``mask (H, W)``, in place.
 
-    Args:
-        mask: ``(H, W) bool``, changed in place.
-        points: ``(n, 2)`` row and column of the centres, px.
-        radius_px: ``(n,)`` radii, rounded to half a pixel.
+    Their centres are ``points (n, 2)``, row and column; radii ``(n,)`` are rounded to half a pixel.
     """
     halves = np.maximum(np.round(2 * radius_px), 1)
     for half in np.unique(halves):
@@ -81,12 +78,9 @@ def relief(shape: Shape, rng: np.random.Generator) -> FloatMap:
 def drainage(elevation: FloatMap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Compute for each cell the cell that it drains to, and the number of cells upstream.
 
-    The method is priority-flood (Barnes et al. 2014). It floods inwards from the border, lowest
-    cell first. Each cell drains to the cell from which it was flooded, so hollows overflow and no
-    water is lost.
-
-    Args:
-        elevation: ``(h, w)`` of the cells, m.
+    The method is priority-flood (Barnes et al. 2014). It floods ``elevation (h, w)`` inwards from
+    the border, lowest cell first. Each cell drains to the cell from which it was flooded, so
+    hollows overflow and no water is lost.
 
     Returns:
         Flat index of each cell's receiver (its own on the border), and the number of cells that
@@ -139,16 +133,10 @@ def _rivers(elevation: FloatMap, share: float, rng: np.random.Generator) -> Mask
 def natural_cover(
     elevation: FloatMap, share: NDArray[np.float64], ragged: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Put forest on high and steep ground, then rivers and lakes; the rest is farmland.
+    """Return class ids ``(H, W) uint8``: forest on high, steep ground; water; farmland elsewhere.
 
-    Args:
-        elevation: ``(H, W)`` in metres.
-        share: wanted share of the scene per class id.
-        ragged: weight of the fine detail in the outlines of forests and lakes.
-        rng: NumPy generator.
-
-    Returns:
-        Class ids ``(H, W) uint8``.
+    ``share`` is the wanted share of the scene per class id, ``ragged`` the weight of the fine
+    detail in the outlines of forests and lakes.
     """
     label = np.full(elevation.shape, FARMLAND, np.uint8)
     fine = fractal(elevation.shape, 48, rng, octaves=4, decay=0.9)
