@@ -15,8 +15,7 @@ import rasterio
 from rasterio.windows import Window
 
 from umsf_lib.config import IGNORE, DataError, load_config
-from umsf_lib.data import stage as module
-from umsf_lib.data import synthetic
+from umsf_lib.data import rasters, synthetic
 from umsf_lib.data.layout import load_layout
 from umsf_lib.data.scene import Scene
 from umsf_lib.data.scene_set import (
@@ -51,7 +50,7 @@ def tree(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
-def test_module_hold_what_rasterio_reads(scenes: SceneSet) -> None:
+def test_maps_hold_what_rasterio_reads(scenes: SceneSet) -> None:
     assert [record.name for record in scenes.records] == SET
     for index in range(len(SET)):
         expected = truth(scenes, index)
@@ -97,7 +96,7 @@ def test_splits(whu: SceneSet, terramesh: SceneSet) -> None:
 
 
 def test_streaming_in_strips_equals_reading_whole(whu: SceneSet, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "STRIP_PX", 7)  # no scene's height is a multiple
+    monkeypatch.setattr(rasters, "STRIP_PX", 7)  # no scene's height is a multiple
     root = whu.sources[SET[0]].optical.parents[1]
     strips = prepare(root, whu.layout, tmp_path)
     for role in ("optical", "sar", "label", "valid"):
@@ -202,7 +201,7 @@ def test_a_flipped_bit_or_a_lost_array_is_said_and_mended_by_deleting(tmp_path, 
 
 def test_scenes_are_read_in_strips_only(tmp_path: Path, monkeypatch) -> None:
     layout = write_set(tmp_path / "data")
-    monkeypatch.setattr(module, "STRIP_PX", 7)
+    monkeypatch.setattr(rasters, "STRIP_PX", 7)
     sizes, read = [], Scene.read
 
     def watched(scene: Scene, window: Window) -> dict[str, np.ndarray]:

@@ -144,7 +144,7 @@ def test_memory_of_a_batch_that_is_gone_is_used_again(whu, whu_store, monkeypatc
     assert address(place) == address(place)
     monkeypatch.setattr(module, "RECYCLED_BYTES", 0)
     address(place)
-    assert "optical" not in whu_store.memory.spare  # nothing large is kept
+    assert "optical" not in whu_store.spare  # nothing large is kept
 
 
 @pytest.mark.parametrize("sensors", ["both", "optical", "sar"])

@@ -19,7 +19,8 @@ from umsf_lib.data.scene_set import valid_labels
 from umsf_lib.data.stage import prepare
 from umsf_lib.data.synthetic import scene_names, sheet_transform, write_scenes
 from umsf_lib.data.windows import PixelStore
-from umsf_lib.simulation.landscape import MEASURED, make_landscape, vary
+from umsf_lib.simulation.difficulty import EASY
+from umsf_lib.simulation.landscape import make_landscape, vary
 from umsf_lib.simulation.sensors import gamma_speckle, mean_amplitude, simulate_scene
 from umsf_lib.simulation.terrain import (
     CITY,
@@ -85,16 +86,16 @@ def test_sheets_lie_where_their_names_say() -> None:
 
 def test_land_has_the_measured_shares() -> None:
     counts = sum(
-        np.bincount(make_landscape(512, 512, s).label.ravel(), minlength=7) for s in range(8)
+        np.bincount(make_landscape(512, 512, s, EASY).label.ravel(), minlength=7) for s in range(8)
     )
     shares = counts / counts.sum()
-    for land, wanted in MEASURED.items():
+    for land, wanted in enumerate(EASY.share):
         tolerance = 0.5 if land in (CITY, VILLAGE, OTHERS) else 0.3  # few sites per scene
         assert shares[land] == pytest.approx(wanted, rel=tolerance), land
 
 
 def test_land_comes_about_by_processes() -> None:
-    land = make_landscape(512, 512, 3)
+    land = make_landscape(512, 512, 3, EASY)
     south, east = np.gradient(land.elevation, 5.0)
     slope = np.hypot(south, east)
     assert slope[land.label == FOREST].mean() > 2 * slope[land.label == FARMLAND].mean()

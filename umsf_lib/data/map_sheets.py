@@ -61,19 +61,14 @@ def sheet_of(name: str) -> Sheet | None:
 def neighbours(name: str, others: Sequence[str], *, edge: bool = False) -> list[str]:
     """Return those of ``others`` whose sheets touch the sheet of ``name``, even at a corner.
 
-    Args:
-        name: name of a scene.
-        others: names of scenes; names that are not sheets are skipped.
-        edge: only count sheets that share a whole edge.
+    With ``edge``, they share a whole edge. Names that are not sheets have no neighbours.
     """
-    sheet = sheet_of(name)
-    if sheet is None:
-        return []
-    found = []
+    sheet, found = sheet_of(name), []
     for other in others:
-        if place := sheet_of(other):
+        place = sheet_of(other)
+        if sheet and place:
             down, right = abs(place.row - sheet.row), abs(place.column - sheet.column)
-            if (down + right == 1) if edge else (max(down, right) == 1):
+            if (down + right if edge else max(down, right)) == 1:
                 found.append(other)
     return found
 
@@ -81,11 +76,8 @@ def neighbours(name: str, others: Sequence[str], *, edge: bool = False) -> list[
 def leakage(split: Mapping[str, Sequence[str]]) -> Leakage | None:
     """Find test scenes that are adjacent to training or validation scenes.
 
-    Args:
-        split: ``train``, ``val``, ``test`` -> scene names.
-
-    Returns:
-        None if the names give no positions, or if only test scenes were used in training.
+    The result is None if the names of ``split`` (``train``, ``val``, ``test`` -> scenes) give no
+    positions, or if only test scenes were used in training.
     """
     test = [name for name in split.get("test", ()) if sheet_of(name)]
     seen = [name for part in ("train", "val") for name in split.get(part, ()) if sheet_of(name)]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,15 +69,23 @@ class NumpyRaster:
         """Open the file.
 
         Raises:
-            OSError, ValueError: the file is incomplete, not an array of numbers or not a raster.
+            DataError: the file is incomplete, not an array of numbers or not a raster.
         """
-        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
-        shape = array.shape
+        try:
+            array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+        except (OSError, EOFError, ValueError, SyntaxError, TypeError) as error:
+            if "Python objects" in str(error):
+                raise DataError(
+                    f"{path} holds Python objects, and reading them could run any code; save a "
+                    "plain array instead (data/README.md, 'Sentinel-2 tiles')."
+                ) from error
+            raise _unreadable(path, error) from error
         if array.ndim == 2:
             array = array[None]
-        elif array.ndim != 3 or shape[0] == shape[2]:
-            raise ValueError(f"its shape {shape} does not tell bands from rows and columns")
-        elif shape[2] < shape[0]:
+        elif array.ndim != 3 or array.shape[0] == array.shape[2]:
+            what = f"its shape {array.shape} does not tell bands from rows and columns"
+            raise _unreadable(path, what)
+        elif array.shape[2] < array.shape[0]:
             array = array.transpose(2, 0, 1)
         self.array = array  # (C, h, w)
         self.count, self.height, self.width = array.shape
@@ -119,31 +126,22 @@ def opened(path: Path) -> Iterator[Any]:
         DataError: the file cannot be opened, or rasterio fails to read it in the ``with`` block.
     """
     if path.suffix.lower() == ".npy":
-        yield _open_npy(path)
+        yield NumpyRaster(path)
         return
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates are fine
-            source = rasterio.open(path)
-        with source:
+        with _open(path) as source:
             yield source
     except RasterioError as error:
         raise _unreadable(path, error.__cause__ or error) from error
 
 
-def _open_npy(path: Path) -> NumpyRaster:
-    try:
-        return NumpyRaster(path)
-    except (OSError, EOFError, ValueError, SyntaxError, TypeError) as error:
-        if "Python objects" in str(error):
-            raise DataError(
-                f"{path} holds Python objects, and reading them could run any code; save a plain "
-                "array instead (data/README.md, 'Sentinel-2 tiles')."
-            ) from error
-        raise _unreadable(path, error) from error
+def _open(path: Path, mode: str = "r", **form: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates are fine
+        return rasterio.open(path, mode, **form)
 
 
-def _unreadable(path: Path, reason: BaseException) -> DataError:
+def _unreadable(path: Path, reason: BaseException | str) -> DataError:
     size = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
     return DataError(
         f"{path} ({size}) cannot be read: it is truncated, damaged or not a raster "
@@ -169,34 +167,15 @@ def read_window(path: Path, window: Window | None) -> tuple[NDArray[Any], float 
         return values, source.nodata
 
 
-def strips(grid: Grid, rows: int = STRIP_PX) -> Iterator[Window]:
+def strips(grid: Grid) -> Iterator[Window]:
     """Yield windows of full width from top to bottom, to limit the memory for reading a file."""
-    for top in range(0, grid.height, rows):
-        yield Window(0, top, grid.width, min(rows, grid.height - top))
-
-
-def count_values(path: Path) -> Counter[int]:
-    """Count the pixels of each value in the first band, strip by strip.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    total: Counter[int] = Counter()
-    with opened(path) as source:
-        for window in strips(grid_of(source)):
-            values, counts = np.unique(source.read(1, window=window), return_counts=True)
-            total.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-    return total
+    for top in range(0, grid.height, STRIP_PX):
+        yield Window(0, top, grid.width, min(STRIP_PX, grid.height - top))
 
 
 def grid_defect(path: Path, grid: Grid, other_path: Path, other: Grid) -> list[str]:
-    """Compare the grids of two files, with a tolerance of 1/100 pixel.
-
-    Returns:
-        An empty list if they agree, else one sentence with the difference and both grids.
-    """
-    same_size = (grid.height, grid.width) == (other.height, other.width)
-    if not same_size:
+    """Say in one sentence how two files' grids differ by more than 1/100 pixel, if they do."""
+    if (grid.height, grid.width) != (other.height, other.width):
         what = "sizes"
     elif grid.crs != other.crs:
         what = "coordinate systems"
@@ -221,47 +200,39 @@ def write_raster(
     colors: Mapping[int, tuple[int, int, int]] | None = None,
     class_names: Mapping[int, str] | None = None,
 ) -> None:
-    """Write a tiled, deflated GeoTIFF atomically.
+    """Write ``(C, h, w)``, or ``(h, w)`` for one band, as a tiled, deflated GeoTIFF, atomically.
 
-    Args:
-        path: GeoTIFF file; class names go to ``<path>.aux.xml``, which GDAL and QGIS read.
-        array: ``(C, h, w)``, or ``(h, w)`` for one band.
-        crs: None for pixel coordinates.
-        transform: from pixel to map coordinates.
-        nodata: value of pixels without data.
-        descriptions: one name per band.
-        colors: value -> (red, green, blue) of a single uint8 band.
-        class_names: value -> name of a single uint8 band.
+    Without a CRS, coordinates are in pixels. ``descriptions`` are the names of the bands. A single
+    uint8 band may have ``colors`` (value -> red, green, blue) and ``class_names`` (value -> name),
+    which go to ``<path>.aux.xml``, where GDAL and QGIS read them.
     """
     bands = array if array.ndim == 3 else array[None]  # (C, h, w)
     form = {"driver": "GTiff", "tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
     form["alpha"] = "unspecified"  # else GDAL reads a fourth 8-bit band (NIR) as transparency
-    shape = dict(zip(("count", "height", "width"), bands.shape, strict=True))
-    place = {"crs": crs, "transform": transform, "nodata": nodata, "dtype": bands.dtype.name}
+    form |= dict(zip(("count", "height", "width"), bands.shape, strict=True))
+    form |= {"crs": crs, "transform": transform, "nodata": nodata, "dtype": bands.dtype.name}
 
     def write(temporary: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(temporary, "w", **form, **shape, **place) as target:
-                target.write(bands)
-                if colors:
-                    target.write_colormap(1, {code: (*rgb, 255) for code, rgb in colors.items()})
-                if descriptions:
-                    target.descriptions = descriptions
+        with _open(temporary, "w", **form) as target:
+            target.write(bands)
+            if colors:
+                target.write_colormap(1, {code: (*rgb, 255) for code, rgb in colors.items()})
+            if descriptions:
+                target.descriptions = descriptions
 
     write_atomically(path, write)
-    names = Path(f"{path}.aux.xml")
-    if class_names:
-        write_atomically(names, lambda t: t.write_text(_category_names(class_names), "utf-8"))
-    else:
-        names.unlink(missing_ok=True)  # class names left by an older file
+    _write_names(Path(f"{path}.aux.xml"), class_names)
 
 
-def _category_names(class_names: Mapping[int, str]) -> str:
-    """Return GDAL's auxiliary XML; the list starts at value 0, and unused values are empty."""
+def _write_names(path: Path, class_names: Mapping[int, str] | None) -> None:
+    """Write GDAL's auxiliary XML, a list from value 0 on; remove that of an older raster."""
+    if not class_names:
+        path.unlink(missing_ok=True)
+        return
     listed = (escape(class_names.get(v, "")) for v in range(max(class_names) + 1))
     rows = "".join(f"      <Category>{name}</Category>\n" for name in listed)
-    return (
+    text = (
         '<PAMDataset>\n  <PAMRasterBand band="1">\n    <CategoryNames>\n'
         f"{rows}    </CategoryNames>\n  </PAMRasterBand>\n</PAMDataset>\n"
     )
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))

@@ -15,8 +15,43 @@ from rasterio.windows import Window
 from ..config import IGNORE, DataError
 from .layout import DTYPES, LandClass, Layout, Sensor
 from .pairing import SPOKEN, Pairing, pair_files
-from .rasters import Grid, count_values, grid_defect, grid_of, opened, read_window
+from .rasters import Grid, grid_defect, grid_of, opened, read_window, strips
 from .split import split_names
+
+LARGEST = 1e30  # in any unit; larger magnitudes are overflows or fill values such as -3.4e38
+SAID_CODES = 12  # listed in a message; a label with lossy compression can have a hundred
+
+
+def find_scenes(root: Path, layout: Layout) -> list[Scene]:
+    """Find the scenes of a data folder, sorted by name.
+
+    A label may be missing; such a scene is mapped but not scored.
+
+    Raises:
+        DataError: a folder is missing, no file matches, or pairing finds a defect, such as an
+            optical, SAR or DEM file without a partner (see ``pair_files``).
+    """
+    pairing = pair_files(Path(root), layout)
+    if pairing.defects:
+        more = len(pairing.defects) - 1
+        tail = f"; {more} more like this: `umsf data check` lists all." if more else "."
+        raise DataError(pairing.defects[0].removesuffix(".") + tail)
+    return scenes_of(pairing, layout)
+
+
+def scenes_of(pairing: Pairing, layout: Layout) -> list[Scene]:
+    """Return the paired files as scenes."""
+    return [Scene(name, layout, **files) for name, files in pairing.scenes.items()]
+
+
+def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[str, list[str]]:
+    """Return the names of the scenes in ``train``, ``val`` and ``test``; see ``data.split``.
+
+    Raises:
+        DataError: the split list is malformed or leaves no training scenes.
+    """
+    files = {scene.name: [path for path, _ in scene.files().values()] for scene in scenes}
+    return split_names(Path(root), layout.split, sorted(files), files)
 
 
 @dataclass(frozen=True)
@@ -24,11 +59,11 @@ class Scene:
     """One place: an optical file and, where they exist, its SAR, DEM and label files."""
 
     name: str
-    optical: Path
-    sar: Path | None
-    dem: Path | None
-    label: Path | None
     layout: Layout
+    optical: Path
+    sar: Path | None = None
+    dem: Path | None = None
+    label: Path | None = None
 
     def profile(self) -> Grid:
         """Return the grid of the optical file, which the other files share (see ``check``)."""
@@ -66,15 +101,11 @@ class Scene:
             try:
                 found += form_defects(path, sensor, role)
                 grids[role] = checked_grid(path, sensor)
+                if role != "optical" and "optical" in grids:
+                    found += grid_defect(self.optical, grids["optical"], path, grids[role])
+                if role == "label":
+                    found += unknown_codes(self.label_codes(), self.layout, path)
             except DataError as error:  # unreadable: nothing to compare
-                found.append(str(error))
-                continue
-            if role != "optical" and "optical" in grids:
-                found += grid_defect(self.optical, grids["optical"], path, grids[role])
-        if self.label and "label" in grids:
-            try:
-                found += code_defects(self.label_codes(), self.layout, self.label)
-            except DataError as error:
                 found.append(str(error))
         return found
 
@@ -85,7 +116,9 @@ class Scene:
             DataError: the file cannot be read.
         """
         if self.label:
-            return count_values(self.label)
+            with opened(self.label) as source:
+                parts = (source.read(1, window=part) for part in strips(grid_of(source)))
+                return sum(map(_counts, parts), Counter[int]())
         land, grid = self.whole_tile_class, self.profile()
         return Counter({land.code: grid.height * grid.width} if land else {})
 
@@ -102,11 +135,11 @@ class Scene:
             DataError: a file cannot be read or is truncated, the label has unknown codes, or a
                 whole scene has no valid pixel.
         """
-        sensors = [(role, p, sensor) for role, (p, sensor) in self.files().items() if sensor]
         parts, masks = {}, []
-        for role, path, sensor in sensors:
-            parts[role], mask = read_sensor(path, sensor, window)
-            masks.append(mask)
+        for role, (path, sensor) in self.files().items():
+            if sensor:
+                parts[role], mask = read_sensor(path, sensor, window)
+                masks.append(mask)
         if "dem" in parts:
             parts["optical"] = np.concatenate([parts["optical"], parts.pop("dem")])
         parts["valid"] = valid = np.logical_and.reduce(masks)
@@ -130,52 +163,10 @@ class Scene:
         )
 
 
-def find_scenes(root: Path, layout: Layout) -> list[Scene]:
-    """Find the scenes of a data folder, sorted by name.
-
-    A label may be missing; such a scene is mapped but not scored.
-
-    Raises:
-        DataError: a folder is missing, no file matches, or pairing finds a defect, such as an
-            optical, SAR or DEM file without a partner (see ``pair_files``).
-    """
-    pairing = pair_files(Path(root), layout)
-    if pairing.defects:
-        more = len(pairing.defects) - 1
-        tail = f"; {more} more like this: `umsf data check` lists all." if more else "."
-        raise DataError(pairing.defects[0].removesuffix(".") + tail)
-    return scenes_of(pairing, layout)
-
-
-def scenes_of(pairing: Pairing, layout: Layout) -> list[Scene]:
-    """Return the paired files as scenes."""
-    return [
-        Scene(n, files["optical"], files.get("sar"), files.get("dem"), files.get("label"), layout)
-        for n, files in pairing.scenes.items()
-    ]
-
-
-def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[str, list[str]]:
-    """Return the names of the scenes in ``train``, ``val`` and ``test``; see ``data.split``.
-
-    Raises:
-        DataError: the split list is malformed or leaves no training scenes.
-    """
-    files = {scene.name: [path for path, _ in scene.files().values()] for scene in scenes}
-    return split_names(Path(root), layout.split, sorted(files), files)
-
-
-LARGEST = 1e30  # in any unit; larger magnitudes are overflows or fill values such as -3.4e38
-SAID_CODES = 12  # listed in a message; a label with lossy compression can have a hundred
-
-
 def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
     """List the defects in a file's header compared with the layout: bands, dtype, nodata.
 
-    Args:
-        path: the file.
-        sensor: its sensor in the layout; None for a label.
-        role: ``optical``, ``sar``, ``dem`` or ``label``.
+    ``role`` is ``optical``, ``sar``, ``dem`` or ``label``, which has no ``sensor``.
 
     Raises:
         DataError: the file cannot be opened.
@@ -232,14 +223,6 @@ def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
     return grid
 
 
-def _has_data(values: NDArray[Any], sensor: Sensor, declared: float | None) -> NDArray[np.bool_]:
-    nodata = declared if sensor.nodata is None else sensor.nodata
-    if values.dtype.kind != "f":
-        return np.ones(values.shape, bool) if nodata is None else values != nodata
-    known = np.abs(values) < LARGEST  # False for NaN, too
-    return known if nodata is None else known & (values != nodata)
-
-
 def read_sensor(
     path: Path, sensor: Sensor, window: Window | None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -264,6 +247,15 @@ def read_sensor(
     return values, valid
 
 
+def _has_data(values: NDArray[Any], sensor: Sensor, declared: float | None) -> NDArray[np.bool_]:
+    """Return which values of a sensor are data, where a file declares this nodata value."""
+    nodata = declared if sensor.nodata is None else sensor.nodata
+    known = np.ones(values.shape, bool) if nodata is None else values != nodata
+    if values.dtype.kind == "f":
+        known &= np.abs(values) < LARGEST  # False for NaN, too
+    return known
+
+
 def class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int64]:
     """Convert label codes to class ids, ``IGNORE`` for nodata codes.
 
@@ -271,36 +263,35 @@ def class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int
         DataError: the layout does not know a code.
     """
     ids = np.full(codes.shape, -1, np.int64)
-    table = {code: land.id for land in layout.classes for code in land.codes}
-    for code, id_ in (table | dict.fromkeys(layout.label_nodata, IGNORE)).items():
+    for code, id_ in _known_codes(layout).items():
         ids[codes == code] = id_
-    unknown, counts = np.unique(codes[ids < 0], return_counts=True)
-    if unknown.size:
-        found = dict(zip(unknown.tolist(), counts.tolist(), strict=True))
-        raise DataError(_unknown_codes(found, layout, path))
+    if unknown := unknown_codes(_counts(codes[ids < 0]), layout, path):
+        raise DataError(unknown[0])
     return ids
 
 
-def code_defects(counts: Mapping[int, int], layout: Layout, path: Path) -> list[str]:
-    """Return one sentence if the layout does not know all codes of a label, else nothing.
+def unknown_codes(counts: Mapping[int, int], layout: Layout, path: Path) -> list[str]:
+    """Say in one sentence which codes of a label (code -> pixels) its layout lacks, if any."""
+    unknown = sorted(counts.keys() - _known_codes(layout).keys())
+    if not unknown:
+        return []
+    listed = ", ".join(f"{code} ({counts[code]} px)" for code in unknown[:SAID_CODES])
+    more = f" and {len(unknown) - SAID_CODES} more" if len(unknown) > SAID_CODES else ""
+    known = [f"{code} {land.name}" for land in layout.classes for code in land.codes]
+    return [
+        f"Label file {path} has unknown codes {listed}{more}; layout {layout.source} knows "
+        f"{', '.join(known) or 'no classes'} and label_nodata {list(layout.label_nodata)}; add "
+        "them there or correct the label."
+    ]
 
-    Args:
-        counts: label code -> number of pixels.
-        layout: the layout of the data set.
-        path: label file, for the message.
-    """
-    known = {code for land in layout.classes for code in land.codes} | set(layout.label_nodata)
-    unknown = {code: count for code, count in counts.items() if code not in known}
-    return [_unknown_codes(unknown, layout, path)] if unknown else []
+
+def _known_codes(layout: Layout) -> dict[int, int]:
+    """Return label code -> class id, ``IGNORE`` for nodata codes."""
+    table = {code: land.id for land in layout.classes for code in land.codes}
+    return table | dict.fromkeys(layout.label_nodata, IGNORE)
 
 
-def _unknown_codes(counts: Mapping[int, int], layout: Layout, path: Path) -> str:
-    listed = ", ".join(f"{code} ({counts[code]} px)" for code in sorted(counts)[:SAID_CODES])
-    if len(counts) > SAID_CODES:
-        listed += f" and {len(counts) - SAID_CODES} more"
-    known = [f"{code} {c.name}" for c in layout.classes for code in c.codes] or ["no classes"]
-    return (
-        f"Label file {path} has unknown codes {listed}; layout {layout.source} knows "
-        f"{', '.join(known)} "
-        f"and label_nodata {list(layout.label_nodata)}; add them there or correct the label."
-    )
+def _counts(codes: NDArray[Any]) -> Counter[int]:
+    """Return label code -> number of pixels."""
+    values, counts = np.unique(codes, return_counts=True)
+    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))

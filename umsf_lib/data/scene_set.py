@@ -20,6 +20,19 @@ Statistics = dict[str, dict[str, list[float]]]  # sensor -> mean, std -> per ban
 
 
 @dataclass(frozen=True)
+class SceneRecord:
+    """Position of a scene in the flat arrays, and its band statistics."""
+
+    name: str
+    height: int
+    width: int
+    offset: int  # index of its first pixel in the flat arrays
+    valid_px: int
+    mean: dict[str, list[float]]  # sensor -> per band; SAR as ln intensity
+    std: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
 class SceneSet:
     """Prepared scenes: flat memory maps, records of the scenes, and the split."""
 
@@ -154,38 +167,17 @@ def class_shares(scenes: SceneSet) -> dict[str, np.ndarray]:
 
 
 def labels_at(scenes: SceneSet, scene: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
-    """Return the label ids ``(M,) uint8`` at positions in scenes.
+    """Return the label ids ``(M,) uint8`` at ``(M,)`` scene indices, rows and columns (px).
 
     Positions beyond the bottom or right edge get the label of the edge pixel. The centre of a token
     can lie there if the stride does not divide the size of the scene.
-
-    Args:
-        scenes: the prepared scenes.
-        scene: ``(M,)`` scene indices.
-        row: ``(M,)`` rows, px.
-        col: ``(M,)`` columns, px.
     """
     found = np.full(len(scene), IGNORE, np.uint8)
     for index in np.unique(scene):
         labels, here = valid_labels(scenes, int(index)), scene == index
-        rows, cols = (
-            np.minimum(x[here], n - 1) for x, n in zip((row, col), labels.shape, strict=True)
-        )
-        found[here] = labels[rows, cols]
+        height, width = labels.shape
+        found[here] = labels[np.minimum(row[here], height - 1), np.minimum(col[here], width - 1)]
     return found
-
-
-@dataclass(frozen=True)
-class SceneRecord:
-    """Position of a scene in the flat arrays, and its band statistics."""
-
-    name: str
-    height: int
-    width: int
-    offset: int  # index of its first pixel in the flat arrays
-    valid_px: int
-    mean: dict[str, list[float]]  # sensor -> per band; SAR as ln intensity
-    std: dict[str, list[float]]
 
 
 def physical(values: np.ndarray, role: str, layout: Layout) -> np.ndarray:

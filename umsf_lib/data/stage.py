@@ -21,10 +21,12 @@ from rasterio.windows import Window
 from ..config import ConfigError, DataError
 from ..run import Run, digest, project_root, sha256_of, write_json
 from .layout import Layout, load_layout
-from .rasters import STRIP_PX
+from .rasters import strips
 from .scene import Scene, find_scenes, split_scenes
 from .scene_set import NORMALISATION, SceneRecord, SceneSet, normalisation, physical
 from .synthetic import synthesize
+
+MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk."
 
 
 def load_data(run: Run) -> SceneSet:
@@ -59,12 +61,8 @@ def load_data(run: Run) -> SceneSet:
 def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
     """Copy the scenes under ``root`` to flat memory maps, unless these exist already.
 
-    After an error, no partial files remain.
-
-    Args:
-        root: data folder.
-        layout: where and how the data set stores its files.
-        target: parent of the prepared folder; default: ``data/prepared`` of the project.
+    The folder of the maps is made in ``target`` (default: ``data/prepared`` of the project). After
+    an error, no partial files remain.
 
     Raises:
         DataError: a scene cannot be found, read or used, there is too little space on the disk, or
@@ -75,58 +73,68 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
     key = digest([layout.source.read_text(), [_stamp(s) for s in scenes]])
     folder = (target or project_root() / "data" / "prepared") / key
     if (folder / "manifest.json").is_file():
-        check_arrays(folder)
+        _check_arrays(folder)
     else:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
-        try:
-            stream_scenes(scenes, layout, temporary)
-            temporary.chmod(0o755)  # mkdtemp creates it accessible to the owner only
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.replace(folder)
-        except BaseException as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise DataError(f"The disk of {folder.parent} is full; {MORE_SPACE}") from error
-            raise
+        _make_folder(folder, scenes, layout)
     manifest = json.loads((folder / "manifest.json").read_text())
     records = tuple(SceneRecord(**record) for record in manifest["scenes"])
     return SceneSet(folder, layout, records, split, {s.name: s for s in scenes})
 
 
 def _stamp(scene: Scene) -> list[Any]:
+    """Return path, size and time of each file; the maps are made anew if any of them changes."""
     paths = [path for path, _ in scene.files().values()]
     if gone := [path for path in paths if not path.is_file()]:
         raise DataError(f"{gone[0]} is missing: its link is broken; restore the file there.")
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
 
 
-MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk."
+def _check_arrays(folder: Path) -> None:
+    """Compare the SHA-256 of the arrays with the recorded ones, to detect damaged files."""
+    manifest = folder / "manifest.json"
+    for file, wanted in json.loads(manifest.read_text())["files"].items():
+        path = folder / file
+        if (found := sha256_of(path) if path.is_file() else "none, it is missing") != wanted:
+            raise DataError(
+                f"{path} has changed since it was prepared: its sha256 is {found}, but {manifest} "
+                f"says {wanted}; delete {folder} to prepare the scenes again."
+            )
 
 
-def stream_scenes(scenes: list[Scene], layout: Layout, folder: Path) -> None:
-    """Write ``optical.npy``, ``sar.npy``, ``label.npy``, ``valid.npy``, then ``manifest.json``.
+def _make_folder(folder: Path, scenes: list[Scene], layout: Layout) -> None:
+    """Write the arrays to a temporary folder, which becomes ``folder`` when it is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+    try:
+        _write_scenes(scenes, layout, temporary)
+        temporary.chmod(0o755)  # mkdtemp creates it accessible to the owner only
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise DataError(f"The disk of {folder.parent} is full; {MORE_SPACE}") from error
+        raise
 
-    Raises:
-        DataError: a scene cannot be used, or the arrays are larger than the free disk space.
-    """
+
+def _write_scenes(scenes: list[Scene], layout: Layout, folder: Path) -> None:
+    """Write ``optical.npy``, ``sar.npy``, ``label.npy``, ``valid.npy``, then ``manifest.json``."""
     for scene in scenes:
         scene.check()
-    sizes = [(grid.height, grid.width) for grid in (s.profile() for s in scenes)]
-    total = sum(h * w for h, w in sizes)
-    maps, records, offset = _open_maps(scenes, folder, total), [], 0
-    for scene, (height, width) in zip(scenes, sizes, strict=True):
-        moments = _copy_scene(scene, layout, maps, offset, height, width)
-        records.append(_record(scene, height, width, offset, moments))
-        offset += height * width
+    sizes = [grid.height * grid.width for grid in (scene.profile() for scene in scenes)]
+    maps, records, offset = _open_maps(scenes, folder, sum(sizes)), [], 0
+    for scene, size in zip(scenes, sizes, strict=True):
+        records.append(asdict(_copy_scene(scene, maps, offset)))
+        offset += size
     for array in maps.values():
-        array.flush()  # type: ignore[attr-defined]
+        array.flush()
     files = {f"{role}.npy": sha256_of(folder / f"{role}.npy") for role in maps}
-    described = {"layout": layout.name, "scenes": [asdict(r) for r in records], "files": files}
+    described = {"layout": layout.name, "scenes": records, "files": files}
     write_json(folder / "manifest.json", described)
 
 
-def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.ndarray]:
+def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.memmap]:
+    """Create the arrays for ``total`` pixels."""
     samples = [scene.read(Window(0, 0, 1, 1)) for scene in scenes]
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         # Files of one sensor may be int16 and float32: choose a dtype that holds both.
@@ -148,51 +156,27 @@ def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.nd
     }
 
 
-def _copy_scene(
-    scene: Scene, layout: Layout, maps: dict[str, np.ndarray], offset: int, height: int, width: int
-) -> dict[str, np.ndarray]:
-    """Copy one scene strip by strip; return per sensor the sums of 1, x and x^2 (3, C)."""
-    sums: dict[str, np.ndarray] = {}
-    for top in range(0, height, STRIP_PX):
-        rows = min(STRIP_PX, height - top)
-        part = scene.read(Window(0, top, width, rows))
-        here = slice(offset + top * width, offset + (top + rows) * width)
-        valid = part["valid"]
+def _copy_scene(scene: Scene, maps: dict[str, np.memmap], offset: int) -> SceneRecord:
+    """Copy one scene strip by strip; return its record, with the moments of its valid pixels."""
+    grid, start = scene.profile(), offset
+    sums: dict[str, np.ndarray] = {}  # sensor -> sums of 1, x and x^2 (3, C)
+    for window in strips(grid):
+        part = scene.read(window)
+        valid, here = part["valid"], slice(start, start + part["valid"].size)
+        start = here.stop
         maps["valid"][here] = valid.reshape(-1)
-        maps["label"][here] = part["label"].astype(np.uint8).reshape(-1)
+        maps["label"][here] = part["label"].reshape(-1)
         for role in [r for r in ("optical", "sar") if r in maps]:  # a set would have no order
             maps[role][:, here] = part[role].reshape(len(part[role]), -1)
             # Band by band: large temporary arrays are slow.
-            values = (physical(band[valid], role, layout) for band in part[role])
+            values = (physical(band[valid], role, scene.layout) for band in part[role])
             moments = [(x.size, x.sum(), np.einsum("n,n->", x, x)) for x in values]
-            sums[role] = sums.get(role, 0) + np.array(moments).T  # (3, C)
-    if not all(s[0].all() for s in sums.values()):
-        raise DataError(scene.all_nodata(height * width))
-    return sums
-
-
-def _record(
-    scene: Scene, height: int, width: int, offset: int, sums: dict[str, np.ndarray]
-) -> SceneRecord:
-    mean = {role: (s[1] / s[0]) for role, s in sums.items()}
+            sums[role] = sums.get(role, 0) + np.array(moments).T
+    valid_px = int(sums["optical"][0, 0])
+    if not valid_px:
+        raise DataError(scene.all_nodata(grid.height * grid.width))
+    mean = {role: s[1] / s[0] for role, s in sums.items()}
     variance = {role: s[2] / s[0] - mean[role] ** 2 for role, s in sums.items()}
     std = {role: np.sqrt(np.maximum(v, 1e-12)) for role, v in variance.items()}
-    count = int(next(iter(sums.values()))[0, 0])
     plain = [{role: v.tolist() for role, v in table.items()} for table in (mean, std)]
-    return SceneRecord(scene.name, height, width, offset, count, plain[0], plain[1])
-
-
-def check_arrays(folder: Path) -> None:
-    """Compare the SHA-256 of the arrays with the recorded ones, to detect damaged files.
-
-    Raises:
-        DataError: an array has changed or is missing.
-    """
-    manifest = folder / "manifest.json"
-    for file, wanted in json.loads(manifest.read_text())["files"].items():
-        path = folder / file
-        if (found := sha256_of(path) if path.is_file() else "none, it is missing") != wanted:
-            raise DataError(
-                f"{path} has changed since it was prepared: its sha256 is {found}, but {manifest} "
-                f"says {wanted}; delete {folder} to prepare the scenes again."
-            )
+    return SceneRecord(scene.name, grid.height, grid.width, offset, valid_px, *plain)

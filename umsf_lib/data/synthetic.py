@@ -47,17 +47,10 @@ def sheet_transform(name: str) -> Affine:
 def write_scenes(
     folder: Path, names: Sequence[str], seed: int, height: int, width: int, *, difficulty: str
 ) -> None:
-    """Write scenes as GeoTIFFs in the folders of the layout whu-opt-sar.
+    """Write scenes of ``height`` by ``width`` px as GeoTIFFs in the folders of whu-opt-sar.
 
-    A scene depends only on its name and ``seed``, not on the other scenes.
-
-    Args:
-        folder: data folder.
-        names: file names, which are sheet names.
-        seed: of the scenes.
-        height: rows of a scene, px.
-        width: columns of a scene, px.
-        difficulty: see ``make_landscape``.
+    A scene depends only on its name, which is that of a sheet, and ``seed``, not on the other
+    scenes. For ``difficulty`` see ``simulation.difficulty``.
     """
     layout = load_layout("whu-opt-sar")
     colors = {c.code: c.rgb for c in layout.classes}

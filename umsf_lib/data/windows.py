@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import Config, ConfigError, DataError
 from ..run import to_device
 from .layout import to_log_intensity
-from .scene_set import SceneRecord, SceneSet, standardisation
+from .scene_set import SceneSet, standardisation
 
 # Pixels standardised at a time: few enough for CPU caches, enough to keep threads independent.
 PIECE_PX = 4 * 256 * 256
@@ -41,18 +41,23 @@ class PixelStore:
     ) -> None:
         self.device, self.layout, self.records = device, scenes.layout, scenes.records
         self.roles = tuple(statistics)
-        flats = {role: np.atleast_2d(scenes.flat(role)) for role in (*self.roles, "valid")}
-        # Per scene (C, H, W); as plain arrays, because slicing numpy.memmap is slower.
-        self.planes = {role: _planes(np.asarray(f), scenes.records) for role, f in flats.items()}
-        self.valid_pixels = np.asarray(flats["valid"])[0]  # (P,)
+        # Plain arrays (C, P), because slicing numpy.memmap is slower.
+        flats = {r: np.atleast_2d(np.asarray(scenes.flat(r))) for r in (*self.roles, "valid")}
+        self.planes = {  # per scene (C, H, W)
+            role: [
+                flat[:, r.offset : r.offset + r.height * r.width].reshape(-1, r.height, r.width)
+                for r in scenes.records
+            ]
+            for role, flat in flats.items()
+        }
+        self.valid_pixels = flats["valid"][0]  # (P,)
         self.whole = [r.valid_px == r.height * r.width for r in scenes.records]  # without nodata
-        self.memory = Recycled()
+        self.spare: dict[str, np.ndarray] = {}  # memory of batches that are gone
         self.resident: dict[str, Tensor] = {}  # (C, pixels) on the GPU, where they fit
         if _fits(flats, device):
             self.resident = {role: _tensor(flat).to(device) for role, flat in flats.items()}
-        self.places = torch.tensor(
-            [(r.offset, r.height, r.width) for r in scenes.records]
-        )  # (S, 3)
+        places = [(r.offset, r.height, r.width) for r in scenes.records]
+        self.places = torch.tensor(places)  # (S, 3)
         self.moments = standardisation(scenes, statistics)  # sensor -> mean, std, each (S, C)
         self.mean, self.std = (
             {role: torch.from_numpy(pair[which]).to(device) for role, pair in self.moments.items()}
@@ -85,7 +90,7 @@ class PixelStore:
         """Cut windows from the memory maps in all threads, a few windows or rows at a time."""
         (height, width), count = shape, at.shape[1]
         batch = {
-            role: self.memory.take(role, (count, len(planes[0]), height, width))
+            role: self._empty(role, (count, len(planes[0]), height, width))
             for role, planes in self.planes.items()
         }
         windows, rows = max(1, PIECE_PX // (height * width)), max(1, PIECE_PX // width)
@@ -107,6 +112,20 @@ class PixelStore:
             role: to_device(torch.from_numpy(array), self.device) for role, array in batch.items()
         }
 
+    def _empty(self, role: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an uninitialised array: bool for ``valid``, else float32.
+
+        Its memory is used again once the array and all tensors that share it are gone, because the
+        system clears new memory page by page, which takes as long as filling it.
+        """
+        owner = self.spare.pop(role, None)
+        if owner is None or owner.shape != shape:
+            owner = np.empty(shape, bool if role == "valid" else np.float32)
+        lent = owner.view()
+        if owner.nbytes <= RECYCLED_BYTES:
+            weakref.finalize(lent, self.spare.__setitem__, role, owner)
+        return lent
+
     def _fill(self, piece: dict[str, np.ndarray], places: list[tuple[int, int, int]]) -> None:
         """Write standardised windows at ``places`` (scene, row, col) into ``piece``."""
         scenes, valid = [scene for scene, _, _ in places], piece["valid"]
@@ -126,8 +145,16 @@ class PixelStore:
                 np.copyto(x, 0, where=~valid)
 
     def _copy(self, role: str, places: list[tuple[int, int, int]], to: np.ndarray) -> None:
-        for x, (scene, row, col) in zip(to, places, strict=True):
-            x[:] = _cut(self.planes[role][scene], row, col, x.shape[1:])
+        """Cut windows as stored, repeating the bottom and right edge pixels of their scenes."""
+        height, width = to.shape[2:]
+        for window, (scene, row, col) in zip(to, places, strict=True):
+            plane = self.planes[role][scene]  # (C, H, W)
+            inside = plane[:, row : row + height, col : col + width]
+            if inside.shape != window.shape:
+                rows = np.arange(row, row + height).clip(max=plane.shape[1] - 1)
+                cols = np.arange(col, col + width).clip(max=plane.shape[2] - 1)
+                inside = plane[:, rows[:, None], cols]
+            window[:] = inside
 
     def _to_physical(self, source: np.ndarray, role: str, x: np.ndarray) -> None:
         """Write optical values as they are, SAR as ln intensity, to float32 ``x``."""
@@ -169,14 +196,9 @@ class PixelStore:
         return all(self.whole)
 
     def valid_at(self, scene: Tensor, row: Tensor, col: Tensor) -> Tensor:
-        """Whether pixels are valid: ``(...)`` bool on the CPU.
+        """Whether the pixels at ``(...)`` int64 scenes, rows and columns are valid: ``(...)`` bool.
 
-        Read from the memory map whatever the device, so that no GPU is waited for.
-
-        Args:
-            scene: ``(...)`` int64 scene indices on the CPU.
-            row: ``(...)`` int64 rows inside the scene, px.
-            col: ``(...)`` int64 columns inside the scene, px.
+        All are on the CPU: the memory map is read whatever the device, so no GPU is waited for.
         """
         offset, _, width = self.places[scene].unbind(-1)
         return torch.from_numpy(self.valid_pixels[(offset + row * width + col).numpy()])
@@ -213,49 +235,6 @@ def open_store(scenes: SceneSet, config: Config, device: torch.device) -> PixelS
     return PixelStore(scenes, statistics, device)
 
 
-def _planes(flat: np.ndarray, records: tuple[SceneRecord, ...]) -> list[np.ndarray]:
-    """Split a flat array ``(C, pixels)`` into scenes ``(C, H, W)``."""
-    sizes = [(r.height, r.width) for r in records]
-    cuts = np.cumsum([height * width for height, width in sizes])[:-1]
-    parts = np.split(flat, cuts, axis=1)
-    return [part.reshape(-1, *size) for part, size in zip(parts, sizes, strict=True)]
-
-
-def _cut(plane: np.ndarray, row: int, col: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Cut a window ``(C, h, w)`` of ``plane (C, H, W)``, repeating bottom and right edge pixels."""
-    found = plane[:, row : row + shape[0], col : col + shape[1]]
-    if found.shape[1:] == shape:
-        return found
-    rows, cols = (
-        np.arange(start, start + n).clip(max=side - 1)
-        for start, n, side in zip((row, col), shape, plane.shape[1:], strict=True)
-    )
-    return plane[:, rows[:, None], cols]
-
-
-class Recycled:
-    """Reuses the memory of the last batch once it is no longer referenced.
-
-    The system clears new memory page by page, which takes as long as filling it.
-    """
-
-    def __init__(self) -> None:
-        self.spare: dict[str, np.ndarray] = {}
-
-    def take(self, role: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return an uninitialised array: bool for ``valid``, else float32.
-
-        Its memory is reused once the array and all tensors that share it are gone.
-        """
-        owner = self.spare.pop(role, None)
-        if owner is None or owner.shape != shape:
-            owner = np.empty(shape, bool if role == "valid" else np.float32)
-        lent = owner.view()
-        if owner.nbytes <= RECYCLED_BYTES:
-            weakref.finalize(lent, self.spare.__setitem__, role, owner)
-        return lent
-
-
 def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array.astype(_kept_as(array.dtype), copy=False))
 
@@ -274,12 +253,7 @@ def _fits(flats: dict[str, np.ndarray], device: torch.device) -> bool:
 
 
 def tile_starts(length: int, size: int, overlap: int) -> list[int]:
-    """Return the starts of tiles, every ``size - overlap`` px; the last tile is shifted back.
-
-    Args:
-        length: side of the scene, px.
-        size: side of a tile, px.
-        overlap: of adjacent tiles, px.
+    """Return the starts of tiles along a scene's side of ``length`` px; the last is shifted back.
 
     Raises:
         ConfigError: the overlap is not smaller than a tile.

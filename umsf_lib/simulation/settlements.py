@@ -27,16 +27,12 @@ class _Sites:
 def settle(
     label: NDArray[np.uint8],
     row_direction: FloatMap,
-    share: dict[int, float],
+    share: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> tuple[FloatMap, Mask]:
-    """Add settlements and the roads between them to the land.
+    """Add settlements and the roads between them to ``label`` and ``row_direction``, in place.
 
-    Args:
-        label: class ids ``(H, W) uint8``; settlements and roads are written into it.
-        row_direction: ``(H, W)`` in radians; street directions are written into it.
-        share: wanted share of the scene per class.
-        rng: NumPy generator.
+    ``share`` is the wanted share of the scene per class id.
 
     Returns:
         Building heights ``(H, W) float32`` in metres, and a mask ``(H, W) bool`` of tracks, which
@@ -52,7 +48,7 @@ def settle(
 
 
 def _choose_sites(
-    label: NDArray[np.uint8], share: dict[int, float], rng: np.random.Generator
+    label: NDArray[np.uint8], share: NDArray[np.float64], rng: np.random.Generator
 ) -> _Sites:
     """Place cities, then villages, on open ground, at a distance from each other."""
     open_ground = np.argwhere(label[::4, ::4] == FARMLAND) * 4.0
@@ -79,22 +75,21 @@ def _outlines(
     """Draw ragged outlines: which pixels are settled, and which site they belong to."""
     strength, owner = np.full(shape, -9, np.float32), np.zeros(shape, np.int32)
     rough = 0.22 * fractal(shape, 20, rng, octaves=2)
-    for i in range(len(sites.radius)):
-        top, left = np.maximum(sites.centre[i] - 1.8 * sites.radius[i], 0).astype(int)
-        bottom, right = (sites.centre[i] + 1.8 * sites.radius[i]).astype(int) + 1
+    for i, (centre, radius) in enumerate(zip(sites.centre, sites.radius, strict=True)):
+        top, left = np.maximum(centre - 1.8 * radius, 0).astype(int)
+        bottom, right = np.minimum((centre + 1.8 * radius).astype(int) + 1, shape)
         near = np.s_[top:bottom, left:right]
-        r, c = np.ogrid[near]
-        r, c = r[: strength[near].shape[0]], c[:, : strength[near].shape[1]]
-        away = np.hypot(r - sites.centre[i, 0], c - sites.centre[i, 1]) / sites.radius[i]
-        stronger = 1 - away > strength[near]
-        strength[near][stronger], owner[near][stronger] = (1 - away)[stronger], i
+        rows, cols = np.ogrid[near]
+        closeness = 1 - np.hypot(rows - centre[0], cols - centre[1]) / radius
+        stronger = closeness > strength[near]
+        strength[near][stronger], owner[near][stronger] = closeness[stronger], i
     return strength + rough > 0, owner
 
 
 def _roads(
     settled: Mask, sites: _Sites, share: float, rng: np.random.Generator
 ) -> tuple[Mask, Mask]:
-    """Connect settlements and scene borders by a spanning tree of roads and tracks.
+    """Connect settlements and scene borders by a spanning tree of winding roads and tracks.
 
     The busiest edges become roads until these cover ``share`` of the scene outside the
     settlements; the other edges become tracks. Roads inside settlements are not visible.
@@ -107,24 +102,18 @@ def _roads(
     main, tracks = np.zeros_like(settled), np.zeros_like(settled)
     seen_px = 0
     for edge in np.argsort(-(busy[tree.row] + busy[tree.col])):
-        path = _bent_path(nodes[tree.row[edge]], nodes[tree.col[edge]], rng)
+        start, stop = nodes[tree.row[edge]], nodes[tree.col[edge]]
+        along = stop - start
+        across = np.array([-along[1], along[0]])
+        t = np.linspace(0, 1, int(np.hypot(*along)) + 2)  # points about a pixel apart
+        waves = [np.sin(k * np.pi * t) * rng.normal(0, 0.12 / k) for k in (1, 2, 3)]
+        path = start + t[:, None] * along + np.sum(waves, 0)[:, None] * across
         if seen_px < share * settled.size:
             stamp(main, path, np.full(len(path), 1.0))
             seen_px = int(np.count_nonzero(main & ~settled))
         else:
             stamp(tracks, path, np.full(len(path), 0.5))
     return main, tracks
-
-
-def _bent_path(
-    start: NDArray[np.float64], stop: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Return points (n, 2), about a pixel apart, on a slightly winding line."""
-    along = stop - start
-    t = np.linspace(0, 1, int(np.hypot(*along)) + 2)
-    waves = [np.sin(k * np.pi * t) * rng.normal(0, 0.12 / k) for k in (1, 2, 3)]
-    across = np.array([-along[1], along[0]])
-    return start + t[:, None] * along + np.sum(waves, 0)[:, None] * across
 
 
 def _buildings(

@@ -9,7 +9,7 @@ import heapq
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.interpolate import BSpline
 
 FloatMap = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -27,21 +27,16 @@ def smooth_noise(shape: Shape, scale_px: float, rng: np.random.Generator) -> Flo
     Cubic B-splines interpolate random values on a coarse grid. Unlike that of a Gaussian filter,
     the cost does not grow with the scale.
     """
-    rows, cols = (_spline(n, scale_px) for n in shape)
+    splines = []  # for rows and for columns: (length, coarse length)
+    for length in shape:
+        position = np.arange(length) / scale_px
+        knots = np.arange(-3.0, int(position[-1]) + 5)
+        splines.append(BSpline.design_matrix(position, knots, 3).astype(np.float32))
+    rows, cols = splines
     grid = rng.standard_normal((rows.shape[1], cols.shape[1]), dtype=np.float32)
     across = np.ascontiguousarray((cols @ grid.T).T)  # (coarse rows, W)
     smooth: FloatMap = np.asarray(rows @ across, np.float32) / np.float32(0.479)
     return smooth  # 0.479: root of the mean sum of squared weights
-
-
-def _spline(length: int, scale_px: float) -> csr_array:
-    position = np.arange(length) / scale_px
-    first, t = position.astype(int), position % 1
-    basis = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
-    weights = (np.stack(basis, 1) / 6).astype(np.float32)  # (length, 4)
-    columns = first[:, None] + np.arange(4)
-    size = (length, int(first[-1]) + 4)
-    return csr_array((weights.ravel(), columns.ravel(), np.arange(0, 4 * length + 1, 4)), size)
 
 
 def fractal(
@@ -58,12 +53,9 @@ def fractal(
 
 
 def stamp(mask: Mask, points: NDArray[np.float64], radius_px: NDArray[np.float64]) -> None:
-    """Set discs in ``mask``.
+    """Set discs in ``mask (H, W)``, in place.
 
-    Args:
-        mask: ``(H, W) bool``, changed in place.
-        points: ``(n, 2)`` row and column of the centres, px.
-        radius_px: ``(n,)`` radii, rounded to half a pixel.
+    Their centres are ``points (n, 2)``, row and column; radii ``(n,)`` are rounded to half a pixel.
     """
     halves = np.maximum(np.round(2 * radius_px), 1)
     for half in np.unique(halves):
@@ -86,12 +78,9 @@ def relief(shape: Shape, rng: np.random.Generator) -> FloatMap:
 def drainage(elevation: FloatMap) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Compute for each cell the cell that it drains to, and the number of cells upstream.
 
-    The method is priority-flood (Barnes et al. 2014). It floods inwards from the border, lowest
-    cell first. Each cell drains to the cell from which it was flooded, so hollows overflow and no
-    water is lost.
-
-    Args:
-        elevation: ``(h, w)`` of the cells, m.
+    The method is priority-flood (Barnes et al. 2014). It floods ``elevation (h, w)`` inwards from
+    the border, lowest cell first. Each cell drains to the cell from which it was flooded, so
+    hollows overflow and no water is lost.
 
     Returns:
         Flat index of each cell's receiver (its own on the border), and the number of cells that
@@ -142,18 +131,12 @@ def _rivers(elevation: FloatMap, share: float, rng: np.random.Generator) -> Mask
 
 
 def natural_cover(
-    elevation: FloatMap, share: dict[int, float], ragged: float, rng: np.random.Generator
+    elevation: FloatMap, share: NDArray[np.float64], ragged: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Put forest on high and steep ground, then rivers and lakes; the rest is farmland.
+    """Return class ids ``(H, W) uint8``: forest on high, steep ground; water; farmland elsewhere.
 
-    Args:
-        elevation: ``(H, W)`` in metres.
-        share: wanted share of the scene per class.
-        ragged: weight of the fine detail in the outlines of forests and lakes.
-        rng: NumPy generator.
-
-    Returns:
-        Class ids ``(H, W) uint8``.
+    ``share`` is the wanted share of the scene per class id, ``ragged`` the weight of the fine
+    detail in the outlines of forests and lakes.
     """
     label = np.full(elevation.shape, FARMLAND, np.uint8)
     fine = fractal(elevation.shape, 48, rng, octaves=4, decay=0.9)
