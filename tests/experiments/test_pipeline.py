@@ -161,6 +161,14 @@ def test_one_component_per_cluster_needs_no_merging(tiny_run: Run, task: Cluster
     assert merge_components(network, fit_teacher(single), single).tolist() == list(range(7))
 
 
+def test_scores_know_the_code_of_every_method(tiny_run: Run, task: ClusteringTask, monkeypatch):
+    known = {}
+    monkeypatch.setattr(tiny_run, "stage", lambda *_, modules: known.update(modules=modules))
+    evaluate(tiny_run, task, methods(tiny_run, task))
+    for package in ("baselines", "experiments"):  # above evaluation, which imports neither
+        assert any(name.startswith(f"umsf_lib.{package}.") for name in known["modules"])
+
+
 def test_clustering_needs_pretraining(project: Path) -> None:
     run = Run.open(load_config("tiny"))
     scenes = load_data(run)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import umsf_lib
 from umsf_lib.__main__ import main
 from umsf_lib.config import ConfigError, DataError, load_config
 from umsf_lib.evaluation.stage import load_records
@@ -65,7 +66,8 @@ def test_scores_counted_again_are_those_that_the_evaluation_wrote(
     assert {name: costs[name]["wall_s"] for name in stages} == {
         name: stage["wall_s"] for name, stage in stages.items()
     }
-    assert record.manifest["versions"] == tiny_run.manifest["versions"]
+    assert record.manifest["versions"] == tiny_run.manifest["stages"]["evaluate"]["versions"]
+    assert record.manifest["version"] == umsf_lib.__version__
     assert record.manifest["config"] == tiny_run.manifest["config"]
 
 

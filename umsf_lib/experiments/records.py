@@ -3,7 +3,7 @@
 The file ``records.csv.gz`` is one table. The column ``value`` is JSON, and ``kind`` says what it
 holds:
 
-- ``run``: settings, cost of each stage, versions, git id and device;
+- ``run``: settings, cost and git id of each stage, versions, device;
 - ``matching``: for a method and protocol, name of a matching -> class of each cluster; the first
   matching is the one used for scores;
 - ``scene``: number of pixels (or patches) per cluster ``K'`` and class ``K`` in one test scene.
@@ -154,5 +154,6 @@ def _portable(manifest: Mapping[str, Any]) -> dict[str, Any]:
         return {key: part[key] for key in keys if key in part}
 
     stages = {name: only(stage, *KEYS, "git") for name, stage in manifest["stages"].items()}
-    made = only(manifest, "versions", "git", "device")
+    # Records of version 0.1 have versions and device of the whole run.
+    made = only(manifest["stages"].get("evaluate", {}) | manifest, "version", "versions", "device")
     return {"config": nameless(manifest["config"]), "stages": stages, **made}
