@@ -20,6 +20,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform as project
 from rasterio.windows import Window
@@ -220,6 +221,7 @@ def write_raster(
     descriptions: Sequence[str] | None = None,
     colors: Mapping[int, tuple[int, int, int]] | None = None,
     class_names: Mapping[int, str] | None = None,
+    overviews: str | None = None,
 ) -> None:
     """Write a tiled, deflated GeoTIFF atomically.
 
@@ -232,10 +234,15 @@ def write_raster(
         descriptions: one name per band.
         colors: value -> (red, green, blue) of a single uint8 band.
         class_names: value -> name of a single uint8 band.
+        overviews: how smaller copies are resampled, "mode" or "average"; with them, the file is a
+            cloud optimized GeoTIFF, which a GIS shows fast at any zoom.
     """
     bands = array if array.ndim == 3 else array[None]  # (C, h, w)
-    form = {"driver": "GTiff", "tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
-    form["alpha"] = "unspecified"  # else GDAL reads a fourth 8-bit band (NIR) as transparency
+    form: dict[str, Any] = {"compress": "deflate", "bigtiff": "if_safer"}
+    if overviews:  # rasterio gathers the bands in memory, since GDAL writes such files in one go
+        form |= {"driver": "COG", "overview_resampling": overviews}
+    else:  # unspecified: else GDAL reads a fourth 8-bit band (NIR) as transparency
+        form |= {"driver": "GTiff", "tiled": True, "alpha": "unspecified"}
     shape = dict(zip(("count", "height", "width"), bands.shape, strict=True))
     place = {"crs": crs, "transform": transform, "nodata": nodata, "dtype": bands.dtype.name}
 
@@ -244,6 +251,8 @@ def write_raster(
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(temporary, "w", **form, **shape, **place) as target:
                 target.write(bands)
+                if overviews and len(bands) == 3:  # plain GeoTIFFs say so by themselves
+                    target.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
                 if colors:
                     target.write_colormap(1, {code: (*rgb, 255) for code, rgb in colors.items()})
                 if descriptions:
