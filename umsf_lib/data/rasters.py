@@ -223,35 +223,28 @@ def write_raster(
     class_names: Mapping[int, str] | None = None,
     overviews: str | None = None,
 ) -> None:
-    """Write a tiled, deflated GeoTIFF atomically.
+    """Write ``(C, h, w)``, or ``(h, w)`` for one band, as a tiled, deflated GeoTIFF, atomically.
 
-    Args:
-        path: GeoTIFF file; class names go to ``<path>.aux.xml``, which GDAL and QGIS read.
-        array: ``(C, h, w)``, or ``(h, w)`` for one band.
-        crs: None for pixel coordinates.
-        transform: from pixel to map coordinates.
-        nodata: value of pixels without data.
-        descriptions: one name per band.
-        colors: value -> (red, green, blue) of a single uint8 band.
-        class_names: value -> name of a single uint8 band.
-        overviews: how smaller copies are resampled, "mode" or "average"; with them, the file is a
-            cloud optimized GeoTIFF, which a GIS shows fast at any zoom.
+    Without a CRS, coordinates are in pixels. ``descriptions`` are the names of the bands. A single
+    uint8 band may have ``colors`` (value -> red, green, blue) and ``class_names`` (value -> name),
+    which go to ``<path>.aux.xml``, where GDAL and QGIS read them. With ``overviews`` ("mode" or
+    "average", of the pixels below), it is a cloud optimized GeoTIFF, fast at any zoom of a GIS.
     """
     bands = array if array.ndim == 3 else array[None]  # (C, h, w)
     form: dict[str, Any] = {"compress": "deflate", "bigtiff": "if_safer"}
-    if overviews:  # rasterio gathers the bands in memory, since GDAL writes such files in one go
+    if overviews:  # GDAL writes it in one go, so rasterio gathers the bands in memory
         form |= {"driver": "COG", "overview_resampling": overviews}
     else:  # unspecified: else GDAL reads a fourth 8-bit band (NIR) as transparency
         form |= {"driver": "GTiff", "tiled": True, "alpha": "unspecified"}
-    shape = dict(zip(("count", "height", "width"), bands.shape, strict=True))
-    place = {"crs": crs, "transform": transform, "nodata": nodata, "dtype": bands.dtype.name}
+    form |= dict(zip(("count", "height", "width"), bands.shape, strict=True))
+    form |= {"crs": crs, "transform": transform, "nodata": nodata, "dtype": bands.dtype.name}
 
     def write(temporary: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(temporary, "w", **form, **shape, **place) as target:
+            with rasterio.open(temporary, "w", **form) as target:
                 target.write(bands)
-                if overviews and len(bands) == 3:  # plain GeoTIFFs say so by themselves
+                if overviews and len(bands) == 3:  # a plain GeoTIFF says so by itself
                     target.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
                 if colors:
                     target.write_colormap(1, {code: (*rgb, 255) for code, rgb in colors.items()})
