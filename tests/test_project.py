@@ -173,7 +173,7 @@ def test_every_file_has_its_place_in_the_order() -> None:
 
 
 def test_every_import_is_a_declared_package() -> None:
-    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+    modules = {"scikit-learn": "sklearn", "pyyaml": "yaml", "rio-cogeo": "rio_cogeo"}
     known = {modules.get(r.name, r.name) for r in declared()} | set(sys.stdlib_module_names)
     known |= {"PIL", "affine"}  # what matplotlib and rasterio take and give
     known |= {"IPython", "packaging", "nbclient", "nbconvert"}  # jupyterlab and pytest need them

@@ -18,8 +18,7 @@ from umsf_lib.config import DataError, MissingStageError
 from umsf_lib.data.rasters import write_raster
 from umsf_lib.figures.imagery import RIGHT_RGB, WRONG_RGB
 from umsf_lib.maps import browser
-from umsf_lib.maps.browser import BrowserState, browse, browser_widgets
-from umsf_lib.maps.read import class_table
+from umsf_lib.maps.browser import BrowserState, browse, browser_widgets, class_table
 
 from ..fakes import METRES, UTM
 

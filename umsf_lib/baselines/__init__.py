@@ -6,19 +6,12 @@ stage of the run, so they only run if they are asked for by name.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from ..clustering.inference import Classifier
 from ..clustering.task import ClusteringTask
 from ..run import Run
-from .classical import (
-    kmeans_pixels,
-    kmeans_random,
-    kmeans_statistics,
-    merged_statistics,
-    mixture_pixels,
-    mixture_random,
-    mixture_statistics,
-)
+from .classical import fit_classical
 from .deepcluster import fit_deepcluster
 from .mutual_information import fit_mutual_information
 from .scan import fit_scan
@@ -28,13 +21,13 @@ from .swav import fit_swav
 Fit = Callable[[Run, ClusteringTask], Classifier]
 
 BASELINES: dict[str, Fit] = {
-    "kmeans-pixels": kmeans_pixels,
-    "mixture-pixels": mixture_pixels,
-    "kmeans-statistics": kmeans_statistics,
-    "mixture-statistics": mixture_statistics,
-    "merged-statistics": merged_statistics,
-    "kmeans-random": kmeans_random,
-    "mixture-random": mixture_random,
+    f"{kind}-{what}": partial(fit_classical, kind, what)
+    for what, kinds in {
+        "pixels": ("kmeans", "mixture"),
+        "statistics": ("kmeans", "mixture", "merged"),
+        "random": ("kmeans", "mixture"),
+    }.items()
+    for kind in kinds
 }
 # These also take ``progress`` (see ``loop.train``).
 LEARNED: dict[str, Callable[..., Classifier]] = {

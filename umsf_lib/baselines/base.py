@@ -19,8 +19,14 @@ from ..clustering.task import ClusteringTask
 from ..config import Config, ViewConfig
 from ..data.windows import training_tiles
 from ..models.umsf_net import UmsfNet
-from ..pretraining.momentum import momentum_update
-from ..pretraining.stage import load_pretrained, new_network, pretraining_inputs, steps_per_epoch
+from ..pretraining.momentum import Network, key_network, momentum_update
+from ..pretraining.stage import (
+    WindowSource,
+    load_pretrained,
+    new_network,
+    pretraining_inputs,
+    steps_per_epoch,
+)
 from ..run import Run
 from ..training.checkpoints import load_checkpoint, load_weights, write_state
 from ..training.loop import Metrics, Row, train, trainable, write_rows
@@ -46,9 +52,10 @@ def baseline_steps(task: ClusteringTask, *, pretrained: bool) -> int:
     return max(1, windows // config.pretrain.batch)
 
 
-def dense(config: Config) -> Config:
-    """Return the config with ``baseline.tokens`` matched tokens per window."""
-    return replace(config, pretrain=replace(config.pretrain, tokens=config.baseline.tokens))
+def token_pairs(task: ClusteringTask) -> WindowSource:
+    """Return pretraining's source of windows, with ``baseline.tokens`` matched tokens in each."""
+    pretrain = replace(task.config.pretrain, tokens=task.config.baseline.tokens)
+    return WindowSource(task.scenes, task.store, replace(task.config, pretrain=pretrain))
 
 
 def learned(
@@ -76,53 +83,54 @@ def learned(
         progress: see ``loop.train``.
         views: replaces the views of our self-training; chosen on development scenes (``tried.md``).
     """
+    views, path = views or keep_texture(run.config.views), run.path(f"checkpoints/{name}.pt")
     inputs = pretraining_inputs(run) | run.config.section("cluster", "baseline", "map")
-    views = views or keep_texture(run.config.views)
     inputs["views"] = asdict(views)
-    taught = ClusteringTask(task.scenes, task.store, replace(task.config, views=views))
     if pretrained:
         inputs["pretrained"] = run.outputs_of("pretrain")
-    file = f"checkpoints/{name}.pt"
 
     def make() -> list[str]:
         network = (load_pretrained if pretrained else new_network)(run, task.scenes)
         network.clustering = head()
+        taught = ClusteringTask(task.scenes, task.store, replace(task.config, views=views))
         trained, rows = learn(taught, progress, network.to(run.device))
-        content = {"settings": inputs, "module": trained.state_dict()}
-        write_state(run.path(file), content)
+        write_state(path, {"settings": inputs, "module": trained.state_dict()})
         write_rows(run.path(f"{name}.csv"), rows)
-        return [file, f"{name}.csv"]
+        return [f"checkpoints/{name}.pt", f"{name}.csv"]
 
     run.stage(name, make, inputs, trains=True)
     network = new_network(run, task.scenes)
     network.clustering = head()
-    load_weights(network, load_checkpoint(run.path(file), inputs)["module"], run.path(file))
+    load_weights(network, load_checkpoint(path, inputs)["module"], path)
     return network_classifier(network.to(run.device).eval(), task, name)
 
 
 def train_module(
-    module: nn.Module,
+    module: Network,
     loss_of: LossOf,
     steps: int,
     config: Config,
     generator: torch.Generator,
     *,
-    average: nn.Module | None = None,
+    ema: bool = False,
     progress: Progress | None = None,
-) -> list[Row]:
+) -> tuple[Network, list[Row]]:
     """Run ``loop.train`` with AdamW, a short warm-up and a cosine schedule.
 
-    ``average`` becomes the EMA of the module, as in our self-training.
+    Returns:
+        The module, or with ``ema`` its moving average as in our self-training; and the log.
     """
-    settings = trainable(module.parameters())
-    optimizer = torch.optim.AdamW(settings, config.baseline.lr, weight_decay=1e-4)
+    kept = key_network(module).eval() if ema else module
+    optimizer = torch.optim.AdamW(
+        trainable(module.parameters()), config.baseline.lr, weight_decay=1e-4
+    )
 
     def follow(step: int) -> None:
-        if average is not None:
-            momentum_update(average, module, ema_at(step, config.cluster.ema))
+        if ema:
+            momentum_update(kept, module, ema_at(step, config.cluster.ema))
 
     module.train()
-    return train(
+    rows = train(
         module,
         loss_of,
         optimizer,
@@ -134,11 +142,7 @@ def train_module(
         after_step=follow,
         progress=progress,
     )
-
-
-def fused_map(network: UmsfNet, windows: dict[str, Tensor]) -> Tensor:
-    """Compute the fused tokens ``(B, C, h, w)`` of a batch of windows or of a view's images."""
-    return network.features(windows)["fused"]
+    return kept, rows
 
 
 def training_tokens(
@@ -148,14 +152,12 @@ def training_tokens(
 
     ``read`` maps ``(B, C, h, w)`` to ``(B, D, h, w)``. The network is left in eval mode.
     """
-    config = task.config.map
 
     def function(windows: dict[str, Tensor]) -> Tensor:
-        return read(fused_map(network, windows))
+        return read(network.features(windows)["fused"])
+
+    def of_scene(scene: int) -> Tensor:
+        return scene_map(function, task.store, scene, network.stride, task.config.map)
 
     network.eval()
-    tokens = task.sample(
-        lambda scene: scene_map(function, task.store, scene, network.stride, config),
-        network.stride,
-    )
-    return torch.from_numpy(tokens).float().to(task.store.device)
+    return torch.from_numpy(task.sample(of_scene, network.stride)).float().to(task.store.device)

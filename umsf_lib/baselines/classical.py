@@ -11,35 +11,25 @@ from ..clustering.tokens import TokenMap
 from ..models.umsf_net import UmsfNet
 from ..pretraining.stage import WindowSource, new_network
 from ..run import Run
-from .base import fused_map
-
-
-def kmeans_pixels(run: Run, task: ClusteringTask) -> Classifier:
-    """Fit k-means to the bands of single pixels (``ClusteringTask.pixels``)."""
-    return task.cluster("kmeans-pixels", "kmeans", task.pixels, stride=1)
-
-
-def kmeans_statistics(run: Run, task: ClusteringTask) -> Classifier:
-    """Fit k-means to local statistics: mean and log std at several scales."""
-    return task.cluster("kmeans-statistics", "kmeans", task.statistics, task.stride)
-
-
-def mixture_pixels(run: Run, task: ClusteringTask) -> Classifier:
-    """Fit one component per cluster to the bands of single pixels (``ClusteringTask.pixels``)."""
-    return task.cluster("mixture-pixels", "mixture", task.pixels, stride=1)
-
-
-def mixture_statistics(run: Run, task: ClusteringTask) -> Classifier:
-    """Fit one component per cluster (``mixture.fit_mixture``) to local statistics."""
-    return task.cluster("mixture-statistics", "mixture", task.statistics, task.stride)
-
-
-def merged_statistics(run: Run, task: ClusteringTask) -> Classifier:
-    """Fit the mixture that teaches our network, and merge it alone (see ``mixture.merge``)."""
-    return task.cluster("merged-statistics", "merged", task.statistics, task.stride)
-
 
 BATCHES = 8  # enough for running statistics
+
+
+def fit_classical(kind: str, what: str, run: Run, task: ClusteringTask) -> Classifier:
+    """Fit k-means or a mixture; "merged" on "statistics" is the teacher of our network, alone.
+
+    Args:
+        kind: see ``mixture.fit``.
+        what: "pixels": the bands of single pixels (``ClusteringTask.pixels``); "statistics": mean
+            and log std at several scales; "random": tokens of random weights.
+        run: its untrained network is used.
+        task: scenes and settings.
+    """
+    name = f"{kind}-{what}"
+    if what == "pixels":
+        return task.cluster(name, kind, task.pixels, stride=1)
+    tokens = task.statistics if what == "statistics" else random_tokens(run, task)
+    return task.cluster(name, kind, tokens, task.stride)
 
 
 def random_tokens(run: Run, task: ClusteringTask) -> TokenMap:
@@ -63,14 +53,4 @@ def settle_norms(network: UmsfNet, task: ClusteringTask) -> None:
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.momentum = None  # a plain mean over the batches
     for _ in range(BATCHES):
-        fused_map(network, source.draw(task.config.pretrain.batch, generator).first.images)
-
-
-def kmeans_random(run: Run, task: ClusteringTask) -> Classifier:
-    """Fit k-means to tokens of random weights."""
-    return task.cluster("kmeans-random", "kmeans", random_tokens(run, task), task.stride)
-
-
-def mixture_random(run: Run, task: ClusteringTask) -> Classifier:
-    """Fit a full Gaussian mixture to tokens of random weights."""
-    return task.cluster("mixture-random", "mixture", random_tokens(run, task), task.stride)
+        network.features(source.draw(task.config.pretrain.batch, generator).first.images)

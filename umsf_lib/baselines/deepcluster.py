@@ -21,7 +21,7 @@ from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import View, invert_affine, make_view, sample_tokens
 from ..run import Run
 from ..training.loop import Metrics, Row
-from .base import Progress, baseline_steps, fused_map, learned, train_module, training_tokens
+from .base import Progress, baseline_steps, learned, train_module, training_tokens
 from .heads import TEMPERATURE, PrototypeHead, prototype_head
 
 KMEANS_ITERATIONS = 10
@@ -101,7 +101,7 @@ class Memory:
     def embed(self, network: UmsfNet, view: View) -> tuple[Tensor, Tensor]:
         """Embed the grid in a view: ``(B, n, D)``, and ``(B, n)`` bool, True if it is visible."""
         points = invert_affine(view.theta, self.grid.expand(len(view.theta), -1, -1))
-        maps = network.clustering.embed(fused_map(network, view.images))  # type: ignore[union-attr, operator]
+        maps = network.clustering.embed(network.features(view.images)["fused"])  # type: ignore[union-attr, operator]
         return F.normalize(sample_tokens(maps, points), dim=2), (points.abs() < 1).all(dim=2)
 
     @torch.no_grad()
@@ -159,7 +159,7 @@ def learn(
         used = now["assigned"][0].unique().numel()
         return torch.stack(losses).mean(), {"prototypes_used": float(used)}
 
-    rows = train_module(network, loss_of, steps, config, generator, progress=progress)
+    _, rows = train_module(network, loss_of, steps, config, generator, progress=progress)
     tokens = F.normalize(training_tokens(network, task, head.embed), dim=1)
     head.settle(now["centroids"], tokens)
     return network, rows

@@ -81,8 +81,7 @@ def merged(shares: np.ndarray, num_clusters: int) -> np.ndarray:
         ``(P,)`` int, cluster of each prototype.
     """
     linkage = AgglomerativeClustering(num_clusters, metric="cosine", linkage="average")
-    result: np.ndarray = linkage.fit_predict(shares.T @ shares)
-    return result
+    return np.asarray(linkage.fit_predict(shares.T @ shares))
 
 
 class Heads(nn.Module):

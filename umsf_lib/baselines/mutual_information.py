@@ -10,6 +10,8 @@ tokens is kept.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,9 @@ from ..clustering.losses import clustering_loss, symmetric_kl
 from ..clustering.task import ClusteringTask
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import sample_tokens
-from ..pretraining.stage import WindowSource
 from ..run import Run
 from ..training.loop import Metrics, Row
-from .base import Progress, baseline_steps, dense, fused_map, learned, train_module, training_tokens
+from .base import Progress, baseline_steps, learned, token_pairs, train_module, training_tokens
 from .heads import Heads
 
 NAME = "mutual-information"
@@ -32,10 +33,7 @@ def fit_mutual_information(
     run: Run, task: ClusteringTask, *, progress: Progress | None = None
 ) -> Classifier:
     """Train all weights of our pretrained network with the clustering loss and consistency."""
-
-    def head() -> Heads:
-        return Heads(run.config.model, run.config.baseline.heads, task.num_clusters)
-
+    head = partial(Heads, run.config.model, run.config.baseline.heads, task.num_clusters)
     views = run.config.views
     return learned(run, task, NAME, head, learn, pretrained=True, views=views, progress=progress)
 
@@ -44,15 +42,13 @@ def learn(
     task: ClusteringTask, progress: Progress | None, network: UmsfNet
 ) -> tuple[UmsfNet, list[Row]]:
     """Train all heads at once, and keep the one with the lowest loss on training tokens."""
-    config = dense(task.config)
-    settings, heads = config.cluster, network.clustering
+    config, source, heads = task.config, token_pairs(task), network.clustering
     assert isinstance(heads, Heads)
-    source = WindowSource(task.scenes, task.store, config)
     generator = torch.Generator().manual_seed(config.seed)
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
         batch = source.draw(config.pretrain.batch, generator)
-        maps = [fused_map(network, view.images) for view in (batch.first, batch.second)]
+        maps = [network.features(view.images)["fused"] for view in (batch.first, batch.second)]
         clustering, consistency = [], []
         for head in heads.all:
             if config.pretrain.pooled == 1:
@@ -68,15 +64,12 @@ def learn(
             both = torch.cat([first, second]).softmax(dim=1)
             clustering.append(clustering_loss(both, BALANCE))
             consistency.append(symmetric_kl(first, second))
-        parts = {
-            "clustering": torch.stack(clustering).mean(),
-            "consistency": torch.stack(consistency).mean(),
-        }
-        loss = settings.clustering * parts["clustering"]
-        return loss + settings.consistency * parts["consistency"], parts
+        told, agreed = torch.stack(clustering).mean(), torch.stack(consistency).mean()
+        loss = config.cluster.clustering * told + config.cluster.consistency * agreed
+        return loss, {"clustering": told, "consistency": agreed}
 
     steps = baseline_steps(task, pretrained=True)
-    rows = train_module(network, loss_of, steps, config, generator, progress=progress)
+    _, rows = train_module(network, loss_of, steps, config, generator, progress=progress)
     tokens = training_tokens(network, task, lambda x: torch.cat([h(x) for h in heads.all], dim=1))
     losses = [clustering_loss(x.softmax(1), BALANCE) for x in tokens.chunk(len(heads.all), dim=1)]
     heads.chosen.fill_(int(torch.stack(losses).argmin()))

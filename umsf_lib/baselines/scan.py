@@ -10,6 +10,7 @@ and chosen without labels, self-labelling of dense tokens with a cut-out square;
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,6 @@ from ..data.windows import draw_windows, training_tiles
 from ..models.speckle import draw_uniform
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import View, make_view, resample
-from ..pretraining.momentum import key_network
 from ..run import Run
 from ..training.loop import Metrics, Row
 from .base import Progress, baseline_steps, learned, train_module, training_tokens
@@ -36,10 +36,7 @@ CUT = 0.3  # side of the cut-out square, in windows
 
 def fit_scan(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Classifier:
     """Run SCAN on our pretrained network: linear heads on its tokens, then self-labelling."""
-
-    def head() -> nn.Module:
-        return nn.Conv2d(run.config.model.channels, task.num_clusters, 1)
-
+    head = partial(nn.Conv2d, run.config.model.channels, task.num_clusters, 1)
     return learned(run, task, "scan", head, learn, pretrained=True, progress=progress)
 
 
@@ -55,21 +52,16 @@ def nearest_neighbours(tokens: Tensor, count: int = NEIGHBOURS, chunk: int = 102
     return torch.cat(rows)
 
 
-def scan_terms(anchor: Tensor, neighbour: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute consistency and entropy of probabilities ``(..., M, K)`` of tokens and neighbours.
+def scan_loss(anchor: Tensor, neighbour: Tensor, entropy_weight: float | Tensor) -> Tensor:
+    """Compute ``-mean ln <a, b> - entropy_weight * H(mean a)``; at best -5 ln K for a weight of 5.
 
-    Returns:
-        ``-mean ln <a, b>`` and ``H(mean a)``, each ``(...)``.
+    Both hold probabilities ``(..., M, K)`` of tokens a and their neighbours b; the result is
+    ``(...)``.
     """
     agreement = (anchor * neighbour).sum(dim=-1).clamp_min(1e-12)
     shares = anchor.mean(dim=-2).clamp_min(1e-12)
-    return -agreement.log().mean(dim=-1), -(shares * shares.log()).sum(dim=-1)
-
-
-def scan_loss(anchor: Tensor, neighbour: Tensor, entropy_weight: float | Tensor) -> Tensor:
-    """Compute ``consistency - entropy_weight * entropy``; at best -5 ln K for a weight of 5."""
-    consistency, entropy = scan_terms(anchor, neighbour)
-    return consistency - entropy_weight * entropy
+    entropy = -(shares * shares.log()).sum(dim=-1)
+    return -agreement.log().mean(dim=-1) - entropy_weight * entropy
 
 
 class LinearHeads(nn.Module):
@@ -130,7 +122,7 @@ def cluster_step(
         return losses.sum(), {}
 
     steps = HEAD_EPOCHS * max(1, len(tokens) // HEAD_BATCH)
-    return heads, train_module(heads.to(device), loss_of, steps, config, generator)
+    return train_module(heads.to(device), loss_of, steps, config, generator)
 
 
 @torch.no_grad()
@@ -155,7 +147,7 @@ def self_label(
     config, store, views = task.config, task.store, task.config.views
     tiles = training_tiles(task.scenes, views.window_px, views.overlap_px)
     generator = torch.Generator().manual_seed(config.seed + 1)
-    jitter, average = (views.window_px - views.overlap_px) // 2, key_network(network).eval()
+    jitter = (views.window_px - views.overlap_px) // 2
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
         size, count = views.window_px, config.pretrain.batch
@@ -176,10 +168,7 @@ def self_label(
         return loss, {"confident": sure.float().mean()}
 
     steps = baseline_steps(task, pretrained=True)
-    rows = train_module(
-        network, loss_of, steps, config, generator, average=average, progress=progress
-    )
-    return average, rows
+    return train_module(network, loss_of, steps, config, generator, ema=True, progress=progress)
 
 
 def cut_out(view: View, generator: torch.Generator) -> dict[str, Tensor]:

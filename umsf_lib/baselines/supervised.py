@@ -7,10 +7,11 @@ network can reach on these inputs, so it trains longer. Only the tables use its 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..clustering.inference import Classifier
 from ..clustering.losses import soft_cross_entropy
@@ -20,7 +21,6 @@ from ..config import IGNORE, DataError
 from ..data.scene_set import SceneSet, valid_labels
 from ..data.windows import training_tiles
 from ..models.umsf_net import UmsfNet, clustering_head
-from ..pretraining.momentum import key_network
 from ..run import Run
 from ..training.loop import Metrics, Row
 from .base import Progress, baseline_steps, learned, train_module
@@ -43,10 +43,7 @@ def fit_supervised(
         )
     model, per_class = run.config.model, replace(run.config.cluster, num_clusters=0)
     task = ClusteringTask(task.scenes, task.store, replace(run.config, cluster=per_class))
-
-    def head() -> nn.Module:
-        return clustering_head(model.channels, model.cluster_hidden, task.num_clusters)
-
+    head = partial(clustering_head, model.channels, model.cluster_hidden, task.num_clusters)
     return learned(run, task, "supervised", head, learn, pretrained=False, progress=progress)
 
 
@@ -105,7 +102,7 @@ def learn(
         for scene in scenes.indices("train")
     }
     sampler = PseudoLabelSampler(task.store, tiles, teacher, config)
-    generator, average = torch.Generator().manual_seed(config.seed), key_network(network).eval()
+    generator = torch.Generator().manual_seed(config.seed)
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
         views = sampler.draw(generator)
@@ -113,7 +110,4 @@ def learn(
         return torch.stack(losses).mean(), {}
 
     steps = LONGER * baseline_steps(task, pretrained=False)
-    rows = train_module(
-        network, loss_of, steps, config, generator, average=average, progress=progress
-    )
-    return average, rows
+    return train_module(network, loss_of, steps, config, generator, ema=True, progress=progress)

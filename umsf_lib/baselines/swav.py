@@ -19,10 +19,9 @@ from ..clustering.losses import soft_cross_entropy
 from ..clustering.task import ClusteringTask
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import sample_tokens
-from ..pretraining.stage import WindowSource
 from ..run import Run
 from ..training.loop import Metrics, Row
-from .base import Progress, baseline_steps, dense, fused_map, learned, train_module, training_tokens
+from .base import Progress, baseline_steps, learned, token_pairs, train_module, training_tokens
 from .heads import TEMPERATURE, PrototypeHead, prototype_head
 
 EPSILON, ITERATIONS = 0.05, 3
@@ -81,23 +80,18 @@ def learn(
     task: ClusteringTask, progress: Progress | None, network: UmsfNet
 ) -> tuple[UmsfNet, list[Row]]:
     """Train encoders, fusion, projection and prototypes; merge the prototypes."""
-    config, head = dense(task.config), network.clustering
+    config, source, head = task.config, token_pairs(task), network.clustering
     assert isinstance(head, PrototypeHead)
-    source = WindowSource(task.scenes, task.store, config)
     generator = torch.Generator().manual_seed(config.seed)
     queues = [TokenQueue(config.baseline.queue_size) for _ in range(2)]
     steps = baseline_steps(task, pretrained=True)
 
     def loss_of(step: int) -> tuple[Tensor, Metrics]:
         batch = source.draw(config.pretrain.batch, generator)
-        views = ((batch.first, batch.points_a), (batch.second, batch.points_b))
-        z = [
-            F.normalize(
-                sample_tokens(head.embed(fused_map(network, view.images)), points)[batch.visible],
-                dim=1,
-            )
-            for view, points in views
-        ]  # (M, D) each
+        z = []  # (M, D) of each view
+        for view, points in ((batch.first, batch.points_a), (batch.second, batch.points_b)):
+            maps = head.embed(network.features(view.images)["fused"])
+            z.append(F.normalize(sample_tokens(maps, points)[batch.visible], dim=1))
         free = step >= FROZEN * steps
         prototypes = F.normalize(head.prototypes if free else head.prototypes.detach(), dim=1)
         fixed = [x.detach() for x in z]
@@ -108,7 +102,7 @@ def learn(
         used = torch.cat(codes).argmax(dim=1).unique().numel()
         return loss, {"prototypes_used": float(used)}
 
-    rows = train_module(network, loss_of, steps, config, generator, progress=progress)
+    _, rows = train_module(network, loss_of, steps, config, generator, progress=progress)
     tokens = F.normalize(training_tokens(network, task, head.embed), dim=1)
     head.settle(F.normalize(head.prototypes.detach(), dim=1)[None], tokens)
     return network, rows

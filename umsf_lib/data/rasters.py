@@ -19,6 +19,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform as project
 from rasterio.windows import Window
@@ -199,22 +200,29 @@ def write_raster(
     descriptions: Sequence[str] | None = None,
     colors: Mapping[int, tuple[int, int, int]] | None = None,
     class_names: Mapping[int, str] | None = None,
+    overviews: str | None = None,
 ) -> None:
     """Write ``(C, h, w)``, or ``(h, w)`` for one band, as a tiled, deflated GeoTIFF, atomically.
 
     Without a CRS, coordinates are in pixels. ``descriptions`` are the names of the bands. A single
     uint8 band may have ``colors`` (value -> red, green, blue) and ``class_names`` (value -> name),
-    which go to ``<path>.aux.xml``, where GDAL and QGIS read them.
+    which go to ``<path>.aux.xml``, where GDAL and QGIS read them. With ``overviews`` ("mode" or
+    "average", of the pixels below), it is a cloud optimized GeoTIFF, fast at any zoom of a GIS.
     """
     bands = array if array.ndim == 3 else array[None]  # (C, h, w)
-    form = {"driver": "GTiff", "tiled": True, "compress": "deflate", "bigtiff": "if_safer"}
-    form["alpha"] = "unspecified"  # else GDAL reads a fourth 8-bit band (NIR) as transparency
+    form: dict[str, Any] = {"compress": "deflate", "bigtiff": "if_safer"}
+    if overviews:  # GDAL writes it in one go, so rasterio gathers the bands in memory
+        form |= {"driver": "COG", "overview_resampling": overviews}
+    else:  # unspecified: else GDAL reads a fourth 8-bit band (NIR) as transparency
+        form |= {"driver": "GTiff", "tiled": True, "alpha": "unspecified"}
     form |= dict(zip(("count", "height", "width"), bands.shape, strict=True))
     form |= {"crs": crs, "transform": transform, "nodata": nodata, "dtype": bands.dtype.name}
 
     def write(temporary: Path) -> None:
         with _open(temporary, "w", **form) as target:
             target.write(bands)
+            if overviews and len(bands) == 3:  # a plain GeoTIFF says so by itself
+                target.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
             if colors:
                 target.write_colormap(1, {code: (*rgb, 255) for code, rgb in colors.items()})
             if descriptions:

@@ -1,13 +1,12 @@
 """Maps: write GeoTIFFs with class names and colours. Start reading at ``stage``.
 
-``read`` shows the written files, and ``browser`` compares runs and scenes interactively.
+``browser`` compares the written files of runs and scenes interactively.
 """
 
 from .. import hand_on
 
 __getattr__, __all__ = hand_on(
     __name__,
-    browser="BrowserState browse",
-    read="class_table",
+    browser="BrowserState browse class_table",
     stage="legend_of predict_scene write_maps",
 )

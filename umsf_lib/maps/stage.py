@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,54 @@ from ..clustering.task import ClusteringTask
 from ..config import IGNORE
 from ..data.layout import LandClass
 from ..data.rasters import write_raster
-from ..data.scene_set import SceneSet, physical, valid_labels
+from ..data.scene_set import SceneSet, valid_labels
 from ..data.windows import PixelStore
 from ..figures.imagery import cluster_classes, optical_composite, sar_image
 from ..run import Run
 
 NODATA = 0  # code of pixels without data in class maps; class codes begin at 1 or above
+
+
+def write_maps(
+    run: Run,
+    task: ClusteringTask,
+    classifier: Classifier,
+    mapping: np.ndarray | None,
+    which: Sequence[int],
+) -> bool:
+    """Run stage ``maps``: write prediction, confidence, label, error and quicklooks of scenes.
+
+    The files ``maps/<scene>.<layer>.tif`` are cloud optimized GeoTIFFs with the CRS and transform
+    of the source. Class maps have a colour table and class names, which QGIS shows.
+
+    A classifier counts as the same if its name, its number of clusters and the stages that trained
+    it are. A digest of its posteriors would tell more, but would cost the prediction of a scene and
+    differ between CPU and GPU. So other classifiers need other names, as in tables of scores.
+
+    Args:
+        run: an open run with a finished stage ``cluster``.
+        task: holds the scenes and their pixel store.
+        classifier: gives the posteriors of the clusters.
+        mapping: see ``legend_of``.
+        which: indices of the scenes.
+
+    Returns:
+        True if the files were written, False if they were up to date.
+    """
+    own = [classifier.name] if run.is_done(classifier.name) else []  # of a learned baseline
+    inputs = run.config.section("map", "cluster") | {
+        "classifier": [classifier.name, classifier.num_clusters],
+        "outputs": {stage: run.outputs_of(stage) for stage in ("pretrain", "cluster", *own)},
+        "mapping": None if mapping is None else mapping.tolist(),
+        "scenes": task.scenes.folder.name,  # corrected labels are mapped anew
+        "which": list(which),
+    }
+    legend = legend_of(task.scenes, classifier.num_clusters, mapping)
+
+    def make() -> list[str]:
+        return [f for scene in which for f in _write_scene(run, task, classifier, legend, scene)]
+
+    return run.stage("maps", make, inputs)
 
 
 @dataclass(frozen=True)
@@ -42,9 +85,9 @@ def legend_of(scenes: SceneSet, num_clusters: int, mapping: np.ndarray | None) -
         num_clusters: number of clusters K'.
         mapping: ``(K',)`` cluster -> class id, fitted on labels, -1 for none; None without labels.
     """
+    numbered = cluster_classes(num_clusters)
     if mapping is None:
-        return Legend(tuple(cluster_classes(num_clusters)), np.arange(num_clusters))
-    spare = cluster_classes(num_clusters)
+        return Legend(numbered, np.arange(num_clusters))
     table = list(scenes.layout.classes)
     if any(not NODATA < c.code <= 255 for c in table):  # a data set may use code 0 for a class
         table = [replace(c, code=c.id + 1) for c in table]
@@ -52,21 +95,41 @@ def legend_of(scenes: SceneSet, num_clusters: int, mapping: np.ndarray | None) -
     for cluster in np.flatnonzero(rows < 0):  # more clusters than classes: keep them apart
         code = max(c.code for c in table) + 1
         rows[cluster] = len(table)
-        table.append(LandClass(len(table), spare[cluster].name, code, spare[cluster].rgb))
+        table.append(replace(numbered[cluster], id=len(table), code=code))
     return Legend(tuple(table), rows)
+
+
+def _write_scene(
+    run: Run, task: ClusteringTask, classifier: Classifier, legend: Legend, scene: int
+) -> list[str]:
+    """Map one scene; return the names of its files."""
+    name, smoothing = task.scenes.records[scene].name, run.config.cluster.smoothing_px
+    predicted, confidence = predict_scene(classifier, task.store, scene, smoothing, legend)
+    layers = scene_layers(task.scenes, scene, predicted, confidence, legend)
+    grid = task.scenes.sources[name].profile()
+    coded: dict[str, Any] = {
+        "nodata": NODATA,
+        "colors": {c.code: c.rgb for c in legend.classes},
+        "class_names": {c.code: c.name for c in legend.classes},
+    }
+    files = []
+    for layer, array in layers.items():
+        files.append(f"maps/{name}.{layer}.tif")
+        write_raster(
+            run.path(files[-1]),
+            array,
+            crs=grid.crs,
+            transform=grid.transform,
+            overviews="mode" if layer in ("prediction", "label", "error") else "average",
+            **(coded if layer in ("prediction", "label") else {}),
+        )
+    return files
 
 
 def predict_scene(
     classifier: Classifier, store: PixelStore, scene: int, smoothing_px: float, legend: Legend
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Classify one scene.
-
-    Args:
-        classifier: gives the posteriors of the clusters.
-        store: pixel store of the scenes.
-        scene: index of the scene.
-        smoothing_px: sigma of the guided filter on posteriors, px; 0: none.
-        legend: maps clusters to rows of its classes.
+    """Classify one scene, with posteriors smoothed by a guided filter (sigma in px; 0: not at all).
 
     Returns:
         Row of ``legend.classes`` per pixel ``(H, W) uint8``, and the posterior of the pixel's
@@ -74,71 +137,8 @@ def predict_scene(
     """
     posteriors = classifier.pixels(store, scene, smoothing_px)
     confidence, cluster = posteriors.max(dim=0)
-    table = torch.from_numpy(legend.of_cluster.astype(np.uint8)).to(cluster.device)
-    return table[cluster].cpu().numpy(), confidence.cpu().numpy()
-
-
-def write_maps(
-    run: Run,
-    task: ClusteringTask,
-    classifier: Classifier,
-    mapping: np.ndarray | None,
-    which: Sequence[int],
-) -> bool:
-    """Run stage ``maps``: write prediction, confidence, label, error and quicklooks of scenes.
-
-    The files ``maps/<scene>.<layer>.tif`` have the CRS and transform of the source. Class maps have
-    a colour table and class names, which QGIS shows.
-
-    Args:
-        run: an open run with a finished stage ``cluster``.
-        task: holds the scenes and their pixel store.
-        classifier: gives the posteriors of the clusters.
-        mapping: see ``legend_of``.
-        which: indices of the scenes.
-
-    Returns:
-        True if the files were written, False if they were up to date.
-    """
-    inputs = run.config.section("map", "cluster") | {"cluster_outputs": run.outputs_of("cluster")}
-    inputs |= {"which": list(which), "mapping": None if mapping is None else mapping.tolist()}
-    legend = legend_of(task.scenes, classifier.num_clusters, mapping)
-
-    def make() -> list[str]:
-        files = []
-        for scene in which:
-            files += _write_scene(run, task, classifier, legend, scene)
-        return files
-
-    return run.stage("maps", make, inputs)
-
-
-def _write_scene(
-    run: Run, task: ClusteringTask, classifier: Classifier, legend: Legend, scene: int
-) -> list[str]:
-    scenes = task.scenes
-    name = scenes.records[scene].name
-    smoothing = run.config.cluster.smoothing_px
-    predicted, confidence = predict_scene(classifier, task.store, scene, smoothing, legend)
-    layers = scene_layers(scenes, scene, predicted, confidence, legend)
-    grid = scenes.sources[name].profile()
-    colors = {c.code: c.rgb for c in legend.classes}
-    names = {c.code: c.name for c in legend.classes}
-    written = []
-    for layer, array in layers.items():
-        file = f"maps/{name}.{layer}.tif"
-        coded = layer in ("prediction", "label")
-        write_raster(
-            run.path(file),
-            array,
-            crs=grid.crs,
-            transform=grid.transform,
-            nodata=NODATA if coded else None,
-            colors=colors if coded else None,
-            class_names=names if coded else None,
-        )
-        written.append(file)
-    return written
+    rows = torch.as_tensor(legend.of_cluster, dtype=torch.uint8, device=cluster.device)
+    return rows[cluster].cpu().numpy(), confidence.cpu().numpy()
 
 
 def scene_layers(
@@ -146,30 +146,27 @@ def scene_layers(
 ) -> dict[str, np.ndarray]:
     """Return layer -> array of one scene: class codes, confidence, quicklooks and error."""
     valid = np.asarray(scenes.plane("valid", scene))
-    codes = np.array([c.code for c in legend.classes], np.uint8)
+    codes = np.full(256, NODATA, np.uint8)
+    codes[: len(legend.classes)] = [c.code for c in legend.classes]
     layers: dict[str, np.ndarray] = {
-        "prediction": np.where(valid, codes[predicted], NODATA).astype(np.uint8),
-        "confidence": np.where(valid, confidence, np.nan).astype(np.float32),
+        "prediction": np.where(valid, codes[predicted], np.uint8(NODATA)),
+        "confidence": np.where(valid, confidence, np.float32(np.nan)),
     }
     layers |= quicklooks(scenes, scene, valid)
     labels = valid_labels(scenes, scene)
     if (labels != IGNORE).any():
-        known = labels != IGNORE
-        coded = codes[np.where(known, labels, 0)]
-        layers["label"] = np.where(known, coded, NODATA).astype(np.uint8)
+        layers["label"] = codes[labels]  # the table has no class 255 (ignore): no data
         wrong = (predicted != labels).astype(np.uint8)
-        layers["error"] = np.where(known, wrong, IGNORE).astype(np.uint8)
+        layers["error"] = np.where(labels == IGNORE, np.uint8(IGNORE), wrong)
     return layers
 
 
 def quicklooks(scenes: SceneSet, scene: int, valid: np.ndarray) -> dict[str, np.ndarray]:
     """Return 8-bit pictures: optical ``(3, H, W)`` and SAR ``(H, W)`` on a log scale."""
-    layout = scenes.layout
-    optical = np.asarray(scenes.plane("optical", scene))
-    assert layout.optical.rgb is not None
-    picture = optical_composite(optical, layout.optical.rgb, valid)  # (H, W, 3) in [0, 1]
+    rgb, log_sar = scenes.layout.optical.rgb, scenes.log_sar(scene)
+    assert rgb is not None
+    picture = optical_composite(scenes.plane("optical", scene), rgb, valid)  # (H, W, 3) in [0, 1]
     looks = {"optical": (255 * picture).astype(np.uint8).transpose(2, 0, 1)}
-    if layout.sar is not None:
-        intensity = physical(np.asarray(scenes.plane("sar", scene))[0], "sar", layout)
-        looks["sar"] = (255 * sar_image(intensity, valid)[..., 0]).astype(np.uint8)
+    if log_sar is not None:
+        looks["sar"] = (255 * sar_image(log_sar, valid)[..., 0]).astype(np.uint8)
     return looks

@@ -1,0 +1,127 @@
+"""Written maps: cloud optimized GeoTIFFs that a GIS shows in colour, of the classifier given."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rio_cogeo.cogeo import cog_validate
+from torch import Tensor
+
+from umsf_lib.clustering.inference import Classifier
+from umsf_lib.clustering.stage import clustered_classifier, load_clustered
+from umsf_lib.clustering.task import ClusteringTask
+from umsf_lib.data.stage import load_data, prepare
+from umsf_lib.evaluation.stage import fitted_matching
+from umsf_lib.maps.stage import write_maps
+from umsf_lib.run import Run
+
+from ..fakes import bands, codes, load_layout, write_fake
+
+MAPPING = np.arange(7)
+SIDE = 600  # above the 512 px of a tile, so that there are overviews
+
+
+@pytest.fixture
+def run(tiny_run: Run, tmp_path: Path) -> Run:
+    """A copy of the finished run, whose maps may be written."""
+    shutil.copytree(tiny_run.folder, tmp_path / tiny_run.folder.name)
+    return Run.open(tiny_run.config, tiny_run.folder.name, tmp_path)
+
+
+@pytest.fixture
+def large(run: Run, tmp_path: Path) -> ClusteringTask:
+    """Three scenes, of which the last, of 600 x 608 px, is for testing."""
+    layout, names = load_layout("whu-opt-sar"), [f"NH49E00101{i}" for i in (3, 4, 5)]
+    for name, size in zip(names, (48, 48, SIDE), strict=True):
+        optical, sar = (bands(layout, role, size, size) for role in ("optical", "sar"))
+        optical[:, :5, :9] = 0
+        label = codes(layout, size, size)
+        write_fake(tmp_path / "data", layout.name, name, optical=optical, sar=sar, label=label)
+    parts = zip(("train:", "val:", "test:"), names, strict=True)
+    (tmp_path / "data" / "split.txt").write_text("\n".join(line for part in parts for line in part))
+    scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
+    return ClusteringTask.of_run(run, scenes)
+
+
+def random_classifier(task: ClusteringTask, name: str = "random") -> Classifier:
+    def posteriors(scene: int) -> Tensor:
+        record, generator = task.scenes.records[scene], torch.Generator().manual_seed(scene)
+        size = -(-record.height // task.stride), -(-record.width // task.stride)
+        return torch.randn(7, *size, generator=generator).softmax(dim=0)
+
+    return Classifier(name, 7, task.stride, posteriors)
+
+
+def test_maps_are_cloud_optimized_and_coloured(run: Run, large: ClusteringTask) -> None:
+    which = large.scenes.indices("test")
+    assert write_maps(run, large, random_classifier(large), MAPPING, which)
+    name = large.scenes.records[which[0]].name
+    paths = {p.name.split(".")[-2]: p for p in run.path("maps").glob(f"{name}.*.tif")}
+    assert set(paths) == {"prediction", "confidence", "optical", "sar", "label", "error"}
+    meanings = {"optical": ["red", "green", "blue"], "prediction": ["palette"]}
+    meanings["label"] = meanings["prediction"]
+    for layer, path in paths.items():
+        assert cog_validate(path, strict=True, quiet=True) == (True, [], [])
+        with rasterio.open(path) as source:
+            assert source.overviews(1) == [2]
+            assert [m.name for m in source.colorinterp] == meanings.get(layer, ["gray"])
+            assert source.nodata == (0 if layer in ("prediction", "label") else None)
+    for layer in ("prediction", "label"):
+        tree = ElementTree.parse(f"{paths[layer]}.aux.xml")
+        names = [node.text or "" for node in tree.iter("Category")]
+        with rasterio.open(paths[layer]) as source:
+            for land in large.scenes.layout.classes:
+                assert source.colormap(1)[land.code] == (*land.rgb, 255)
+                assert names[land.code] == land.name
+    assert not [p for p in run.path("maps").iterdir() if p.name.startswith(".")]
+
+
+def test_overviews_hold_classes_or_means(run: Run, large: ClusteringTask) -> None:
+    which = large.scenes.indices("test")
+    write_maps(run, large, random_classifier(large), MAPPING, which)
+    name = large.scenes.records[which[0]].name
+
+    def levels(layer: str) -> tuple[np.ndarray, np.ndarray]:
+        """Blocks of 2 x 2 px with data ``(4, n)``, and their pixels in the overview ``(n,)``."""
+        path = run.path("maps", f"{name}.{layer}.tif")
+        with rasterio.open(path) as full, rasterio.open(path, overview_level=0) as half:
+            pixels, known, small = full.read(1), full.read_masks(1) > 0, half.read(1)
+        known &= np.isfinite(pixels)
+        pixels, known = (x.reshape(SIDE // 2, 2, -1, 2).swapaxes(1, 2) for x in (pixels, known))
+        known = known.all(axis=(2, 3))
+        return pixels[known].reshape(-1, 4).T, small[known]
+
+    for layer in ("prediction", "label", "error"):
+        blocks, small = levels(layer)
+        assert (blocks == small).any(axis=0).all()
+        of_three = np.sort(blocks, axis=0)[1]  # the most frequent one, if three or four are equal
+        clear = (blocks == of_three).sum(axis=0) >= 3
+        assert clear.any() and (small == of_three)[clear].all()
+    for layer, close in (("confidence", 1e-6), ("optical", 1), ("sar", 1)):
+        blocks, small = levels(layer)
+        np.testing.assert_allclose(small, blocks.mean(axis=0), atol=close)
+
+
+def test_another_classifier_rewrites_the_maps(run: Run) -> None:
+    """Also one with the same matching of clusters to classes."""
+    task = ClusteringTask.of_run(run, load_data(run))
+    which, mapping = task.scenes.indices("test"), fitted_matching(run, "umsf")
+    ours = clustered_classifier(load_clustered(run, task), task)
+
+    def prediction() -> np.ndarray:
+        with rasterio.open(min(run.path("maps").glob("*.prediction.tif"))) as source:
+            return source.read(1)
+
+    first = prediction()
+    assert not write_maps(run, task, ours, mapping, which)
+    assert write_maps(run, task, random_classifier(task), mapping, which)
+    assert not write_maps(run, task, random_classifier(task), mapping, which)
+    assert (prediction() != first).any()
+    assert write_maps(run, task, ours, mapping, which)
+    np.testing.assert_array_equal(prediction(), first)
