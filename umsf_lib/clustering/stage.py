@@ -187,17 +187,19 @@ def load_clustered(run: Run, task: ClusteringTask) -> Clustered:
 
 
 def clustered_classifier(
-    found: Clustered, task: ClusteringTask, name: str = "umsf", teacher_share: float | None = None
+    found: Clustered, task: ClusteringTask, name: str = "", teacher_share: float | None = None
 ) -> Classifier:
     """Make a classifier of whole scenes from the result of the stage.
 
     Args:
         found: see ``load_clustered``.
         task: scenes and settings.
-        name: name of the method.
+        name: name of the method; default "umsf", with the teacher share if that is another one.
         teacher_share: replaces the run's: 0 for the network alone, 1 for the teacher alone.
     """
-    share = task.config.cluster.teacher_share if teacher_share is None else teacher_share
+    usual = task.config.cluster.teacher_share
+    share = usual if teacher_share is None else teacher_share
+    name = name or ("umsf" if share == usual else f"umsf-teacher-{share:g}")
     components = component_posteriors(found.network, found.teacher, task, share)
     members = F.one_hot(found.groups, task.num_clusters).float().to(task.store.device)  # (P, K)
 
