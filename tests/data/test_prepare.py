@@ -345,3 +345,24 @@ def test_synthetic_scenes_are_written_once_with_their_split(project, monkeypatch
     lines = (more / "split.txt").read_text().split("train:")
     assert lines[0] == (folder / "split.txt").read_text().split("train:")[0]  # same val and test
     assert len(lines[1].split()) == 4
+
+
+def test_scenes_of_older_code_are_made_and_prepared_again(project: Path, monkeypatch, capsys):
+    run = Run.open(load_config("tiny"))
+    scenes = load_data(run)
+    file = scenes.sources[scenes.records[0].name].optical
+    simulated, prepared = file.stat().st_mtime_ns, scenes.folder
+    load_data(run)
+    assert file.stat().st_mtime_ns == simulated and capsys.readouterr().out == ""
+    edited = {"umsf_lib.data.stage": "edited reader"}
+    digest = lambda *modules: edited.get(modules[0], "as it was")  # noqa: E731
+    for name in ("stage", "synthetic"):
+        monkeypatch.setattr(f"umsf_lib.data.{name}.code_digest", digest)
+    load_data(run)  # the simulator has changed, too: another digest than the real one
+    said = capsys.readouterr().out
+    assert "simulated by older code" in said and file.stat().st_mtime_ns > simulated
+    again = load_data(run)
+    assert "older code" not in capsys.readouterr().out
+    edited["umsf_lib.data.stage"] = "edited once more"
+    assert load_data(run).folder == again.folder != prepared
+    assert f"the scenes in {again.folder} were prepared by older code" in capsys.readouterr().out

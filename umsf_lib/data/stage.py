@@ -19,7 +19,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from ..config import ConfigError, DataError
-from ..run import Run, digest, project_root, sha256_of, write_json
+from ..run import Run, code_digest, digest, project_root, sha256_of, write_json
 from .layout import Layout, load_layout
 from .rasters import strips
 from .scene import Scene, find_scenes, split_scenes
@@ -59,7 +59,7 @@ def load_data(run: Run) -> SceneSet:
 
 
 def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
-    """Copy the scenes under ``root`` to flat memory maps, unless these exist already.
+    """Copy the scenes under ``root`` to flat memory maps, unless this code has done so already.
 
     The folder of the maps is made in ``target`` (default: ``data/prepared`` of the project). After
     an error, no partial files remain.
@@ -72,12 +72,17 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
     split = split_scenes(root, layout, scenes)
     key = digest([layout.source.read_text(), [_stamp(s) for s in scenes]])
     folder = (target or project_root() / "data" / "prepared") / key
-    if (folder / "manifest.json").is_file():
+    manifest = folder / "manifest.json"
+    there = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    if there and there.get("code") != code_digest(__name__):
+        print(f"the scenes in {folder} were prepared by older code; they are prepared again.")
+        there = {}
+    if there:
         _check_arrays(folder)
     else:
         _make_folder(folder, scenes, layout)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    records = tuple(SceneRecord(**record) for record in manifest["scenes"])
+    there = json.loads(manifest.read_text())
+    records = tuple(SceneRecord(**record) for record in there["scenes"])
     return SceneSet(folder, layout, records, split, {s.name: s for s in scenes})
 
 
@@ -129,8 +134,8 @@ def _write_scenes(scenes: list[Scene], layout: Layout, folder: Path) -> None:
     for array in maps.values():
         array.flush()
     files = {f"{role}.npy": sha256_of(folder / f"{role}.npy") for role in maps}
-    described = {"layout": layout.name, "scenes": records, "files": files}
-    write_json(folder / "manifest.json", described)
+    described = {"layout": layout.name, "code": code_digest(__name__)}
+    write_json(folder / "manifest.json", described | {"scenes": records, "files": files})
 
 
 def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.memmap]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from ..config import DataError
-from ..run import Run, digest, project_root, write_atomically
+from ..run import Run, code_digest, digest, project_root, write_atomically, write_json
 from ..simulation.sensors import simulate_scene
 from .layout import load_layout
 from .map_sheets import sheet_of
@@ -70,8 +71,13 @@ def synthesize(run: Run) -> Path:
     counts = {part: getattr(settings, part) for part in ("val", "test", "train")}
     wanted = run.config.section("synthetic", "seed") | {"order": list(counts)}
     folder = project_root() / "data" / "synthetic" / f"{settings.difficulty}-{digest(wanted)}"
+    simulator, made = code_digest("umsf_lib.simulation.sensors"), folder / "simulator.json"
     if (folder / "split.txt").is_file():
-        return folder
+        if made.is_file() and json.loads(made.read_text()) == simulator:
+            return folder
+        print(f"the scenes in {folder} were simulated by older code; they are made again.")
+        (folder / "split.txt").unlink()
+    write_json(made, simulator)
     names = scene_names(sum(counts.values()))
     size = settings.size_px
     write_scenes(folder, names, run.config.seed, size, size, difficulty=settings.difficulty)
