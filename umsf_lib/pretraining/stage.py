@@ -172,7 +172,7 @@ def _pretrain(
         learner.update_keys()
 
     per_epoch = steps_per_epoch(config, len(source.tiles))
-    checkpoints = Checkpoints(run.path("checkpoints"), inputs)
+    checkpoints = Checkpoints(run.path("checkpoints"), inputs, settings.checkpoint_every)
     rows = train(
         learner,
         loss_of,
@@ -184,7 +184,6 @@ def _pretrain(
         amp=settings.amp,
         after_step=after_step,
         checkpoints=checkpoints,
-        checkpoint_every=settings.checkpoint_every,
         log_every=LOG_EVERY,
         progress=progress,
     )
