@@ -88,15 +88,9 @@ def small_resnet(bands: int, channels: int, norm: str) -> nn.Sequential:
 def torchvision_resnet(
     name: str, bands: int, stride: int, norm: str, weights: str, rgb: tuple[int, int, int] | None
 ) -> nn.Sequential:
-    """Build a torchvision ResNet without its pooling and classifier.
+    """Build a torchvision ResNet without its pooling and classifier; see ``encoder``.
 
-    Args:
-        name: ``resnet18`` (512 channels) or ``resnet50`` (2048).
-        bands: number of input bands.
-        stride: 4, 8, 16 or 32 px per token; below 32, later stages are dilated instead of strided.
-        norm: ``group`` or ``batch``; ImageNet weights need ``batch``.
-        weights: ``none`` or ``imagenet``.
-        rgb: positions of red, green and blue among the bands, for the weights; None for SAR.
+    Below a stride of 32, later stages are dilated instead of strided.
 
     Raises:
         ConfigError: if ImageNet weights are combined with group norm or cannot be fetched.
@@ -113,7 +107,7 @@ def torchvision_resnet(
         net.load_state_dict(fetch_weights(name))
     net.conv1 = inflate(net.conv1, bands, rgb)
     _set_stride(net, stride)
-    return nn.Sequential(*list(net.children())[:-2])  # without pooling and classifier
+    return nn.Sequential(*list(net.children())[:-2])
 
 
 def fetch_weights(name: str) -> dict[str, Tensor]:
@@ -185,9 +179,9 @@ def encoder(
         bands: number of input bands.
         channels: token width; a 1 x 1 convolution adapts a ResNet of another width.
         stride: px per token.
-        norm: ``group`` or ``batch``.
+        norm: ``group`` or ``batch``; ImageNet weights need ``batch``.
         weights: ``none`` or ``imagenet``.
-        rgb: see ``torchvision_resnet``.
+        rgb: positions of red, green and blue among the bands, for the weights; None for SAR.
 
     Raises:
         ConfigError: if the backbone does not support this stride or these weights.

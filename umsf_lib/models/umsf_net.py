@@ -48,13 +48,7 @@ class UmsfNet(nn.Module):
     """
 
     def __init__(self, model: ModelConfig, layout: Layout, despeckle_channels: int = 16) -> None:
-        """Build the network from settings.
-
-        Args:
-            model: sizes and choices.
-            layout: band counts, and the positions of red, green and blue.
-            despeckle_channels: width of the front end.
-        """
+        """Build the network for the bands of a layout, with a front end of this width."""
         super().__init__()
         self.model, self.sensors, self.stride = model, model.sensors, model.stride
         self.projection_dim = model.projection_dim

@@ -88,13 +88,7 @@ def blur(images: Tensor) -> Tensor:
 
 
 def photometric_optical(x: Tensor, config: ViewConfig, source: Source) -> Tensor:
-    """Apply gain and offset per band, common haze and occasional blur to standardised bands.
-
-    Args:
-        x: ``(B, C, h, w)`` standardised bands.
-        config: strengths, and the probability of a blur.
-        source: generator of the draws.
-    """
+    """Apply gain and offset per band, common haze and occasional blur to bands ``(B, C, h, w)``."""
     batch, bands = x.shape[:2]
     gain = 1 + config.gain * draw((batch, bands, 1, 1), source, x.device)
     offset = config.offset * draw((batch, bands, 1, 1), source, x.device)
@@ -105,13 +99,9 @@ def photometric_optical(x: Tensor, config: ViewConfig, source: Source) -> Tensor
 
 
 def photometric_sar(x: Tensor, log_std: Tensor, config: ViewConfig, source: Source) -> Tensor:
-    """Apply more speckle and a gain, both additive in the log.
+    """Apply more speckle and a gain, both additive in the log, to ln intensity ``(B, Cs, h, w)``.
 
-    Args:
-        x: ``(B, Cs, h, w)`` standardised ln intensity.
-        log_std: ``(B, Cs, 1, 1)`` std of ln intensity by which it was standardised.
-        config: strengths.
-        source: generator of the draws.
+    ``log_std (B, Cs, 1, 1)`` is the std by which it was standardised.
     """
     x = x + config.sar_gain * draw((x.shape[0], x.shape[1], 1, 1), source, x.device)
     if config.speckle_looks == 0:
@@ -123,10 +113,7 @@ def photometric_sar(x: Tensor, log_std: Tensor, config: ViewConfig, source: Sour
 def make_view(windows: dict[str, Tensor], config: ViewConfig, generator: torch.Generator) -> View:
     """Draw one view of a batch: shared geometry, then photometric steps per sensor.
 
-    Args:
-        windows: as ``PixelStore.windows`` returns them.
-        config: strengths.
-        generator: CPU generator of the draws.
+    The windows are as ``PixelStore.windows`` returns them, the generator is on the CPU.
     """
     first = windows["optical"] if "optical" in windows else windows["sar"]
     theta = draw_geometry(len(first), config.scale_min, generator)
@@ -180,7 +167,7 @@ def draw_matches(
     are marked, not moved. All of this runs on the CPU, where the geometry is.
 
     Args:
-        first: view of windows.
+        first: view of B windows.
         second: view of the same windows, or of others.
         count: n, positions per window.
         generator: CPU generator of the draws.

@@ -86,9 +86,6 @@ class MomentumContrast(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Loss of one batch, and what ``enqueue`` and the log need.
 
-        Args:
-            batch: two views with matched positions.
-
         Returns:
             Scalar loss, whose mean over the processes is that of the whole batch; dict with the
             ``parts`` of the loss, ``query`` and ``key`` embeddings, the tokens' ``mask (M, Q)`` of
@@ -131,12 +128,7 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, batch: Batch, keys: Keys) -> None:
-        """Put the keys of all processes into the queues; call after ``backward()``.
-
-        Args:
-            batch: the batch of these keys.
-            keys: ``enqueue`` from ``forward``.
-        """
+        """Put the keys of all processes, from ``forward``, in the queues; after ``backward()``."""
         device = self.queues["fused"].entries.device
         windows = torch.cat(window_of_rows(batch, device))
         where = [x[windows] for x in footprints(batch, device)[1]]

@@ -34,12 +34,8 @@ def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     ``theta_key <- momentum * theta_key + (1 - momentum) * theta_query`` for parameters. Buffers
     (the running statistics of BatchNorm) are copied, because they are averages already.
 
-    Args:
-        key: From ``key_network(query)``.
-        query: The trained network.
-        momentum: In [0, 1]; 0 copies, 1 freezes.
-
-    Source: He et al. 2020 (MoCo), which averages the parameters only.
+    The momentum is in [0, 1]; 0 copies, 1 freezes. Source: He et al. 2020 (MoCo), which averages
+    the parameters only.
     """
     # One call for all tensors of a kind: a few kernels on a GPU.
     average, copy_all = get_ema_multi_avg_fn(momentum), get_ema_multi_avg_fn(0.0)
@@ -68,10 +64,7 @@ class Queue(nn.Module):
     def __init__(self, size: int, dim: int, generator: torch.Generator | None = None) -> None:
         """Fill the queue with random unit vectors that belong to no scene.
 
-        Args:
-            size: Q, number of keys held; need not be a multiple of the batch.
-            dim: D, embedding width.
-            generator: CPU generator of the initial entries.
+        Its ``size`` Q need not be a multiple of the batch; the generator is on the CPU.
         """
         super().__init__()
         random = F.normalize(torch.randn(size, dim, generator=generator), dim=1)
@@ -97,12 +90,8 @@ class Queue(nn.Module):
         kept = min(size, count)  # a slot written twice in one call would hold either key
         order = torch.arange(count - kept, count, device=self.entries.device)
         slots = (self.pointer + order) % size  # stays on the device: no sync per step
-        for buffer, new in (
-            (self.entries, keys),
-            (self.scene, scene),
-            (self.row, row),
-            (self.col, col),
-        ):
+        buffers = self.entries, self.scene, self.row, self.col
+        for buffer, new in zip(buffers, (keys, scene, row, col), strict=True):
             buffer[slots] = new[count - kept :].to(buffer)
         self.pointer.add_(count).remainder_(size)
 
@@ -112,13 +101,8 @@ class Queue(nn.Module):
         """Mark the negatives that do not show the query's own ground.
 
         Footprints are squares. Two of side s share ground if their centres are less than s apart
-        in both directions, so ``radius_px`` = s masks exactly those.
-
-        Args:
-            scene: ``(M,)`` int64 scene index of each query, >= 0.
-            row: ``(M,)`` footprint centre, in scene pixels.
-            col: ``(M,)`` footprint centre, in scene pixels.
-            radius_px: Distance below which, in both directions, a key of the scene is dropped.
+        in both directions, so ``radius_px`` = s masks exactly those. ``scene``, ``row`` and ``col``
+        ``(M,)`` place the queries as those of ``enqueue`` place the keys.
 
         Returns:
             ``(M, Q)`` bool, True = keep as negative: the ``mask`` of ``info_nce``.

@@ -33,13 +33,9 @@ class Neighbours:
     """Sampler of a neighbour for each window of a batch."""
 
     def __init__(self, scenes: SceneSet, roles: tuple[str, ...], size: int, config: PretrainConfig):
-        """Lay out the training scenes and describe their windows, once.
+        """Lay out the training scenes and describe their windows of ``size`` px, once.
 
-        Args:
-            scenes: prepared scenes.
-            roles: sensors to compare windows by.
-            size: side of a window, px.
-            config: ``neighbour_m``, ``homogeneity``, ``pixel_m``.
+        The ``roles`` are the sensors by which windows are compared.
         """
         self.size, self.config = size, config
         self.ground = lay_out(scenes, config.pixel_m)
@@ -130,10 +126,7 @@ def lay_out(scenes: SceneSet, pixel_m: float) -> ScenePlane:
 
     Scenes share a plane if CRS and pixel size are the same. Scenes with neither CRS nor sheet stay
     apart. So do scenes outside the training split, since a neighbour from a test scene would leak.
-
-    Args:
-        scenes: prepared scenes.
-        pixel_m: side of a pixel in metres, for scenes that do not give it.
+    The pixels of scenes that do not give their size have sides of ``pixel_m`` metres.
     """
     found = ScenePlane.apart(len(scenes.records), pixel_m)
     planes: list[tuple[str, np.ndarray, int]] = []  # CRS, step of a row and a column, number
@@ -237,10 +230,7 @@ def alike(a: Tensor, b: Tensor, homogeneity: float) -> Tensor:
     standard deviation within both windows: an effect size (Cohen 1988), which needs no labels. The
     papers have no such filter. It rejects neighbours across a shore or a forest edge.
 
-    Args:
-        a: entries ``(..., 2 + C)`` of a ``WindowDescriptors`` table.
-        b: other entries, of a shape that broadcasts.
-        homogeneity: limit in standard deviations.
+    ``a`` and ``b`` are entries ``(..., 2 + C)`` of ``WindowDescriptors``; their shapes broadcast.
     """
     between = (a[..., 2:] - b[..., 2:]).square().mean(-1)
     within = (a[..., 1] + b[..., 1]) / 2
