@@ -117,12 +117,7 @@ def mean_over_processes(values: Sequence[float]) -> list[float]:
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """Concatenate the rows ``(M_r, D)`` of all processes in the order of their ranks.
-
-    Args:
-        rows: rows of this process.
-        counts: number of rows M_r of every process.
-    """
+    """Concatenate the rows ``(M_r, D)`` of all processes by rank; ``counts`` are all M_r."""
     if world_size() == 1:
         return rows
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
