@@ -38,11 +38,10 @@ from umsf_lib.data.stage import load_data
 from umsf_lib.data.windows import PixelStore
 from umsf_lib.models.stage import train_despeckler
 from umsf_lib.pretraining.augmentations import sample_tokens
-from umsf_lib.pretraining.losses import collapsed
+from umsf_lib.pretraining.losses import collapsed, embedding_statistics
 from umsf_lib.pretraining.moco import MomentumContrast, embeddings, unit
 from umsf_lib.pretraining.stage import (
     WindowSource,
-    _monitor,
     build_learner,
     load_pretrained,
     new_network,
@@ -323,10 +322,10 @@ def test_a_run_may_go_on_with_deterministic_kernels(project: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_one_token_is_no_collapse(learner: Any) -> None:
-    one = {"fused": (torch.ones(1, 4), torch.ones(1, 4))}
-    extra = {"query": one, "key": one, "negatives": torch.ones(3, 4), "mask": torch.ones(1, 3) > 0}
-    logged = _monitor(extra, 9)  # with the keys of the other processes
+def test_one_token_is_no_collapse() -> None:
+    one = torch.ones(1, 4)
+    logged = embedding_statistics(one, one, torch.ones(3, 4), torch.ones(1, 3) > 0)
+    # With the keys of the other processes.
     assert set(logged) == {"std", "mean_cosine", "top1"} and np.isnan(list(logged.values())).all()
     assert collapsed(logged, 4) is None
 
@@ -380,17 +379,22 @@ def test_a_gpu_that_is_not_there(project: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_full_memory_names_the_batch(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, scenes = ready("mine")
+    run, scenes = ready("mine", "pretrain.checkpoint_every=3")
+    forward, calls = MomentumContrast.forward, []
 
-    def full(*_: Any) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    def full(moco: MomentumContrast, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return forward(moco, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(ConfigError) as caught:
-        patch.setattr("umsf_lib.pretraining.moco.embeddings", full)
+        patch.setattr(MomentumContrast, "forward", full)
         pretrain(run, scenes)
     (path,) = Checkpoints(run.path("checkpoints")).paths()
-    assert "override pretrain.batch=2" in str(caught.value) and str(path) in str(caught.value)
-    assert pretrain(run, scenes)  # from there
+    for part in ("override pretrain.batch=2", "in step 5", f"last good checkpoint: {path}"):
+        assert part in str(caught.value)
+    assert path.name.startswith("step-000003") and pretrain(run, scenes)  # from there
 
 
 def test_the_command_ends_with_the_signals_status(

@@ -6,9 +6,11 @@ import math
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -67,7 +69,12 @@ def losses(learner: Learner, generator: torch.Generator, stop: int | None, end: 
 
 
 def run(
-    folder: Path | None, *, stop: int | None = None, end: Callable[[], Any] = killed, **change: Any
+    folder: Path | None,
+    *,
+    stop: int | None = None,
+    end: Callable[[], Any] = killed,
+    every: int = EVERY,
+    **change: Any,
 ) -> tuple[Learner, Any, Any]:
     """Train from the newest checkpoint, if any, as a newly started process would."""
     for seed in (random.seed, np.random.seed, torch.manual_seed):
@@ -90,8 +97,8 @@ def run(
         generator=generator,
         batch=("some.batch", 3),
         after_step=after_step,
-        checkpoints=Checkpoints(folder, {"lr": 0.1}) if folder else None,
-        **{"checkpoint_every": EVERY} | settings | change,
+        checkpoints=Checkpoints(folder, {"lr": 0.1}, every) if folder else None,
+        **settings | change,
     )
     return learner, optimizer, rows
 
@@ -131,8 +138,8 @@ def test_a_resumed_training_ends_where_an_unbroken_one_does(
 ) -> None:
     for stop in stops:
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, stop=stop, checkpoint_every=every)
-    assert_same(run(tmp_path, checkpoint_every=every), unbroken)
+            run(tmp_path, stop=stop, every=every)
+    assert_same(run(tmp_path, every=every), unbroken)
 
 
 def test_every_source_of_random_numbers_goes_on(tmp_path: Path) -> None:
@@ -269,8 +276,7 @@ def test_a_loss_that_is_no_number_stops_the_training_and_is_not_saved(tmp_path, 
             steps=20,
             generator=torch.Generator(),
             batch=("some.batch", 3),
-            checkpoints=Checkpoints(tmp_path),
-            checkpoint_every=4,
+            checkpoints=Checkpoints(tmp_path, every=4),
         )
     (kept,) = Checkpoints(tmp_path).paths()
     assert kept.name.startswith("step-000004")
@@ -294,8 +300,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
             generator=torch.Generator(),
             batch=("some.batch", 3),
             after_step=lambda step: spoil() if step == 3 else None,
-            checkpoints=Checkpoints(tmp_path),
-            checkpoint_every=4,
+            checkpoints=Checkpoints(tmp_path, every=4),
         )
 
 
@@ -308,22 +313,19 @@ def cpu_full() -> None:
 
 
 @pytest.mark.parametrize("full", [gpu_full, cpu_full])
-def test_full_memory_says_what_would_fit_and_loses_no_step(tmp_path, unbroken, full) -> None:
+def test_full_memory_says_what_would_fit_and_where_to_go_on(tmp_path, unbroken, full) -> None:
     with pytest.raises(ConfigError) as caught:
         run(tmp_path, stop=6, end=full)
     newest = Checkpoints(tmp_path).paths()[-1]
-    assert newest.name.startswith("step-000006")
-    said = str(caught.value)
-    for part in (
-        "memory is full with some.batch 3; about half should fit: override some.batch=1",
-        "in step 7",
-        f"checkpoint after step 6: {newest}",
-    ):
-        assert part in said
-    assert_same(run(tmp_path), unbroken)  # the half step has left no trace
+    assert newest.name.startswith("step-000004")
+    assert str(caught.value) == (
+        "memory is full with some.batch 3; about half should fit: override some.batch=1 "
+        f"(in step 7); last good checkpoint: {newest}."
+    )
+    assert_same(run(tmp_path), unbroken)
 
 
-def test_full_memory_after_the_weights_have_moved_goes_back_further(tmp_path, unbroken) -> None:
+def test_full_memory_after_the_weights_have_moved_names_it_too(tmp_path, unbroken) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ConfigError) as caught:
         original, calls = torch.optim.SGD.step, []
 
@@ -340,9 +342,8 @@ def test_full_memory_after_the_weights_have_moved_goes_back_further(tmp_path, un
     assert_same(run(tmp_path), unbroken)
 
 
-@pytest.mark.parametrize(("where", "kept"), [("any_process", 7), ("mean_over_processes", 4)])
-def test_a_process_lost_between_steps_leaves_a_checkpoint(tmp_path, unbroken, where, kept) -> None:
-    """Of the step itself, or, where its row of the log could not be averaged, an older one."""
+@pytest.mark.parametrize("where", ["any_process", "mean_over_processes"])
+def test_a_lost_process_is_said_with_the_newest_checkpoint(tmp_path, unbroken, where) -> None:
     calls: list[int] = []
 
     def lost(value: Any) -> Any:
@@ -355,7 +356,10 @@ def test_a_process_lost_between_steps_leaves_a_checkpoint(tmp_path, unbroken, wh
         patch.setattr(f"umsf_lib.training.loop.{where}", lost)
         run(tmp_path)
     newest = Checkpoints(tmp_path).paths()[-1]
-    assert newest.name.startswith(f"step-{kept:06d}") and str(newest) in str(caught.value)
+    assert newest.name.startswith("step-000004")
+    step = 7 if where == "any_process" else 6
+    said = f"another process has died (in step {step}); last good checkpoint: {newest}."
+    assert str(caught.value) == said
     assert_same(run(tmp_path), unbroken)
 
 
@@ -495,3 +499,19 @@ def test_progress_is_told_each_step_and_printed_seldom(capsys: pytest.CaptureFix
     assert (
         len(lines) == 1 and lines[0].startswith("pretrain 20/20  loss ") and "0 s left" in lines[0]
     )
+
+
+def test_a_person_who_watches_sees_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("UMSF_HEADLESS", raising=False)
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    progress = print_progress("scan", every_s=0)
+    for _ in range(2):  # trainings one after the other
+        run(None, progress=progress)
+    seen = capsys.readouterr()
+    assert seen.out == "" and seen.err.count("scan: 100%") == 2 and "loss=" in seen.err
+    monkeypatch.setenv("UMSF_HEADLESS", "1")  # a notebook in a batch run
+    run(None, progress=print_progress("scan"))
+    seen = capsys.readouterr()
+    assert seen.out.startswith("scan 20/20") and seen.err == ""

@@ -88,15 +88,9 @@ def small_resnet(bands: int, channels: int, norm: str) -> nn.Sequential:
 def torchvision_resnet(
     name: str, bands: int, stride: int, norm: str, weights: str, rgb: tuple[int, int, int] | None
 ) -> nn.Sequential:
-    """Build a torchvision ResNet without its pooling and classifier.
+    """Build a torchvision ResNet without its pooling and classifier; see ``encoder``.
 
-    Args:
-        name: ``resnet18`` (512 channels) or ``resnet50`` (2048).
-        bands: number of input bands.
-        stride: 4, 8, 16 or 32 px per token; below 32, later stages are dilated instead of strided.
-        norm: ``group`` or ``batch``; ImageNet weights need ``batch``.
-        weights: ``none`` or ``imagenet``.
-        rgb: positions of red, green and blue among the bands, for the weights; None for SAR.
+    Below a stride of 32, later stages are dilated instead of strided.
 
     Raises:
         ConfigError: if ImageNet weights are combined with group norm or cannot be fetched.
@@ -113,8 +107,7 @@ def torchvision_resnet(
         net.load_state_dict(fetch_weights(name))
     net.conv1 = inflate(net.conv1, bands, rgb)
     _set_stride(net, stride)
-    stages = [net.layer1, net.layer2, net.layer3, net.layer4]
-    return nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, *stages)
+    return nn.Sequential(*list(net.children())[:-2])
 
 
 def fetch_weights(name: str) -> dict[str, Tensor]:
@@ -157,21 +150,16 @@ def _set_stride(net: ResNet, stride: int) -> None:
     Each token of the strided network is then a token of the denser one (a trous algorithm,
     Holschneider 1989).
     """
-    from torchvision.models.resnet import BasicBlock, Bottleneck
-
     dilation = 1
     for layer, usual in ((net.layer2, 8), (net.layer3, 16), (net.layer4, 32)):
         if usual <= stride:
             continue
-        for module in layer.modules():  # in the order in which data passes
-            if isinstance(module, BasicBlock | Bottleneck):
-                module.stride = 1
-            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-                module.dilation = module.padding = (dilation, dilation)
-                if module.stride == (2, 2):
+        for conv in (m for m in layer.modules() if isinstance(m, nn.Conv2d)):  # in data's order
+            if conv.kernel_size == (3, 3):
+                conv.dilation = conv.padding = (dilation, dilation)
+                if conv.stride == (2, 2):
                     dilation *= 2  # not for this convolution: its input grid is unchanged
-            if isinstance(module, nn.Conv2d):
-                module.stride = (1, 1)
+            conv.stride = (1, 1)
 
 
 def encoder(
@@ -191,9 +179,9 @@ def encoder(
         bands: number of input bands.
         channels: token width; a 1 x 1 convolution adapts a ResNet of another width.
         stride: px per token.
-        norm: ``group`` or ``batch``.
+        norm: ``group`` or ``batch``; ImageNet weights need ``batch``.
         weights: ``none`` or ``imagenet``.
-        rgb: see ``torchvision_resnet``.
+        rgb: positions of red, green and blue among the bands, for the weights; None for SAR.
 
     Raises:
         ConfigError: if the backbone does not support this stride or these weights.

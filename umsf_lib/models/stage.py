@@ -7,8 +7,6 @@ known scenes. Contrastive pretraining then trains it further, as part of the SAR
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,7 +17,7 @@ from ..data.scene_set import SceneSet
 from ..data.windows import draw_windows, open_store, training_tiles
 from ..run import Run, to_device, write_json
 from ..training.checkpoints import write_state
-from ..training.loop import Row, train
+from ..training.loop import Metrics, Progress, Row, train
 from .encoders import Despeckle
 from .speckle import add_speckle, boxcar, lee, patchwork
 
@@ -42,7 +40,7 @@ def fit_despeckler(
     clean: Tensor,
     settings: DespeckleConfig,
     generator: torch.Generator,
-    progress: Callable[[int, int, Row], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Row]:
     """Train on clean images with synthetic speckle of 1 to 8 looks, white or correlated.
 
@@ -59,7 +57,7 @@ def fit_despeckler(
     def number(high: int) -> int:
         return int(torch.randint(high, (), generator=generator))
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def loss_of(step: int) -> tuple[Tensor, Metrics]:
         pick = torch.randint(len(clean), (settings.batch,), generator=generator)
         top, left = (number(side - size + 1) for side in clean.shape[2:])
         pick = to_device(pick, clean.device)
@@ -99,9 +97,7 @@ def clean_images(run: Run, scenes: SceneSet, count: int = 64) -> Tensor:
     return torch.cat([cells, store.windows(*where, size)["optical"].mean(dim=1, keepdim=True)])
 
 
-def train_despeckler(
-    run: Run, scenes: SceneSet, *, progress: Callable[[int, int, Row], None] | None = None
-) -> bool:
+def train_despeckler(run: Run, scenes: SceneSet, *, progress: Progress | None = None) -> bool:
     """Run the stage ``despeckle``: train the front end, or return at once if the run has it.
 
     Returns:

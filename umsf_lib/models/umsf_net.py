@@ -18,6 +18,7 @@ PROJECTORS = {
     "optical": ("fused",),
     "sar": ("fused",),
 }
+FORMS_OF_BLOCKS = 64  # that may be compiled
 SOURCE = {"cross_optical": "optical", "cross_sar": "sar"}  # projector -> feature map it reads
 
 
@@ -47,13 +48,7 @@ class UmsfNet(nn.Module):
     """
 
     def __init__(self, model: ModelConfig, layout: Layout, despeckle_channels: int = 16) -> None:
-        """Build the network from settings.
-
-        Args:
-            model: sizes and choices.
-            layout: band counts, and the positions of red, green and blue.
-            despeckle_channels: width of the front end.
-        """
+        """Build the network for the bands of a layout, with a front end of this width."""
         super().__init__()
         self.model, self.sensors, self.stride = model, model.sensors, model.stride
         self.projection_dim = model.projection_dim
@@ -92,7 +87,12 @@ class UmsfNet(nn.Module):
         a third of the time that whole encoders would take. The speed-up comes from within a block:
         batch norm, ReLU and the sum run in few kernels.
         """
-        torch._dynamo.config.cache_size_limit = 64  # forms of blocks, training and not
+        # ResNet-50 has 8 forms of blocks, each in two modes; by default 8 are compiled.
+        public: Any = getattr(torch.compiler, "config", None)
+        if hasattr(public, "recompile_limit"):
+            public.recompile_limit = FORMS_OF_BLOCKS
+        else:  # of older releases of torch
+            torch._dynamo.config.cache_size_limit = FORMS_OF_BLOCKS
         parts = {"BasicBlock", "Bottleneck", "ResidualBlock", "Despeckle"}
         for module in self.modules():
             if type(module).__name__ in parts or module is self.fusion:

@@ -45,16 +45,28 @@ class View:
 
 
 def draw_geometry(batch: int, scale_min: float, generator: torch.Generator) -> Tensor:
-    """Draw crop, flip and quarter turn per window as affine matrices ``(B, 2, 3)`` on the CPU."""
+    """Draw crop, flip and quarter turn per window as affine matrices ``(B, 2, 3)`` on the CPU.
+
+    A point (x, y) of the view, in [-1, 1], lies in the window at ``scale * turn * flip * (x, y) +
+    shift``:
+
+    - flip is 1 or -1 and multiplies x, so it mirrors left and right;
+    - turn rotates by 0, 90, 180 or 270 degrees;
+    - scale in [scale_min, 1] makes the view a crop of that share of the window's side;
+    - shift moves the middle of the crop. The turned crop still is a square with the half side
+      ``scale``, so a shift of at most ``1 - scale`` in x and y keeps it inside the window.
+    """
     cpu = torch.device("cpu")
-    scale = scale_min + (1 - scale_min) * draw_uniform((batch, 1), generator, cpu)
-    shift = (1 - scale) * (2 * draw_uniform((batch, 2), generator, cpu) - 1)
-    turn = (draw_uniform((batch,), generator, cpu) * 4).long()
-    flip = 1 - 2 * (draw_uniform((batch,), generator, cpu) * 2).long().float()
+    scale = scale_min + (1 - scale_min) * draw_uniform((batch, 1), generator, cpu)  # (B, 1)
+    shift = (1 - scale) * (2 * draw_uniform((batch, 2), generator, cpu) - 1)  # (B, 2)
+    turn = (draw_uniform((batch,), generator, cpu) * 4).long()  # (B,) quarter turns
+    flip = 1 - 2 * (draw_uniform((batch,), generator, cpu) * 2).long().float()  # (B,)
     cos = torch.tensor([1.0, 0.0, -1.0, 0.0])[turn]
     sin = torch.tensor([0.0, 1.0, 0.0, -1.0])[turn]
-    rows = torch.stack([torch.stack([flip * cos, -sin], 1), torch.stack([flip * sin, cos], 1)], 1)
-    return torch.cat([scale[:, :, None] * rows, shift[:, :, None]], dim=2)
+    # [cos -sin] [flip 0]   [flip cos  -sin]
+    # [sin  cos] [  0  1] = [flip sin   cos]
+    matrix = torch.stack([flip * cos, -sin, flip * sin, cos], 1).view(batch, 2, 2)  # (B, 4) ->
+    return torch.cat([scale[:, :, None] * matrix, shift[:, :, None]], dim=2)  # (B, 2, 2 + 1)
 
 
 def resample(images: Tensor, theta: Tensor) -> Tensor:
@@ -76,13 +88,7 @@ def blur(images: Tensor) -> Tensor:
 
 
 def photometric_optical(x: Tensor, config: ViewConfig, source: Source) -> Tensor:
-    """Apply gain and offset per band, common haze and occasional blur to standardised bands.
-
-    Args:
-        x: ``(B, C, h, w)`` standardised bands.
-        config: strengths, and the probability of a blur.
-        source: generator of the draws.
-    """
+    """Apply gain and offset per band, common haze and occasional blur to bands ``(B, C, h, w)``."""
     batch, bands = x.shape[:2]
     gain = 1 + config.gain * draw((batch, bands, 1, 1), source, x.device)
     offset = config.offset * draw((batch, bands, 1, 1), source, x.device)
@@ -93,13 +99,9 @@ def photometric_optical(x: Tensor, config: ViewConfig, source: Source) -> Tensor
 
 
 def photometric_sar(x: Tensor, log_std: Tensor, config: ViewConfig, source: Source) -> Tensor:
-    """Apply more speckle and a gain, both additive in the log.
+    """Apply more speckle and a gain, both additive in the log, to ln intensity ``(B, Cs, h, w)``.
 
-    Args:
-        x: ``(B, Cs, h, w)`` standardised ln intensity.
-        log_std: ``(B, Cs, 1, 1)`` std of ln intensity by which it was standardised.
-        config: strengths.
-        source: generator of the draws.
+    ``log_std (B, Cs, 1, 1)`` is the std by which it was standardised.
     """
     x = x + config.sar_gain * draw((x.shape[0], x.shape[1], 1, 1), source, x.device)
     if config.speckle_looks == 0:
@@ -108,17 +110,10 @@ def photometric_sar(x: Tensor, log_std: Tensor, config: ViewConfig, source: Sour
     return x + noise.clamp_min(1e-3).log() / log_std
 
 
-def make_view(
-    windows: dict[str, Tensor],
-    config: ViewConfig,
-    generator: torch.Generator,
-) -> View:
+def make_view(windows: dict[str, Tensor], config: ViewConfig, generator: torch.Generator) -> View:
     """Draw one view of a batch: shared geometry, then photometric steps per sensor.
 
-    Args:
-        windows: as ``PixelStore.windows`` returns them.
-        config: strengths.
-        generator: CPU generator of the draws.
+    The windows are as ``PixelStore.windows`` returns them, the generator is on the CPU.
     """
     first = windows["optical"] if "optical" in windows else windows["sar"]
     theta = draw_geometry(len(first), config.scale_min, generator)
@@ -126,10 +121,7 @@ def make_view(
 
 
 def show_view(
-    windows: dict[str, Tensor],
-    theta: Tensor,
-    config: ViewConfig,
-    source: Source,
+    windows: dict[str, Tensor], theta: Tensor, config: ViewConfig, source: Source
 ) -> View:
     """Make the view of a batch with given geometry ``theta``; see ``make_view``."""
     images: dict[str, Tensor] = {
@@ -175,7 +167,7 @@ def draw_matches(
     are marked, not moved. All of this runs on the CPU, where the geometry is.
 
     Args:
-        first: view of windows.
+        first: view of B windows.
         second: view of the same windows, or of others.
         count: n, positions per window.
         generator: CPU generator of the draws.

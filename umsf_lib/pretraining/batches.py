@@ -18,10 +18,10 @@ from ..models.speckle import Share, noise_source
 from ..run import to_device
 from ..training.distributed import own_rows, rank, world_size
 from .augmentations import View, apply_affine, draw_geometry, draw_matches, show_view
-from .momentum import Places
 
 # Row, col ``(B, n, 2)`` int64 px inside each of B windows -> ``(B, n)`` bool, all on the CPU.
 ValidAt = Callable[[Tensor], Tensor]
+Places = tuple[Tensor, Tensor, Tensor]  # scene or plane, row, col of window centres, (B,) each
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ def two_views(
     """Draw two views of a batch and the positions that both see.
 
     Args:
-        windows: pixels of the first and the second windows of this process; see
-            ``PixelStore.windows``.
+        windows: pixels of both windows of this process; see ``PixelStore.windows``.
         plane: ``(B,)`` scene or plane of the whole batch; see ``Batch``.
         corners: ``(B, 2)`` row, col of the first pixel of the first and the second windows, px.
         views: window size and strengths.
@@ -106,35 +105,47 @@ def two_views(
     source = Share(noise_source(generator, device), rank(), world_size())
     shown, thetas = [], []
     for pixels in windows:
-        thetas.append(draw_geometry(count, views.scale_min, generator))
+        thetas.append(draw_geometry(count, views.scale_min, generator))  # (B, 2, 3)
         shown.append(show_view(pixels, thetas[-1][rows], views, source))
     first, second = corners
-    shift = (second - first).flip(1) / size * 2  # row, col in px -> (x, y)
-    one, other = (View({}, theta) for theta in thetas)
-    points_a, points_b, visible = draw_matches(one, other, tokens, generator, shift)
-    both = torch.ones(count, dtype=torch.bool)
-    if valid is not None:
-        centre = (torch.arange(token_rows) + 0.5) / token_rows * 2 - 1
-        grid = torch.cartesian_prod(centre, centre).flip(1).expand(count, -1, -1)  # (B, h w, 2)
-        for i, (theta, points) in enumerate(zip(thetas, (points_a, points_b), strict=True)):
-            visible = visible & valid[i](pixels_of(theta, points, size))
-            tokens_valid = valid[i](pixels_of(theta, grid, size))  # (B, h w)
-            both &= tokens_valid.any(dim=1)
-            maps = tokens_valid[rows].view(-1, token_rows, token_rows)
-            shown[i] = replace(shown[i], valid=maps)
-    return Batch(
-        shown[0],
-        shown[1],
+    shift = (second - first).flip(1) / size * 2  # (B, 2): row, col in px -> (x, y)
+    whole = [View({}, theta) for theta in thetas]  # geometry of the windows of all processes
+    points_a, points_b, visible = draw_matches(whole[0], whole[1], tokens, generator, shift)
+    batch = Batch(
+        first=shown[0],
+        second=shown[1],
         scene=plane,
         centre=first + size / 2,
         second_centre=second + size / 2,
         points_a=points_a,
         points_b=points_b,
         visible=visible,
-        shown=both,
+        shown=torch.ones(count, dtype=torch.bool),
         window_px=size,
         rows=rows,
     )
+    return batch if valid is None else on_valid_ground(batch, thetas, valid, token_rows)
+
+
+def on_valid_ground(
+    batch: Batch, thetas: Sequence[Tensor], valid: Sequence[ValidAt], token_rows: int
+) -> Batch:
+    """Mark which matched positions, tokens and views of a batch lie on valid ground.
+
+    ``thetas`` is the geometry ``(B, 2, 3)`` of both views; see ``two_views`` for the others.
+    """
+    centre = (torch.arange(token_rows) + 0.5) / token_rows * 2 - 1  # of each token, in [-1, 1]
+    grid = torch.cartesian_prod(centre, centre).flip(1)  # (h w, 2): y, x -> x, y
+    grid = grid.expand(len(batch.scene), -1, -1)  # (B, h w, 2)
+    sides = (batch.first, batch.points_a), (batch.second, batch.points_b)
+    views, visible, shown = [], batch.visible, batch.shown
+    for (view, points), theta, valid_at in zip(sides, thetas, valid, strict=True):
+        visible = visible & valid_at(pixels_of(theta, points, batch.window_px))  # (B, n)
+        tokens = valid_at(pixels_of(theta, grid, batch.window_px))  # (B, h w)
+        shown = shown & tokens.any(dim=1)  # (B,)
+        maps = tokens[batch.rows].view(-1, token_rows, token_rows)  # (B', h, w)
+        views.append(replace(view, valid=maps))
+    return replace(batch, first=views[0], second=views[1], visible=visible, shown=shown)
 
 
 def pixels_of(theta: Tensor, points: Tensor, size: int) -> Tensor:

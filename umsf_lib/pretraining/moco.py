@@ -7,7 +7,7 @@ Nothing here reads or writes files, and nothing waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -33,12 +33,6 @@ FUSED = {"fused": ("fused", "fused")}
 Keys = dict[str, tuple[Tensor, Tensor]]  # projector -> unit rows of tokens (M, D), windows (B, D)
 
 
-def contrasts_of(network: UmsfNet) -> dict[str, tuple[str, str]]:
-    """Return the network's contrasts: name -> (query projector, key projector)."""
-    every = INTRA | CROSS | FUSED
-    return {name: pair for name, pair in every.items() if set(pair) <= set(network.projectors)}
-
-
 def weighted_sum(parts: Mapping[str, Tensor], config: PretrainConfig) -> Tensor:
     """Add up the parts of the loss; parts of the same kind share the weight of their kind."""
     view, modality, neighbour = config.positives
@@ -62,7 +56,8 @@ class MomentumContrast(nn.Module):
         names = query.projectors.keys()
         dim = query.projection_dim
         self._queues = nn.ModuleDict({n: Queue(config.queue_size, dim, generator) for n in names})
-        self.contrasts = contrasts_of(query)
+        every = INTRA | CROSS | FUSED
+        self.contrasts = {name: pair for name, pair in every.items() if set(pair) <= set(names)}
 
     def train(self, mode: bool = True) -> MomentumContrast:
         """Set the mode as usual, but keep the key network in eval mode.
@@ -91,9 +86,6 @@ class MomentumContrast(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Loss of one batch, and what ``enqueue`` and the log need.
 
-        Args:
-            batch: two views with matched positions.
-
         Returns:
             Scalar loss, whose mean over the processes is that of the whole batch; dict with the
             ``parts`` of the loss, ``query`` and ``key`` embeddings, the tokens' ``mask (M, Q)`` of
@@ -112,16 +104,13 @@ class MomentumContrast(nn.Module):
         )
         pooled, tau = self.config.pooled, self.config.tau
         shares = (1 - pooled) * tokens, pooled * windows
-        mine, others = zip(*self.contrasts.values(), strict=True)
-        queue = torch.stack([self.queues[name].entries for name in others])  # (N, Q, D)
-        dense, whole = (
-            self.info_nce(
-                stack_projectors(query, mine, i), stack_projectors(key, others, i), queue, tau, mask
-            )
-            for i, mask in enumerate(masks)
-        )  # (N,) each: all contrasts at once, in a fifth of the kernels
-        losses = shares[0] * dense + shares[1] * whole
-        parts = dict(zip(self.contrasts, losses.unbind(), strict=True))
+        pairs, losses = self.contrasts.values(), []
+        queue = torch.stack([self.queues[other].entries for _, other in pairs])  # (N, Q, D)
+        for i, mask in enumerate(masks):  # all N contrasts at once, in a fifth of the kernels
+            q = torch.stack([query[mine][i] for mine, _ in pairs])  # (N, M, D)
+            k = torch.stack([key[other][i] for _, other in pairs])
+            losses.append(shares[i] * self.info_nce(q, k, queue, tau, mask))  # (N,)
+        parts = dict(zip(self.contrasts, (losses[0] + losses[1]).unbind(), strict=True))
         extra = {"parts": parts, "query": query, "key": key, "mask": masks[0]}
         extra |= {"negatives": self.queues["fused"].entries, "enqueue": gather_keys(key, batch)}
         return weighted_sum(parts, self.config), extra
@@ -139,12 +128,7 @@ class MomentumContrast(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, batch: Batch, keys: Keys) -> None:
-        """Put the keys of all processes into the queues; call after ``backward()``.
-
-        Args:
-            batch: the batch of these keys.
-            keys: ``enqueue`` from ``forward``.
-        """
+        """Put the keys of all processes, from ``forward``, in the queues; after ``backward()``."""
         device = self.queues["fused"].entries.device
         windows = torch.cat(window_of_rows(batch, device))
         where = [x[windows] for x in footprints(batch, device)[1]]
@@ -180,11 +164,6 @@ def embeddings(network: UmsfNet, batch: Batch, which: int) -> Keys:
         rows[name] = torch.cat([read_tokens(maps, index, weight), view.pool(maps)[windows]])
     projected = {name: at_least_float32(z) for name, z in network.project(rows).items()}
     return {name: (z[:count], z[count:]) for name, z in projected.items()}
-
-
-def stack_projectors(keys: Keys, names: Sequence[str], which: int) -> Tensor:
-    """Stack the tokens (``which`` 0) or windows (1) of N projectors as ``(N, M, D)``."""
-    return torch.stack([keys[name][which] for name in names])
 
 
 def unit(rows: Keys) -> Keys:

@@ -3,7 +3,7 @@
 Order within a step: queries -> keys without gradient -> loss -> ``backward()`` -> optimiser ->
 ``enqueue`` -> ``momentum_update``. The queue changes after ``backward()``, which reads it. MoCo (He
 et al. 2020) updates the key network just before it computes the next keys, which gives the same
-keys. Here all changes come at the end of a step, so a step that fails has changed nothing.
+keys. Here all changes come at the end of a step.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 Network = TypeVar("Network", bound=nn.Module)
-Places = tuple[Tensor, Tensor, Tensor]  # scene, row, col of footprint centres, (M,) each
 
 
 def key_network(query: Network) -> Network:
@@ -34,27 +34,19 @@ def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     ``theta_key <- momentum * theta_key + (1 - momentum) * theta_query`` for parameters. Buffers
     (the running statistics of BatchNorm) are copied, because they are averages already.
 
-    Args:
-        key: From ``key_network(query)``.
-        query: The trained network.
-        momentum: In [0, 1]; 0 copies, 1 freezes.
-
-    Source: He et al. 2020 (MoCo), which averages the parameters only.
+    The momentum is in [0, 1]; 0 copies, 1 freezes. Source: He et al. 2020 (MoCo), which averages
+    the parameters only.
     """
-    # A few kernels for all parameters; torch.optim.swa_utils averages by the same call.
-    torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
-    for dtype in {buffer.dtype for buffer in key.buffers()}:  # mixed dtypes would be slow
+    # One call for all tensors of a kind: a few kernels on a GPU.
+    average, copy_all = get_ema_multi_avg_fn(momentum), get_ema_multi_avg_fn(0.0)
+    average(list(key.parameters()), list(query.parameters()), 0)
+    for dtype in {buffer.dtype for buffer in key.buffers()}:
         old, new = ([b for b in net.buffers() if b.dtype == dtype] for net in (key, query))
-        torch._foreach_copy_(old, new)
-
-
-def same_location(a: Places, b: Places, radius_px: float) -> Tensor:
-    """Mark pairs ``(M, N)`` bool in one scene, less than ``radius_px`` apart in both directions."""
-    (scene, row, col), (others, rows, cols) = a, b
-    own = scene[:, None] == others  # (M, N)
-    own &= (row[:, None] - rows).abs_() < radius_px
-    own &= (col[:, None] - cols).abs_() < radius_px
-    return own
+        if dtype.is_floating_point:
+            copy_all(old, new, 0)
+        else:  # counters, which it would average one by one
+            for mine, theirs in zip(old, new, strict=True):
+                mine.copy_(theirs)
 
 
 class Queue(nn.Module):
@@ -72,10 +64,7 @@ class Queue(nn.Module):
     def __init__(self, size: int, dim: int, generator: torch.Generator | None = None) -> None:
         """Fill the queue with random unit vectors that belong to no scene.
 
-        Args:
-            size: Q, number of keys held; need not be a multiple of the batch.
-            dim: D, embedding width.
-            generator: CPU generator of the initial entries.
+        Its ``size`` Q need not be a multiple of the batch; the generator is on the CPU.
         """
         super().__init__()
         random = F.normalize(torch.randn(size, dim, generator=generator), dim=1)
@@ -101,12 +90,8 @@ class Queue(nn.Module):
         kept = min(size, count)  # a slot written twice in one call would hold either key
         order = torch.arange(count - kept, count, device=self.entries.device)
         slots = (self.pointer + order) % size  # stays on the device: no sync per step
-        for buffer, new in (
-            (self.entries, keys),
-            (self.scene, scene),
-            (self.row, row),
-            (self.col, col),
-        ):
+        buffers = self.entries, self.scene, self.row, self.col
+        for buffer, new in zip(buffers, (keys, scene, row, col), strict=True):
             buffer[slots] = new[count - kept :].to(buffer)
         self.pointer.add_(count).remainder_(size)
 
@@ -116,16 +101,13 @@ class Queue(nn.Module):
         """Mark the negatives that do not show the query's own ground.
 
         Footprints are squares. Two of side s share ground if their centres are less than s apart
-        in both directions, so ``radius_px`` = s masks exactly those.
-
-        Args:
-            scene: ``(M,)`` int64 scene index of each query, >= 0.
-            row: ``(M,)`` footprint centre, in scene pixels.
-            col: ``(M,)`` footprint centre, in scene pixels.
-            radius_px: Distance below which, in both directions, a key of the scene is dropped.
+        in both directions, so ``radius_px`` = s masks exactly those. ``scene``, ``row`` and ``col``
+        ``(M,)`` place the queries as those of ``enqueue`` place the keys.
 
         Returns:
             ``(M, Q)`` bool, True = keep as negative: the ``mask`` of ``info_nce``.
         """
-        entries = self.scene, self.row, self.col
-        return same_location((scene, row, col), entries, radius_px).logical_not_()
+        same = scene[:, None] == self.scene  # (M, 1) and (Q,) -> (M, Q)
+        same &= (row[:, None] - self.row).abs_() < radius_px
+        same &= (col[:, None] - self.col).abs_() < radius_px
+        return same.logical_not_()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from ..models.umsf_net import UmsfNet
 from ..run import Run, seed_everything, use_deterministic
 from ..training.checkpoints import Checkpoints, load_checkpoint, load_weights
 from ..training.distributed import any_process, own_rows, rank, world_size
-from ..training.loop import Row, train, trainable, write_rows
+from ..training.loop import Metrics, Progress, Row, train, trainable, write_rows
 from .batches import Batch, ValidAt, two_views
 from .losses import collapsed, embedding_statistics
 from .moco import MomentumContrast
@@ -32,90 +31,7 @@ FIRST_LOOKS = 10  # rows of the collapse monitor from a network that has hardly 
 BASE_BATCH = 32  # batch to which the learning rate of SGD refers
 
 
-class WindowSource:
-    """Source of two-view batches, drawn from the pixel store."""
-
-    def __init__(self, scenes: SceneSet, store: PixelStore, config: Config) -> None:
-        views = config.views
-        self.store, self.config = store, config
-        self.tiles = training_tiles(scenes, views.window_px, views.overlap_px)
-        self.ground, self.neighbours = ScenePlane.apart(len(scenes.records)), None
-        if config.pretrain.positives[2] > 0:
-            self.neighbours = Neighbours(scenes, store.roles, views.window_px, config.pretrain)
-            self.ground = self.neighbours.ground
-
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """Draw ``count`` windows, two views of each, and their matched positions.
-
-        The second view of some windows shows a neighbour (``pretrain.positives``). With several
-        processes, each draws the places of all windows but reads the pixels of its own only.
-        """
-        views, store = self.config.views, self.store
-        size, jitter = views.window_px, (views.window_px - views.overlap_px) // 2
-        anchors = draw_windows(self.tiles, count, size, jitter, store.places, generator)
-        others = self._partners(anchors, generator)
-        rows = own_rows(count)
-        pixels = self._pixels(anchors, rows)
-        windows = pixels, pixels if others is anchors else self._pixels(others, rows)
-        corners = self.ground.corner(*anchors), self.ground.corner(*others)  # (B, 2)
-        plane, tokens = self.ground.plane[anchors[0]], self.config.pretrain.tokens
-        valid = None if store.all_valid else (self._valid_in(anchors), self._valid_in(others))
-        return two_views(
-            windows,
-            plane,
-            corners,
-            views,
-            tokens=tokens,
-            generator=generator,
-            valid=valid,
-            token_rows=math.ceil(size / self.config.model.stride),
-        )
-
-    def _pixels(self, places: Corners, rows: slice) -> dict[str, Tensor]:
-        scene, row, col = (x[rows] for x in places)
-        return self.store.windows(scene, row, col, self.config.views.window_px)
-
-    def _valid_in(self, windows: Corners) -> ValidAt:
-        """Which pixels of these windows are valid."""
-        scene, row, col = (x[:, None] for x in windows)  # (B, 1)
-
-        def valid(pixels: Tensor) -> Tensor:
-            place = row + pixels[:, :, 0], col + pixels[:, :, 1]  # (B, n) each
-            return self.store.valid_at(scene.expand_as(place[0]), *place)
-
-        return valid
-
-    def _partners(self, anchors: Corners, generator: torch.Generator) -> Corners:
-        """Return the windows of the second views: neighbours for a share, else the same windows."""
-        if self.neighbours is None:
-            return anchors
-        near = self.neighbours.draw(anchors, generator)
-        view, _, neighbour = self.config.pretrain.positives
-        moved = torch.rand(len(near[0]), generator=generator) < neighbour / (view + neighbour)
-        scene, row, col = (torch.where(moved, b, a) for a, b in zip(anchors, near, strict=True))
-        return scene, row, col
-
-
-def steps_per_epoch(config: Config, tiles: int) -> int:
-    """Return the steps of an epoch: as configured, else one draw per training tile on average."""
-    return config.pretrain.steps_per_epoch or max(1, tiles // config.pretrain.batch)
-
-
-def queue_size(config: Config, tiles: int) -> int:
-    """Return the queue size: as configured, but at most half of what one epoch enqueues.
-
-    A longer queue would hold stale copies of the query's own ground.
-    """
-    per_window = config.pretrain.tokens + 1
-    return min(config.pretrain.queue_size, max(1, tiles * per_window // 2))
-
-
-def pretrain(
-    run: Run,
-    scenes: SceneSet,
-    *,
-    progress: Callable[[int, int, Row], None] | None = None,
-) -> bool:
+def pretrain(run: Run, scenes: SceneSet, *, progress: Progress | None = None) -> bool:
     """Run the stage ``pretrain``: train, or return at once if the run has it.
 
     It writes ``pretrain.csv`` and checkpoints, and resumes from the newest checkpoint. Several
@@ -141,19 +57,10 @@ def pretrain(
     )
 
 
-def pretraining_inputs(run: Run) -> dict[str, Any]:
-    """Return what the result depends on; each checkpoint stores it, and loading compares it."""
-    inputs = run.config.section("views", "model", "pretrain", "seed")
-    made = {"normalisation": normalisation_of(run), "despeckle": run.outputs_of("despeckle")}
-    return inputs | made
-
-
 def _pretrain(
-    run: Run,
-    scenes: SceneSet,
-    inputs: dict[str, Any],
-    progress: Callable[[int, int, Row], None] | None,
+    run: Run, scenes: SceneSet, inputs: dict[str, Any], progress: Progress | None
 ) -> list[str]:
+    """Train and write the files of the stage; return their names."""
     config, settings = run.config, run.config.pretrain
     use_deterministic(config.deterministic)
     generator = seed_everything(config.seed)
@@ -163,18 +70,22 @@ def _pretrain(
     step_of = average_gradients(learner)
     stash: dict[str, Any] = {}
 
-    def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+    def loss_of(step: int) -> tuple[Tensor, Metrics]:
         batch = source.draw(settings.batch, generator)
         loss, extra = step_of(batch)
         stash.update(batch=batch, keys=extra["enqueue"])
-        return loss, extra["parts"] | _monitor(extra, step)
+        metrics = extra["parts"]
+        if (step + 1) % LOG_EVERY == 0:  # reading the monitor of collapse waits for the device
+            q, k = extra["query"]["fused"][0], extra["key"]["fused"][0]  # (M, D)
+            metrics = metrics | embedding_statistics(q, k, extra["negatives"], extra["mask"])
+        return loss, metrics
 
     def after_step(step: int) -> None:
         learner.enqueue(stash["batch"], stash["keys"])
         learner.update_keys()
 
     per_epoch = steps_per_epoch(config, len(source.tiles))
-    checkpoints = Checkpoints(run.path("checkpoints"), inputs)
+    checkpoints = Checkpoints(run.path("checkpoints"), inputs, settings.checkpoint_every)
     rows = train(
         learner,
         loss_of,
@@ -186,7 +97,6 @@ def _pretrain(
         amp=settings.amp,
         after_step=after_step,
         checkpoints=checkpoints,
-        checkpoint_every=settings.checkpoint_every,
         log_every=LOG_EVERY,
         progress=progress,
     )
@@ -216,6 +126,55 @@ def build_learner(
     return learner, source
 
 
+def queue_size(config: Config, tiles: int) -> int:
+    """Return the queue size: as configured, but at most half of what one epoch enqueues.
+
+    A longer queue would hold stale copies of the query's own ground.
+    """
+    per_window = config.pretrain.tokens + 1
+    return min(config.pretrain.queue_size, max(1, tiles * per_window // 2))
+
+
+def _check_batch_norm(config: Config, device: torch.device) -> None:
+    if config.model.norm != "batch":
+        return
+    if config.pretrain.batch == 1:
+        raise ConfigError(
+            "pretrain.batch is 1, but batch norm (model.norm=batch) needs the statistics of at "
+            "least 2 windows; set pretrain.batch to 2 or more, or model.norm=group."
+        )
+    if world_size() > 1 and device.type != "cuda":
+        raise ConfigError(
+            f"{world_size()} processes without a GPU cannot share the statistics of batch norm "
+            "(model.norm=batch); use one process, or model.norm=group."
+        )
+
+
+def new_network(run: Run, scenes: SceneSet) -> UmsfNet:
+    """Build the run's network before pretraining: seeded weights, trained despeckler."""
+    config = run.config
+    torch.manual_seed(config.seed)
+    network = build_network(config, scenes)
+    if network.despeckler is not None:
+        network.despeckler.load_state_dict(load_despeckler(run).state_dict())
+    return network
+
+
+def build_network(config: Config, scenes: SceneSet) -> UmsfNet:
+    """The network of a run's settings for the bands of its scenes; weights from torch's seed."""
+    return UmsfNet(config.model, scenes.layout, config.despeckle.channels)
+
+
+def _say_if_capped(config: Config, tiles: int) -> None:
+    wanted, size = config.pretrain.queue_size, queue_size(config, tiles)
+    if size < wanted and rank() == 0:
+        warnings.warn(
+            f"pretrain.queue_size is {wanted}, but {tiles} training windows give {2 * size} keys "
+            f"an epoch: the queue is capped at half of them, {size}.",
+            stacklevel=2,
+        )
+
+
 def new_optimizer(learner: MomentumContrast, settings: PretrainConfig) -> torch.optim.Optimizer:
     """Build the optimiser of the trainable parameters: SGD as in MoCo, or AdamW.
 
@@ -243,29 +202,9 @@ def average_gradients(learner: MomentumContrast) -> nn.Module:
     return DistributedDataParallel(learner, gradient_as_bucket_view=True, **options)
 
 
-def _check_batch_norm(config: Config, device: torch.device) -> None:
-    if config.model.norm != "batch":
-        return
-    if config.pretrain.batch == 1:
-        raise ConfigError(
-            "pretrain.batch is 1, but batch norm (model.norm=batch) needs the statistics of at "
-            "least 2 windows; set pretrain.batch to 2 or more, or model.norm=group."
-        )
-    if world_size() > 1 and device.type != "cuda":
-        raise ConfigError(
-            f"{world_size()} processes without a GPU cannot share the statistics of batch norm "
-            "(model.norm=batch); use one process, or model.norm=group."
-        )
-
-
-def _say_if_capped(config: Config, tiles: int) -> None:
-    wanted, size = config.pretrain.queue_size, queue_size(config, tiles)
-    if size < wanted and rank() == 0:
-        warnings.warn(
-            f"pretrain.queue_size is {wanted}, but {tiles} training windows give {2 * size} keys "
-            f"an epoch: the queue is capped at half of them, {size}.",
-            stacklevel=2,
-        )
+def steps_per_epoch(config: Config, tiles: int) -> int:
+    """Return the steps of an epoch: as configured, else one draw per training tile on average."""
+    return config.pretrain.steps_per_epoch or max(1, tiles // config.pretrain.batch)
 
 
 def _say_if_collapsed(rows: list[Row], dim: int) -> None:
@@ -274,21 +213,6 @@ def _say_if_collapsed(rows: list[Row], dim: int) -> None:
     said = collapsed(looks[-1], dim) if len(looks) > FIRST_LOOKS else None
     if said and rank() == 0:
         warnings.warn(said, stacklevel=2)
-
-
-def build_network(config: Config, scenes: SceneSet) -> UmsfNet:
-    """The network of a run's settings for the bands of its scenes; weights from torch's seed."""
-    return UmsfNet(config.model, scenes.layout, config.despeckle.channels)
-
-
-def new_network(run: Run, scenes: SceneSet) -> UmsfNet:
-    """Build the run's network before pretraining: seeded weights, trained despeckler."""
-    config = run.config
-    torch.manual_seed(config.seed)
-    network = build_network(config, scenes)
-    if network.despeckler is not None:
-        network.despeckler.load_state_dict(load_despeckler(run).state_dict())
-    return network
 
 
 def load_pretrained(run: Run, scenes: SceneSet) -> UmsfNet:
@@ -307,13 +231,69 @@ def load_pretrained(run: Run, scenes: SceneSet) -> UmsfNet:
     return network
 
 
-def _monitor(extra: dict[str, Any], step: int) -> dict[str, float]:
-    """Collapse monitor of the fused tokens; read only when a row is logged (it waits).
+def pretraining_inputs(run: Run) -> dict[str, Any]:
+    """Return what the result depends on; each checkpoint stores it, and loading compares it."""
+    inputs = run.config.section("views", "model", "pretrain", "seed")
+    made = {"normalisation": normalisation_of(run), "despeckle": run.outputs_of("despeckle")}
+    return inputs | made
 
-    Where there are fewer than two tokens, which have no spread, its values are NaN: the processes
-    of a training must log the same keys.
-    """
-    if (step + 1) % LOG_EVERY:
-        return {}
-    q, k = extra["query"]["fused"][0], extra["key"]["fused"][0]
-    return embedding_statistics(q, k, extra["negatives"], extra["mask"])
+
+class WindowSource:
+    """Source of two-view batches, drawn from the pixel store."""
+
+    def __init__(self, scenes: SceneSet, store: PixelStore, config: Config) -> None:
+        views = config.views
+        self.store, self.config = store, config
+        self.tiles = training_tiles(scenes, views.window_px, views.overlap_px)
+        self.ground, self.neighbours = ScenePlane.apart(len(scenes.records)), None
+        if config.pretrain.positives[2] > 0:
+            self.neighbours = Neighbours(scenes, store.roles, views.window_px, config.pretrain)
+            self.ground = self.neighbours.ground
+
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """Draw ``count`` windows, two views of each, and their matched positions.
+
+        The second view of some windows shows a neighbour (``pretrain.positives``). With several
+        processes, each draws the places of all windows but reads the pixels of its own only.
+        """
+        views, store = self.config.views, self.store
+        size, jitter = views.window_px, (views.window_px - views.overlap_px) // 2
+        anchors = draw_windows(self.tiles, count, size, jitter, store.places, generator)
+        others = self._partners(anchors, generator)
+        rows = own_rows(count)
+        pixels = self._pixels(anchors, rows)
+        windows = pixels, pixels if others is anchors else self._pixels(others, rows)
+        return two_views(
+            windows,
+            self.ground.plane[anchors[0]],
+            (self.ground.corner(*anchors), self.ground.corner(*others)),  # (B, 2) each
+            views,
+            tokens=self.config.pretrain.tokens,
+            generator=generator,
+            valid=None if store.all_valid else (self._valid_in(anchors), self._valid_in(others)),
+            token_rows=math.ceil(size / self.config.model.stride),
+        )
+
+    def _partners(self, anchors: Corners, generator: torch.Generator) -> Corners:
+        """Return the windows of the second views: neighbours for a share, else the same windows."""
+        if self.neighbours is None:
+            return anchors
+        near = self.neighbours.draw(anchors, generator)
+        view, _, neighbour = self.config.pretrain.positives
+        moved = torch.rand(len(near[0]), generator=generator) < neighbour / (view + neighbour)
+        scene, row, col = (torch.where(moved, b, a) for a, b in zip(anchors, near, strict=True))
+        return scene, row, col
+
+    def _pixels(self, places: Corners, rows: slice) -> dict[str, Tensor]:
+        scene, row, col = (x[rows] for x in places)
+        return self.store.windows(scene, row, col, self.config.views.window_px)
+
+    def _valid_in(self, windows: Corners) -> ValidAt:
+        """Return a function that tells which pixels of these windows are valid."""
+        scene, row, col = (x[:, None] for x in windows)  # (B, 1)
+
+        def valid(pixels: Tensor) -> Tensor:
+            place = row + pixels[:, :, 0], col + pixels[:, :, 1]  # (B, n) each
+            return self.store.valid_at(scene.expand_as(place[0]), *place)
+
+        return valid

@@ -7,13 +7,14 @@ bfloat16 needs no loss scaler, so neither has a state to save.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import random
 import signal
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -22,17 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..config import CheckpointError
 from ..run import differences, sha256_of, write_atomically
 
 
 def pack(content: Mapping[str, Any]) -> memoryview:
-    """Serialise for ``torch.load``.
-
-    ``torch.save`` to a path would write the temporary file name into the content.
-    """
+    """Serialise in memory: ``torch.save`` would write the name of a file into its content."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getbuffer()
@@ -53,10 +50,12 @@ class Checkpoints:
     Attributes:
         folder: where the checkpoints are.
         settings: settings of the training; a checkpoint with other settings is refused.
+        every: number of steps between checkpoints.
     """
 
     folder: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
+    every: int = 100
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state after ``step`` steps and delete all but the last two checkpoints."""
@@ -156,28 +155,6 @@ def restore_random_state(state: Mapping[str, Any], generator: torch.Generator) -
         torch.cuda.set_rng_state(state["cuda"])
 
 
-class StepStart:
-    """The state before a step that a forward pass changes, to undo a step that failed."""
-
-    def __init__(self, module: nn.Module, generator: torch.Generator) -> None:
-        self.generator = generator
-        norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.training]
-        self.now = [buffer for norm in norms for buffer in norm.buffers()]
-        self.then = [buffer.clone() for buffer in self.now]
-
-    def remember(self) -> None:
-        """Save the state at the start of a step."""
-        self.random = random_state(self.generator)
-        if self.now:
-            torch._foreach_copy_(self.then, self.now)
-
-    def restore(self) -> None:
-        """Restore it after a step that failed before the optimiser step."""
-        restore_random_state(self.random, self.generator)
-        if self.now:
-            torch._foreach_copy_(self.now, self.then)
-
-
 class Stopped(KeyboardInterrupt):
     """Training was stopped by a signal after writing a checkpoint; the message says where."""
 
@@ -186,35 +163,24 @@ class Stopped(KeyboardInterrupt):
         self.number = number  # of the signal
 
 
-class StopRequest:
-    """Delays Ctrl-C and SIGTERM until the step is done; a second Ctrl-C stops at once."""
+@contextlib.contextmanager
+def delayed_signals(enabled: bool) -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM in a list, until the step is done; a second Ctrl-C stops at once.
 
-    number = 0  # of the received signal; 0: none
+    Nothing is collected outside the main thread, the only one that Python lets handle signals.
+    """
+    received: list[int] = []
 
-    def __init__(self, enabled: bool) -> None:
-        # Python lets only the main thread handle signals.
-        self.enabled = enabled and threading.current_thread() is threading.main_thread()
-        self.usual: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if self.enabled:
-            self.usual = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.usual.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number and number == signal.SIGINT:
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number = number
+        received.append(number)
 
-    def stopped(self, done: int, steps: int, path: Path | None) -> Stopped:
-        """Return the exception to raise after writing the checkpoint."""
-        number = signal.Signals(self.number or signal.SIGTERM)  # another process may have it
-        return Stopped(
-            f"stopped by {number.name} after step {done} of {steps}; checkpoint: {path}; the same "
-            "command goes on from there.",
-            number,
-        )
+    usual: dict[int, Any] = {}
+    if enabled and threading.current_thread() is threading.main_thread():
+        usual = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)

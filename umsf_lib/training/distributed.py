@@ -112,25 +112,18 @@ def mean_over_processes(values: Sequence[float]) -> list[float]:
     if world_size() == 1:
         return list(values)
     told = torch.tensor(values, dtype=torch.float64)
-    with report_lost_process():
-        dist.all_reduce(told)
+    dist.all_reduce(told)
     return (told / world_size()).tolist()
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """Concatenate the rows ``(M_r, D)`` of all processes in the order of their ranks.
-
-    Args:
-        rows: rows of this process.
-        counts: number of rows M_r of every process.
-    """
+    """Concatenate the rows ``(M_r, D)`` of all processes by rank; ``counts`` are all M_r."""
     if world_size() == 1:
         return rows
     padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
-    with report_lost_process():
-        dist.all_gather(parts, padded)
+    dist.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
@@ -144,12 +137,8 @@ def report_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if world_size() > 1 and _is_broken_connection(error):
+        words = ("gloo", "nccl", "connection", "broken pipe", "socket")
+        broken = isinstance(error, dist.DistError) or any(w in str(error).lower() for w in words)
+        if world_size() > 1 and broken:
             raise ProcessLostError("another process of this training has died") from error
         raise
-
-
-def _is_broken_connection(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    words = ("gloo", "nccl", "connection", "broken pipe", "socket")
-    return isinstance(error, dist.DistError) or any(word in text for word in words)

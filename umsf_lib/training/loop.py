@@ -2,27 +2,33 @@
 
 It logs without waiting for the device at every step. It writes checkpoints, so that a resumed run
 gives the same result as an uninterrupted one. Its errors say what to do if memory is full or the
-loss is not finite.
+loss is not finite. With several processes (see ``distributed``), all of them call ``train``, and
+the first one writes the files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from ..config import ConfigError, UmsfError
+from ..config import ConfigError
 from ..run import write_atomically
 from .checkpoints import (
     Checkpoints,
-    StepStart,
-    StopRequest,
+    Stopped,
+    delayed_signals,
     load_weights,
     random_state,
     restore_random_state,
@@ -35,39 +41,15 @@ from .distributed import (
     report_lost_process,
 )
 
-Row = dict[str, float]
+Row = dict[str, float]  # of the log: step, loss, lr and the scalars of ``loss_of``
 Metrics = Mapping[str, Tensor | float]
-
-
-def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
-    """Return the factor on the learning rate: linear over ``warmup`` steps, then a cosine to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def print_progress(label: str, every_s: float = 5.0) -> Callable[[int, int, Row], None]:
-    """Return a progress function that prints one line every ``every_s`` seconds."""
-    begin = last = time.monotonic()
-    first = -1  # a resumed training does not begin at 0
-
-    def progress(step: int, steps: int, row: Row) -> None:
-        nonlocal first, last
-        now = time.monotonic()
-        first = step - 1 if first < 0 else first
-        if now - last < every_s and step < steps:
-            return
-        last = now
-        left = (now - begin) / (step - first) * (steps - step)
-        loss = f"loss {row['loss']:.3f}" if "loss" in row else ""
-        print(f"{label} {step}/{steps}  {loss}  {now - begin:.0f} s, {left:.0f} s left", flush=True)
-
-    return progress
+LossOf = Callable[[int], tuple[Tensor, Metrics]]
+Progress = Callable[[int, int, Row], None]  # step, steps, newest row
 
 
 def train(
     module: nn.Module,
-    loss_of: Callable[[int], tuple[Tensor, Metrics]],
+    loss_of: LossOf,
     optimizer: torch.optim.Optimizer,
     *,
     steps: int,
@@ -77,35 +59,24 @@ def train(
     amp: bool = False,
     after_step: Callable[[int], None] | None = None,
     checkpoints: Checkpoints | None = None,
-    checkpoint_every: int = 100,
     log_every: int = 10,
-    progress: Callable[[int, int, Row], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Row]:
-    """Train ``module`` up to step ``steps``, from its newest checkpoint if there is one.
-
-    With several processes (see ``distributed.processes``), all of them call this function, and the
-    first process writes the files.
+    """Train ``module`` up to step ``steps``, from its newest checkpoint if any; return the log.
 
     Args:
         module: holds all weights and buffers of the training, with key networks and queues.
-        loss_of: step number -> loss and further scalars to log. It must change nothing but random
-            states and normalisation statistics, so that a failed step can be undone.
+        loss_of: step number -> loss and further scalars to log.
         optimizer: for the trained parameters; its learning rates are the peak values.
         steps: total number of steps.
         generator: source of all random draws in ``loss_of``; saved and restored.
         batch: name and size of the batch, for the error message when memory is full.
-        warmup: number of steps with a linear rise of the learning rate, before the cosine.
+        warmup: number of steps with a rise of the learning rate, before the cosine.
         amp: use bfloat16 autocast, on CUDA only.
-        after_step: called with the step number after the optimiser step (for the momentum update
-            of a teacher or a queue).
-        checkpoints: where to save and resume; None: no checkpoints. With checkpoints, Ctrl-C and
-            SIGTERM end the training after the current step.
-        checkpoint_every: number of steps between checkpoints.
+        after_step: called with the step number after the optimiser step.
+        checkpoints: where to save and resume; Ctrl-C and SIGTERM then wait for the end of a step.
         log_every: number of steps between rows of the log; only these wait for the device.
-        progress: called with step, steps and the newest row.
-
-    Returns:
-        One row per ``log_every`` steps: ``step``, ``loss``, ``lr`` and the scalars of ``loss_of``.
+        progress: called after each step.
 
     Raises:
         ConfigError: the loss or a weight is not finite, or memory is full.
@@ -113,70 +84,18 @@ def train(
         Stopped: Ctrl-C or SIGTERM stopped the training.
     """
     state = _State(module, optimizer, generator, checkpoints)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    start, device = state.resume(), next(module.parameters()).device
-    before, changed = StepStart(module, generator), False
-    with StopRequest(enabled=checkpoints is not None) as stop:
-        for step in range(start, steps):
-            if checkpoints:
-                before.remember()
-            factor = cosine_with_warmup(step, steps, warmup)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
-            optimizer.zero_grad(set_to_none=True)
-            try:
-                with report_lost_process():
-                    bfloat16 = amp and device.type == "cuda"
-                    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                        loss, metrics = loss_of(step)
-                    loss.backward()
-                changed = True
-                optimizer.step()
+    with delayed_signals(enabled=checkpoints is not None) as signals:
+        while state.done < steps:
+            with state.explained(batch):
+                metrics = state.step(loss_of, steps, warmup, amp)
                 if after_step:
-                    after_step(step)
-                changed = False
-            except (RuntimeError, MemoryError, ProcessLostError) as error:
-                said = explain(error, batch)
-                if said is None:
-                    raise
-                kept = state.newest() if changed else state.take_back(step, before, said)
-                raise type(said)(f"{said} (in step {step + 1}); {kept}.") from error
-            done = step + 1
-            state.losses.append(loss.detach())
-            # A checkpoint needs this step's row of the log to be exact.
-            rescued: Callable[[], str] = state.newest
-            try:
-                if done % log_every == 0 or done == steps:
-                    state.log(done, metrics)
-                rescued = partial(state.kept, done)
-                stopping = any_process(stop.number > 0)
-            except ProcessLostError as error:
-                raise ProcessLostError(f"{error} (after step {done}); {rescued()}.") from error
-            if progress and state.rows:
-                progress(done, steps, state.rows[-1])
-            if checkpoints and (stopping or done % checkpoint_every == 0 or done == steps):
-                path = state.save(done)
-                if stopping and done < steps:
-                    raise stop.stopped(done, steps, path)
+                    after_step(state.done - 1)
+                if state.done % log_every == 0 or state.done == steps:
+                    state.log(metrics)
+                if progress and state.rows:
+                    progress(state.done, steps, state.rows[-1])
+                state.save_if_due(steps, signals)
     return state.rows
-
-
-def explain(error: Exception, batch: tuple[str, int]) -> UmsfError | None:
-    """Convert an error in a step to one that a user can fix; None if the user cannot.
-
-    Args:
-        error: the error that was raised.
-        batch: see ``train``.
-    """
-    if isinstance(error, ProcessLostError):
-        return error
-    full = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
-    if not full and "DefaultCPUAllocator" not in str(error):
-        return None
-    name, size = batch
-    half = f"about half should fit: override {name}={size // 2}"
-    smaller = half if size > 1 else "choose smaller windows or a smaller network"
-    return ConfigError(f"memory is full with {name} {size}; {smaller}")
 
 
 class _State:
@@ -189,82 +108,152 @@ class _State:
         generator: torch.Generator,
         checkpoints: Checkpoints | None,
     ) -> None:
+        """Restore the newest checkpoint, if there is one."""
         self.module, self.optimizer, self.generator = module, optimizer, generator
-        self.checkpoints = checkpoints
-        self.rows: list[Row] = []
+        self.checkpoints, self.device = checkpoints, next(module.parameters()).device
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.losses: list[Tensor] = []  # still on the device
+        self.rows: list[Row] = []
+        self.done = 0  # steps
+        if checkpoints and (saved := checkpoints.load_latest()):
+            load_weights(module, saved["module"], checkpoints.folder)
+            optimizer.load_state_dict(saved["optimizer"])
+            restore_random_state(saved["random"], generator)
+            self.rows, self.done = saved["rows"], saved["step"]
 
-    def resume(self) -> int:
-        """Restore the newest checkpoint, if there is one; return its number of steps."""
-        if self.checkpoints is None:
-            return 0
-        state = self.checkpoints.load_latest()
-        if state is None:
-            return 0
-        load_weights(self.module, state["module"], self.checkpoints.folder)
-        self.optimizer.load_state_dict(state["optimizer"])
-        restore_random_state(state["random"], self.generator)
-        self.rows = state["rows"]
-        return int(state["step"])
+    def step(self, loss_of: LossOf, steps: int, warmup: int, amp: bool) -> Metrics:
+        """Take one step of the optimiser; return what it may log."""
+        factor = cosine_with_warmup(self.done, steps, warmup)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        bfloat16 = amp and self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+            loss, metrics = loss_of(self.done)
+        loss.backward()
+        self.optimizer.step()
+        self.losses.append(loss.detach())
+        self.done += 1
+        return metrics
 
-    def save(self, done: int) -> Path | None:
-        """Save a checkpoint after ``done`` steps in the first process, if all values are finite."""
-        self._look(done)  # else a resumed training would start from values that are not finite
-        weights = self.module.state_dict()
-        finite = torch.stack([w.isfinite().all() for w in weights.values()])
-        if not bool(finite.all()):  # one wait for the device
-            raise self._divergence(f"a weight is not finite after step {done}")
-        if self.checkpoints is None or rank() > 0:
-            return None
-        state = {"module": weights, "optimizer": self.optimizer.state_dict(), "rows": self.rows}
-        return self.checkpoints.save(done, state | {"random": random_state(self.generator)})
-
-    def take_back(self, step: int, before: StepStart, error: UmsfError) -> str:
-        """Undo the failed step and save a checkpoint of the state before it."""
-        lost = isinstance(error, ProcessLostError)
-        if self._saves(lost):
-            before.restore()
-        return self.kept(step, lost)
-
-    def kept(self, done: int, lost: bool = True) -> str:
-        """Save a checkpoint after ``done`` steps if possible; say which one is the newest."""
-        path = self.save(done) if self._saves(lost) else None
-        return self.newest() if path is None else f"checkpoint after step {done}: {path}"
-
-    def _saves(self, lost: bool) -> bool:
-        """Return whether to save; a GPU may wait for ever for a lost process."""
-        return self.checkpoints is not None and not (lost and torch.cuda.is_available())
-
-    def newest(self) -> str:
-        """Say from which checkpoint the training can be resumed."""
-        paths = self.checkpoints.paths() if self.checkpoints else []
-        return f"last good checkpoint: {paths[-1]}" if paths else "there is no checkpoint"
-
-    def log(self, done: int, metrics: Metrics) -> None:
+    def log(self, metrics: Metrics) -> None:
         """Append a row to the log, averaged over the processes; waits for the device."""
-        loss = self._look(done)[-1]
-        device = next(self.module.parameters()).device
-        values = [torch.as_tensor(v, device=device).detach().double() for v in metrics.values()]
+        loss = self._finite_losses()[-1]
+        values = [
+            torch.as_tensor(v, device=self.device).detach().double() for v in metrics.values()
+        ]
         plain = torch.stack(values).tolist() if values else []  # one wait for the device
         means = dict(zip(("loss", *metrics), mean_over_processes([loss, *plain]), strict=True))
         lr = float(self.optimizer.param_groups[0]["lr"])
-        self.rows.append({"step": float(done), "loss": means.pop("loss"), "lr": lr} | means)
+        self.rows.append({"step": float(self.done), "loss": means.pop("loss"), "lr": lr} | means)
 
-    def _look(self, done: int) -> list[float]:
+    def save_if_due(self, steps: int, signals: list[int]) -> None:
+        """Save a checkpoint every so many steps, at the end, and before ending by a signal."""
+        if self.checkpoints is None:
+            return
+        stopping = any_process(bool(signals))
+        if not (stopping or self.done % self.checkpoints.every == 0 or self.done == steps):
+            return
+        self._finite_losses()  # else a resumed training would start from values that are not finite
+        weights, path = self.module.state_dict(), None
+        finite = torch.stack([w.isfinite().all() for w in weights.values()])
+        if not bool(finite.all()):  # one wait for the device
+            raise self._divergence(f"a weight is not finite after step {self.done}")
+        if rank() == 0:
+            state = {"module": weights, "optimizer": self.optimizer.state_dict(), "rows": self.rows}
+            state["random"] = random_state(self.generator)
+            path = self.checkpoints.save(self.done, state)
+        if stopping and self.done < steps:
+            number = signal.Signals([*signals, signal.SIGTERM][0])  # another process may have it
+            raise Stopped(
+                f"stopped by {number.name} after step {self.done} of {steps}; checkpoint: {path}; "
+                "the same command goes on from there.",
+                number,
+            )
+
+    def _finite_losses(self) -> list[float]:
         """Return the losses since the last call and check them; waits for the device once."""
         losses: list[float] = torch.stack(self.losses).tolist() if self.losses else []
         self.losses.clear()
-        for step, loss in enumerate(losses, done - len(losses) + 1):
+        for step, loss in enumerate(losses, self.done - len(losses) + 1):
             if not math.isfinite(loss):
                 raise self._divergence(f"the loss is {loss} at step {step}")
         return losses
 
     def _divergence(self, what: str) -> ConfigError:
-        peak = self.optimizer.param_groups[0]["lr"]
+        rate = self.optimizer.param_groups[0]["lr"]
         return ConfigError(
             f"{what}; {self.newest()}; likely causes: the learning rate is too high (now "
-            f"{peak:.2g}: lower it or warm up for longer) or a pixel of the input is not finite."
+            f"{rate:.2g}: lower it or warm up for longer) or a pixel of the input is not finite."
         )
+
+    def newest(self) -> str:
+        """Say from which checkpoint the training can go on."""
+        paths = self.checkpoints.paths() if self.checkpoints else []
+        return f"last good checkpoint: {paths[-1]}" if paths else "there is no checkpoint"
+
+    @contextlib.contextmanager
+    def explained(self, batch: tuple[str, int]) -> Iterator[None]:
+        """Say in one sentence what a user can do if memory is full or a process has died."""
+        step = self.done + 1
+        try:
+            with report_lost_process():
+                yield
+        except ProcessLostError as error:
+            raise ProcessLostError(f"{error} (in step {step}); {self.newest()}.") from error
+        except (RuntimeError, MemoryError) as error:
+            full = isinstance(error, torch.cuda.OutOfMemoryError | MemoryError)
+            if not full and "DefaultCPUAllocator" not in str(error):
+                raise
+            name, size = batch
+            half = f"about half should fit: override {name}={size // 2}"
+            smaller = half if size > 1 else "choose smaller windows or a smaller network"
+            raise ConfigError(
+                f"memory is full with {name} {size}; {smaller} (in step {step}); {self.newest()}."
+            ) from error
+
+
+def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
+    """Return the factor on the learning rate: linear over ``warmup`` steps, then a cosine to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def print_progress(label: str, every_s: float = 5.0) -> Progress:
+    """Return a progress function: a bar if a person watches, else a line every ``every_s`` s."""
+    begin = last = time.monotonic()
+    first = -1  # a resumed training does not begin at 0
+    bar: Any = None
+
+    def lines(step: int, steps: int, row: Row) -> None:
+        nonlocal first, last
+        now = time.monotonic()
+        first = step - 1 if first < 0 else first
+        if now - last < every_s and step < steps:
+            return
+        last = now
+        left = (now - begin) / (step - first) * (steps - step)
+        times = f"{now - begin:.0f} s, {left:.0f} s left"
+        print(f"{label} {step}/{steps}  loss {row['loss']:.3f}  {times}", flush=True)
+
+    def bars(step: int, steps: int, row: Row) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(desc=label, total=steps, initial=step - 1)
+        bar.set_postfix(loss=row["loss"], refresh=False)
+        bar.update(step - bar.n)
+        if step == steps:
+            bar.close()
+            bar = None  # some methods train several times
+
+    return bars if watched() else lines
+
+
+def watched() -> bool:
+    """Return whether a person sees the output: in a terminal, or in a notebook they run."""
+    in_notebook = "ipykernel" in sys.modules and os.environ.get("UMSF_HEADLESS") != "1"
+    return in_notebook or sys.stderr.isatty()
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

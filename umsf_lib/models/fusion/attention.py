@@ -41,8 +41,8 @@ class CrossAttention(nn.Module):
         return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5 + bias).softmax(dim=3)
 
     def _split(self, tokens: Tensor) -> Tensor:
-        batch, count, channels = tokens.shape  # (B, N, C) -> (B, N, h, d) -> (B, h, N, d)
-        return tokens.view(batch, count, self.heads, channels // self.heads).transpose(1, 2)
+        # (B, N, C) -> (B, N, h, d) -> (B, h, N, d)
+        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class AttentionFusion(nn.Module):
