@@ -500,3 +500,29 @@ def test_adamw_resumes_to_the_same_end(project: Path) -> None:
         weights = load_pretrained(run, scenes).state_dict()
         found.append(weights)
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in found), strict=True))
+
+
+@pytest.mark.parametrize("stale", ["say", "keep", "fresh"])
+def test_pretraining_by_older_code(project: Path, monkeypatch, stale: str) -> None:
+    """Kept, or with ``fresh`` trained again from its first step, half-trained runs as well."""
+    run, scenes = ready("mine", f"stale={stale}")
+    assert pretrain(run, scenes)
+    log, checkpoints = run.path("pretrain.csv"), Checkpoints(run.path("checkpoints")).paths()
+    first = log.stat().st_mtime_ns
+    monkeypatch.setattr("umsf_lib.run.code_digest", lambda *modules: "edited")
+    monkeypatch.setattr("umsf_lib.pretraining.stage.code_digest", lambda *modules: "edited")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert pretrain(run, scenes) == (stale == "fresh")
+    assert any("older code" in str(w.message) for w in said) == (stale == "say")
+    assert (log.stat().st_mtime_ns > first) == (stale == "fresh")
+    run.manifest["stages"].pop("pretrain")  # as if it had been stopped before its end
+    run._save()
+    monkeypatch.setattr("umsf_lib.pretraining.stage.code_digest", lambda *modules: "again")
+    seen: list[int] = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pretrain(run, scenes, progress=lambda step, steps, row: seen.append(step))
+    assert any("goes on from it" in str(w.message) for w in said) == (stale == "say")
+    assert bool(seen) == (stale == "fresh")  # else the last checkpoint was the end already
+    assert len(checkpoints) > 0

@@ -17,7 +17,7 @@ from ..data.scene_set import SceneSet, normalisation_of
 from ..data.windows import PixelStore, draw_windows, open_store, training_tiles
 from ..models.stage import load_despeckler
 from ..models.umsf_net import UmsfNet
-from ..run import Run, seed_everything, use_deterministic
+from ..run import Run, code_digest, seed_everything, use_deterministic
 from ..training.checkpoints import Checkpoints, load_checkpoint, load_weights
 from ..training.distributed import any_process, own_rows, rank, world_size
 from ..training.loop import Metrics, Progress, Row, train, trainable, write_rows
@@ -85,7 +85,17 @@ def _pretrain(
         learner.update_keys()
 
     per_epoch = steps_per_epoch(config, len(source.tiles))
-    checkpoints = Checkpoints(run.path("checkpoints"), inputs, settings.checkpoint_every)
+    checkpoints = Checkpoints(
+        run.path("checkpoints"),
+        inputs,
+        settings.checkpoint_every,
+        code_digest(__name__),
+        config.stale,
+    )
+    if config.stale == "fresh":
+        if rank() == 0:
+            checkpoints.delete_older_code()
+        any_process(False)  # the other processes wait for it
     rows = train(
         learner,
         loss_of,

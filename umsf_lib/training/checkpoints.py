@@ -51,15 +51,20 @@ class Checkpoints:
         folder: where the checkpoints are.
         settings: settings of the training; a checkpoint with other settings is refused.
         every: number of steps between checkpoints.
+        code: digest of the code that trains (``run.code_digest``).
+        stale: what to do with a checkpoint of other code, see ``Config.stale``.
     """
 
     folder: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
     every: int = 100
+    code: str = ""
+    stale: str = "say"
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state after ``step`` steps and delete all but the last two checkpoints."""
-        content = pack({"step": step, "settings": dict(self.settings), **state})
+        made = {"step": step, "settings": dict(self.settings), "code": self.code}
+        content = pack(made | dict(state))
         sha = hashlib.sha256(content).hexdigest()[:12]
         path = self.folder / f"step-{step:06d}-{sha}.pt"
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
@@ -72,7 +77,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.pt"), key=lambda path: int(path.stem.split("-")[1]))
 
     def load_latest(self) -> dict[str, Any] | None:
-        """Load the newest undamaged checkpoint, or None; warn about damaged ones.
+        """Load the newest undamaged checkpoint, or None; warn about damaged and older ones.
 
         Raises:
             CheckpointError: it was made with other settings; the message lists the differences.
@@ -81,13 +86,27 @@ class Checkpoints:
             half.unlink(missing_ok=True)
         for path in reversed(self.paths()):
             if path.stem.rpartition("-")[2] == sha256_of(path)[:12]:
-                return load_checkpoint(path, self.settings)
+                content = load_checkpoint(path, self.settings)
+                if content["code"] != self.code and self.stale == "say":
+                    warnings.warn(
+                        f"{path} was made by older code, and training goes on from it; --fresh "
+                        "(stale=fresh) starts again, --keep-stale (stale=keep) silences this.",
+                        stacklevel=2,
+                    )
+                return content
             warnings.warn(
                 f"{path} is damaged: its content does not have the SHA-256 in its name; "
                 "training goes on from the one before it, or from the start.",
                 stacklevel=2,
             )
         return None
+
+    def delete_older_code(self) -> None:
+        """Delete all checkpoints if other code has made the newest."""
+        latest = self.load_latest()
+        if latest is not None and latest["code"] != self.code:
+            for path in self.paths():
+                path.unlink()
 
 
 def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
