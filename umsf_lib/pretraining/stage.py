@@ -85,17 +85,7 @@ def _pretrain(
         learner.update_keys()
 
     per_epoch = steps_per_epoch(config, len(source.tiles))
-    checkpoints = Checkpoints(
-        run.path("checkpoints"),
-        inputs,
-        settings.checkpoint_every,
-        code_digest(__name__),
-        config.stale,
-    )
-    if config.stale == "fresh":
-        if rank() == 0:
-            checkpoints.delete_older_code()
-        any_process(False)  # the other processes wait for it
+    checkpoints = _checkpoints_of(run, inputs)
     rows = train(
         learner,
         loss_of,
@@ -114,6 +104,17 @@ def _pretrain(
     if rank() == 0:
         write_rows(run.path("pretrain.csv"), rows)
     return ["pretrain.csv", f"checkpoints/{checkpoints.paths()[-1].name}"]
+
+
+def _checkpoints_of(run: Run, inputs: dict[str, Any]) -> Checkpoints:
+    """Return the checkpoints of the stage, with ``stale=fresh`` without those of older code."""
+    every, stale = run.config.pretrain.checkpoint_every, run.config.stale
+    found = Checkpoints(run.path("checkpoints"), inputs, every, code_digest(__name__), stale)
+    if stale == "fresh":
+        if rank() == 0:
+            found.delete_older_code()
+        any_process(False)  # the other processes wait for it
+    return found
 
 
 def build_learner(
