@@ -330,10 +330,11 @@ def first_mistake(error: ValidationError, where: str) -> str:
         )
     if found["type"] == "missing":
         return f"{where} lacks {name}; add it."
+    place = f"{name} in {where}" if name else where
     _, should, wanted = text.partition(" should ")  # as in 'Input should be a valid integer'
     if should:
-        return f"{name} in {where} must {wanted}, but it is {value!r} ({type(value).__name__})."
-    return f"{name} in {where}: {text.removeprefix('Value error, ')}."
+        return f"{place} must {wanted}, but it is {value!r} ({type(value).__name__})."
+    return f"{place}: {text.removeprefix('Value error, ')}."
 
 
 def unknown_name(name: str, known: Iterable[str], where: str) -> str:

@@ -168,7 +168,7 @@ def report(found: Survey) -> list[str]:
         if sensor := layout.in_file(role):
             lines.append(_sensor_line(title, sensor, [s.dtypes.get(role, "") for s in scenes]))
     lines += [_valid_line(scenes), *_label_lines(layout, scenes)]
-    lines.append(f"Split ({layout.split['rule']}): " + _split_text(found.split))
+    lines.append(f"Split ({layout.split.rule}): " + _split_text(found.split))
     if beside := leakage(found.split):
         lines.append(
             f"Leakage: {len(beside.touching)} of {beside.tested} test scenes touch a training or "
