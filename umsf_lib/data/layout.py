@@ -16,7 +16,6 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -53,14 +52,7 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _file_pattern(text: str) -> str:
-    if not re.fullmatch(r"[^*?/\[\]|]*\*[^?/\[\]|]*\.\w+(\|\w+)*", text):
-        raise ValueError(f"{text!r} is not a file name with * as in '*.tif'")
-    return text
-
-
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
-FilePattern = Annotated[str, AfterValidator(_file_pattern)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -206,7 +198,7 @@ class Layout(Entry):
 
     name: str
     folders: dict[str, Names]  # role -> possible names, with *
-    pattern: dict[str, FilePattern]  # the part of a file name that * matches is the scene name
+    pattern: dict[str, str]  # the part of a file name that * matches is the scene name
     optical: Optical  # with the bands of the DEM at the end, if one is read
     split: Annotated[SplitRule, Field(discriminator="rule")]
     source: Path  # the file with this layout
@@ -219,9 +211,8 @@ class Layout(Entry):
     @classmethod
     def _of_all_roles(cls, given: Any, info: ValidationInfo) -> Any:
         """Allow one pattern for all roles."""
-        return (
-            given if isinstance(given, dict) else dict.fromkeys(info.data.get("folders", ()), given)
-        )
+        roles = info.data.get("folders", ())
+        return given if isinstance(given, dict) else dict.fromkeys(roles, given)
 
     def __post_init__(self) -> None:
         """Refuse entries that do not go together."""
@@ -236,6 +227,9 @@ class Layout(Entry):
             )
         if self.pattern.keys() != self.folders.keys():
             raise ValueError(f"pattern is for {[*self.pattern]}, not for all of {[*self.folders]}")
+        for text in self.pattern.values():
+            if not re.fullmatch(r"[^*?/\[\]|]*\*[^?/\[\]|]*\.\w+(\|\w+)*", text):
+                raise ValueError(f"pattern is {text!r}, not a file name with * as in '*.tif'")
         if len({text.count("*") for text in self.pattern.values()}) > 1:
             patterns = list(self.pattern.values())
             raise ValueError(f"the patterns {patterns} differ in the number of *")
