@@ -16,10 +16,12 @@
 #
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \
 #     --platform manylinux2014_x86_64 -d wheels \
-#     rasterio==1.4.4 affine attrs certifi click click-plugins cligj
+#     rasterio==1.4.4 affine attrs certifi click click-plugins cligj \
+#     pydantic==2.14.4 pydantic-core==2.50.5 annotated-types typing-extensions typing-inspection
 set -euo pipefail
 
 wheels=(rasterio affine attrs certifi click click-plugins cligj)
+wheels+=(pydantic pydantic-core annotated-types typing-extensions typing-inspection)
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
 site=$(mktemp -d)

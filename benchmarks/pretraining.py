@@ -2,9 +2,10 @@
 
     python benchmarks/pretraining.py [--small | --full] [--data FOLDER] [--rounds 5] [--compile]
 
-It needs only this checkout, torch, torchvision, numpy, scipy and pyyaml, so it can be copied to any
-GPU machine. All ways train the same two encoders (same backbone, output stride and despeckling
-front end) on windows of 4 + 1 bands. They take turns, round after round, and the medians count:
+It needs only this checkout, torch, torchvision, numpy, scipy, pydantic and pyyaml, so it can be
+copied to any GPU machine. All ways train the same two encoders (same backbone, output stride and
+despeckling front end) on windows of 4 + 1 bands. They take turns, round after round, and the
+medians count:
 
 - (a) this step: windows cut from scenes, two views, query and key passes, fusion, five contrasts
   with their queues, one backward pass, fused optimiser, momentum update;

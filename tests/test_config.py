@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from operator import attrgetter
+import typing
 
 import pytest
 import yaml
 from papermill.translators import PythonTranslator
 
 from umsf_lib import config as module
-from umsf_lib.config import (
-    AT_MOST_ONE,
-    CHOICES,
-    PROFILES,
-    ZERO_ALLOWED,
-    Config,
-    ConfigError,
-    load_config,
-)
+from umsf_lib.config import PROFILES, Config, ConfigError, ModelConfig, load_config
 from umsf_lib.notebooks import PARAMETERS, check_parameters, injected_parameters
 
 
@@ -62,12 +54,28 @@ def test_every_default_passes_its_own_checks() -> None:
     assert changed == everything
 
 
-def test_every_choice_names_a_field_and_is_accepted() -> None:
-    for name, allowed in CHOICES.items():
-        value_of = attrgetter(name)
-        assert value_of(Config("x")) in allowed
+def fields() -> list[tuple[str, str, object, object]]:
+    """Section, name, type and default of every setting in a section."""
+    return [
+        (section.name, key, kind, getattr(section.default, key))
+        for section in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(section.default)
+        for key, kind in typing.get_type_hints(type(section.default)).items()
+    ]
+
+
+def test_every_choice_is_accepted_and_the_default_is_one() -> None:
+    choices = [(s, key, typing.get_args(kind), d) for s, key, kind, d in fields()]
+    choices = [row for row in choices if row[2] and isinstance(row[3], str)]
+    assert len(choices) == 9
+    for section, key, allowed, default in choices:
+        assert default in allowed
         for value in allowed:
-            assert value_of(load_config("tiny", overrides=f"{name}={value}")) == value
+            overrides = f"{section}.{key}={value} model.heads=1"
+            found = getattr(load_config("tiny", overrides=overrides), section)
+            assert getattr(found, key) == value
+    for device in ("auto", "cpu", "cuda"):
+        assert load_config("tiny", overrides=f"device={device}").device == device
 
 
 @pytest.mark.parametrize(
@@ -97,32 +105,35 @@ def test_overrides(overrides: str, section: str, key: str, value: object) -> Non
         ("cluster.qqqqqqq=1", ["'cluster.qqqqqqq'", "known:", "cluster.rounds"]),
         ("balance=0.5", ["'balance=0.5'", "section.key=value"]),
         ("cluster.balance", ["'cluster.balance'", "section.key=value"]),
-        ("cluster.steps=1.5", ["cluster.steps", "must be int", "1.5 (float)"]),
-        ("cluster.steps=true", ["cluster.steps", "must be int", "True (bool)"]),
-        ("cluster.steps=", ["cluster.steps", "must be int", "None"]),
-        ("cluster.balance=true", ["cluster.balance", "must be float", "True (bool)"]),
-        ("cluster.balance=much", ["cluster.balance", "must be float", "'much' (str)"]),
+        ("cluster.steps=1.5", ["cluster.steps", "must be a valid integer", "1.5 (float)"]),
+        ("cluster.steps=true", ["cluster.steps", "must be a valid integer", "True (bool)"]),
+        ("cluster.steps=", ["cluster.steps", "must be a valid integer", "None"]),
+        ("cluster.balance=true", ["cluster.balance", "must be a valid number", "True (bool)"]),
+        ("cluster.balance=much", ["cluster.balance", "must be a valid number", "'much' (str)"]),
         ("cluster.balance=.nan", ["cluster.balance", "nan", "finite"]),
         ("cluster.balance=.inf", ["cluster.balance", "inf", "finite"]),
-        ("cluster.balance=-0.1", ["cluster.balance", "-0.1", "not negative"]),
-        ("pretrain.batch=0", ["pretrain.batch", "0", "larger"]),
-        ("pretrain.tau=0", ["pretrain.tau", "0", "larger"]),
-        ("pretrain.positives=[1,1]", ["pretrain.positives", "must be 3 numbers", "[1, 1]"]),
-        ("pretrain.positives=[1,1,-1]", ["pretrain.positives", "-1", "not negative"]),
-        ("pretrain.optimizer=lars", ["'lars'", "sgd, adamw"]),
-        ("views.sensor_drop=2", ["views.sensor_drop", "2", "at most 1"]),
-        ("cluster.sigmas_px=[0]", ["cluster.sigmas_px", "0", "larger"]),
-        ("pretrain.ema=1.5", ["pretrain.ema", "1.5", "at most 1"]),
-        ("views.scale_min=2", ["views.scale_min", "2", "at most 1"]),
-        ('model.despeckle="false"', ["model.despeckle", "must be bool", "'false' (str)"]),
-        ("model.despeckle=1", ["model.despeckle", "must be bool", "1 (int)"]),
-        ("model.fusion=atention", ["model.fusion", "'atention'", "concat, add, attention"]),
-        ("cluster.sigmas_px=2", ["cluster.sigmas_px", "tuple", "2 (int)"]),
-        ("cluster.sigmas_px=[a]", ["cluster.sigmas_px", "float", "'a' (str)"]),
-        ("cluster.sigmas_px=[-1]", ["cluster.sigmas_px", "-1", "not negative"]),
+        ("cluster.balance=-0.1", ["cluster.balance", "-0.1", "greater than or equal to 0"]),
+        ("pretrain.batch=0", ["pretrain.batch", "0", "greater than 0"]),
+        ("pretrain.tau=0", ["pretrain.tau", "0", "greater than 0"]),
+        ("pretrain.positives=[1,1]", ["pretrain.positives", "at least 3 items", "[1, 1]"]),
+        ("pretrain.positives=[1,1,-1]", ["pretrain.positives", "-1", "greater than or equal to 0"]),
+        ("pretrain.optimizer=lars", ["'lars'", "'sgd' or 'adamw'"]),
+        ("views.sensor_drop=2", ["views.sensor_drop", "2", "less than or equal to 1"]),
+        ("cluster.sigmas_px=[0]", ["cluster.sigmas_px", "0", "greater than 0"]),
+        ("pretrain.ema=1.5", ["pretrain.ema", "1.5", "less than or equal to 1"]),
+        ("views.scale_min=2", ["views.scale_min", "2", "less than or equal to 1"]),
+        (
+            'model.despeckle="false"',
+            ["model.despeckle", "must be a valid boolean", "'false' (str)"],
+        ),
+        ("model.despeckle=1", ["model.despeckle", "must be a valid boolean", "1 (int)"]),
+        ("model.fusion=atention", ["model.fusion", "'atention'", "'attention', 'concat' or 'add'"]),
+        ("cluster.sigmas_px=2", ["cluster.sigmas_px", "must be a valid", "2 (int)"]),
+        ("cluster.sigmas_px=[a]", ["cluster.sigmas_px", "number", "'a' (str)"]),
+        ("cluster.sigmas_px=[-1]", ["cluster.sigmas_px", "-1", "greater than 0"]),
         ("cluster.sigmas_px=[1", ["cluster.sigmas_px=[1", "'[1'", "YAML"]),
         ("a.b.c=1", ["'a'"]),
-        ("seed.x=1", ["seed", "must be int"]),
+        ("seed.x=1", ["seed", "must be a valid integer"]),
     ],
 )
 def test_bad_overrides_are_refused_by_name(overrides: str, parts: list[str]) -> None:
@@ -131,11 +142,75 @@ def test_bad_overrides_are_refused_by_name(overrides: str, parts: list[str]) -> 
         assert part in message, message
 
 
-def test_the_names_with_ranges_exist() -> None:
-    config = load_config("quick")
-    for name in ZERO_ALLOWED | AT_MOST_ONE:
-        section, key = name.split(".")
-        assert isinstance(getattr(getattr(config, section), key), int | float | tuple), name
+ZERO_ALLOWED = {
+    "views": "overlap_px gain offset blur speckle_looks sar_gain sensor_drop",
+    "pretrain": "steps_per_epoch momentum weight_decay warmup_epochs ema fused pooled "
+    "neighbour_m homogeneity",
+    "cluster": "num_clusters teacher_share clustering consistency balance ema smoothing_px",
+    "map": "overlap_px",
+}
+AT_MOST_ONE = {
+    "views": "scale_min blur sensor_drop",
+    "pretrain": "momentum ema pooled",
+    "cluster": "teacher_share ema",
+}
+
+
+def test_every_number_is_refused_out_of_its_range() -> None:
+    numbers = [(s, key, d) for s, key, _, d in fields() if type(d) in (int, float)]
+    assert len(numbers) > 50
+    for section, key, default in numbers:
+        name, zero = f"{section}.{key}", key in ZERO_ALLOWED.get(section, "").split()
+        for value, fine, says in (
+            (-1, False, "greater than"),
+            (0, zero, "greater than 0"),
+            (2.5, type(default) is float and key not in AT_MOST_ONE.get(section, "").split(), ""),
+        ):
+            overrides = f"{name}={value}"
+            if fine:
+                found = getattr(load_config("tiny", overrides=overrides), section)
+                assert getattr(found, key) == value
+            else:
+                message = said(load_config, "tiny", overrides=overrides)
+                assert f"{name} in tiny.yaml must be" in message and says in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ("model.heads=3", ["model.heads is 3", "model.channels (16)", "set model.heads to"]),
+        ("model.channels=18", ["model.heads is 4", "model.channels (18)", "divisor"]),
+        (
+            "views.window_px=34",
+            ["views.window_px is 34", "model.stride (4)", "set views.window_px"],
+        ),
+        ("model.stride=5", ["views.window_px is 32", "model.stride (5)", "multiple"]),
+    ],
+)
+def test_values_that_do_not_go_together_are_both_named(overrides: str, parts: list[str]) -> None:
+    message = said(load_config, "tiny", overrides=overrides)
+    for part in parts:
+        assert part in message, message
+
+
+def test_heads_that_are_not_used_and_tiles_that_are_rounded_may_be_any() -> None:
+    for overrides in ("model.fusion=add", "model.sensors=sar"):
+        assert load_config("tiny", overrides=f"model.heads=3 {overrides}").model.heads == 3
+    assert load_config("tiny", overrides="map.tile_px=66").map.tile_px == 66
+
+
+def test_a_change_in_code_is_checked_like_an_override() -> None:
+    config = load_config("tiny")
+    assert config.changed(cluster={"balance": 1}, views={}).cluster.balance == 1.0
+    assert config.changed(pretrain={"lr": 1 / 3}).pretrain.lr == 1 / 3
+    assert "did you mean 'cluster.balance'?" in said(config.changed, cluster={"balanse": 1})
+    assert "did you mean 'cluster'?" in said(config.changed, clutser={"balance": 1})
+    assert "cluster.steps" in said(config.changed, cluster={"steps": 1.5})
+    assert "model.heads is 5" in said(config.changed, model={"heads": 5})
+    with pytest.raises(ConfigError, match=r"model.heads is 3, .* model.channels \(16\)"):
+        dataclasses.replace(config.model, heads=3)
+    with pytest.raises(ValueError, match="greater than 0"):
+        ModelConfig(channels=0)
 
 
 def test_an_unknown_profile_lists_the_known_ones() -> None:
@@ -154,7 +229,7 @@ def test_mistakes_in_a_profile_file_name_the_file(tmp_path, monkeypatch) -> None
     (tmp_path / "mine.yaml").write_text("pretrain: {epocs: 3}\n")
     assert "mine.yaml; did you mean 'pretrain.epochs'?" in said(load_config, "mine")
     (tmp_path / "mine.yaml").write_text('model: {despeckle: "false"}\n')
-    assert "model.despeckle in mine.yaml must be bool" in said(load_config, "mine")
+    assert "model.despeckle in mine.yaml must be a valid boolean" in said(load_config, "mine")
     (tmp_path / "mine.yaml").write_text("# all as it is\n")
     assert load_config("mine") == Config("mine")
 

@@ -161,7 +161,7 @@ def imported_with(name: str) -> set[str]:
 
 def test_the_pretraining_step_needs_no_more_than_torch_and_its_like() -> None:
     """So its benchmark can be carried to a machine without the tutorial's environment."""
-    light = {"torch", "numpy", "scipy", "yaml", "filelock"}
+    light = {"torch", "numpy", "scipy", "yaml", "filelock", "pydantic", "pydantic_core"}
     assert imported_with("pretraining/moco") == light
     assert "rasterio" in imported_with("pretraining/stage")  # the function looks deep enough
 
@@ -175,7 +175,7 @@ def test_every_file_has_its_place_in_the_order() -> None:
 def test_every_import_is_a_declared_package() -> None:
     modules = {"scikit-learn": "sklearn", "pyyaml": "yaml", "rio-cogeo": "rio_cogeo"}
     known = {modules.get(r.name, r.name) for r in declared()} | set(sys.stdlib_module_names)
-    known |= {"PIL", "affine"}  # what matplotlib and rasterio take and give
+    known |= {"PIL", "affine", "pydantic_core"}  # of matplotlib, rasterio and pydantic
     known |= {"IPython", "packaging", "nbclient", "nbconvert"}  # jupyterlab and pytest need them
     files = [*LIBRARY.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
     found = {

@@ -71,17 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     command("pretrain", _pretrain, about)
     command("map", _map, "run all stages from data to scores and maps, without notebooks")
     about = "do all unfinished runs of a suite, then print its tables"
-    for name, function, text in (
-        ("sweep", _sweep, about),
-        ("report", _report, "print the tables of a suite from its finished runs"),
-    ):
-        added = command(name, function, text)
+    sweep = command("sweep", _sweep, about)
+    report = command("report", _report, "print the tables of a suite from its finished runs")
+    for added in (sweep, report):
         added.add_argument("--suite", choices=SUITES, default="first", help="default first")
         added.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
         stand_in = "file with records of runs not in runs/ (default: that of RESULTS.md)"
         added.add_argument("--records", type=Path, default=RECORDS, help=stand_in)
-        if name == "report":
-            added.add_argument("--keep", action="store_true", help="write the runs to that file")
+    report.add_argument("--keep", action="store_true", help="write the runs to that file")
     command("gallery", _gallery, "copy a run's executed notebooks to gallery/")
     _add_data_commands(commands.add_parser("data", help="check or align a folder of scenes"))
     return parser
@@ -89,23 +86,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(function=function)
+        added.add_argument("path", type=Path, help="data folder")
+        return added
+
     about = "report what a folder holds and all its defects; exit status 2 if there are any"
-    check = commands.add_parser("check", help=about, description=about)
-    check.set_defaults(function=_check)
+    check = command("check", _check, about)
     check.add_argument("--layout", default="", help="layout name or YAML file; default: guessed")
     about = "write a copy with SAR and labels resampled to the grid of their optical file"
-    aligned = commands.add_parser("align", help=about, description=about)
-    aligned.set_defaults(function=_align)
+    aligned = command("align", _align, about)
     aligned.add_argument("--layout", required=True, help="layout name or YAML file")
     aligned.add_argument("--output", type=Path, required=True, help="new data folder")
-    aligned.add_argument(
-        "--resampling",
-        choices=RESAMPLINGS,
-        default="bilinear",
-        help="for SAR (default bilinear); labels always use nearest",
-    )
-    for command in (check, aligned):
-        command.add_argument("path", type=Path, help="data folder")
+    how = "for SAR (default bilinear); labels always use nearest"
+    aligned.add_argument("--resampling", choices=RESAMPLINGS, default="bilinear", help=how)
 
 
 def _config(options: argparse.Namespace) -> Config:

@@ -128,11 +128,6 @@ SHRUNK_FROM_BYTES = 60_000  # pictures larger than this are compressed
 QUIET = ("--IPKernelApp.log_level=CRITICAL",)
 
 
-def notebook_path(name: str) -> Path:
-    """Return the path of a notebook's source."""
-    return project_root() / "notebooks" / f"{name}.ipynb"
-
-
 def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL_TIMEOUT_S) -> Path:
     """Run one notebook headless and save the executed copy in the run folder.
 
@@ -150,11 +145,13 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     """
     import papermill
 
-    source = notebook_path(name)
-    defaults = papermill.inspect_notebook(str(source))
-    known = {key: PARAMETERS.get(key, str) for key in defaults}
+    source = project_root() / "notebooks" / f"{name}.ipynb"
+    known = {key: PARAMETERS.get(key, str) for key in papermill.inspect_notebook(str(source))}
     check_parameters(parameters, known, f"notebooks/{name}.ipynb")
-    target = output_folder(parameters) / f"{name}.ipynb"
+    given = {k: parameters[k] for k in ("data", "layout", "seed", "overrides") if k in parameters}
+    config = load_config(parameters.get("profile", "quick"), **given)
+    folder = Run.folder_of(config, parameters.get("run", ""))
+    target = folder / "notebooks" / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ["UMSF_HEADLESS"] = "1"  # inherited by the kernel; widgets become pictures
     try:
@@ -172,15 +169,6 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     except papermill.exceptions.PapermillExecutionError as error:
         raise UmsfError(f"{name}: {error.ename}: {error.evalue} (see {target})") from error
     return target
-
-
-def output_folder(parameters: Mapping[str, Any]) -> Path:
-    """Return ``runs/<run>/notebooks`` for the run that these parameters select."""
-    given = {
-        key: parameters[key] for key in ("data", "layout", "seed", "overrides") if key in parameters
-    }
-    config = load_config(parameters.get("profile", "quick"), **given)
-    return Run.folder_of(config, parameters.get("run", "")) / "notebooks"
 
 
 def print_tutorial(parameters: Mapping[str, Any]) -> None:
@@ -211,33 +199,29 @@ def write_gallery(folder: Path) -> list[Path]:
     import nbformat
 
     written = []
-    executed = {name: folder / "notebooks" / f"{name}.ipynb" for name in NOTEBOOKS + FURTHER}
-    for name, path in executed.items():
+
+    def write(name: str, content: bytes) -> None:
+        written.append(project_root() / "gallery" / name)
+        write_atomically(written[-1], lambda path: path.write_bytes(content))
+
+    for name in NOTEBOOKS + FURTHER:
+        path = folder / "notebooks" / f"{name}.ipynb"
         if name in FURTHER and not path.is_file():
             continue
         notebook = nbformat.read(path, as_version=4)
-        last = _pictures(notebook)[-1:]
+        if name == "06_tsne_and_maps":
+            outputs = [
+                o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", [])
+            ]
+            pictures = [data["image/png"] for data in outputs if "image/png" in data]
+            write("map.jpg", base64.b64decode(_encoded(pictures[-1], "JPEG")))
         text = nbformat.writes(shrunk(notebook))
         if len(text) > GALLERY_BYTES:
             raise ConfigError(
                 f"gallery copy of {name} has {len(text)} bytes; the limit is {GALLERY_BYTES}."
             )
-        written.append(_write(f"{name}.ipynb", text.encode()))
-        if name == "06_tsne_and_maps":
-            written.append(_write("map.jpg", base64.b64decode(_jpeg(last[0]))))
+        write(f"{name}.ipynb", text.encode())
     return written
-
-
-def _write(name: str, content: bytes) -> Path:
-    target = project_root() / "gallery" / name
-    write_atomically(target, lambda path: path.write_bytes(content))
-    return target
-
-
-def _pictures(notebook: NotebookNode) -> list[str]:
-    """Return the PNG outputs, in base64."""
-    outputs = [o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", [])]
-    return [data["image/png"] for data in outputs if "image/png" in data]
 
 
 def shrunk(notebook: NotebookNode) -> NotebookNode:
@@ -255,26 +239,17 @@ def shrunk(notebook: NotebookNode) -> NotebookNode:
         for output in cell.get("outputs", []):
             png = output.get("data", {}).get("image/png")
             if png and len(png) > SHRUNK_FROM_BYTES:
-                small = {"image/jpeg": _jpeg(png), "image/png": _of_few_colours(png)}
+                small = {f"image/{kind.lower()}": _encoded(png, kind) for kind in ("JPEG", "PNG")}
                 kind = min(small, key=lambda name: len(small[name]))
                 del output.data["image/png"]
                 output.data[kind] = small[kind]
     return notebook
 
 
-def _jpeg(png: str) -> str:
-    return _encode(_open_picture(png), "JPEG", quality=80)
-
-
-def _of_few_colours(png: str) -> str:
-    return _encode(_open_picture(png).quantize(256), "PNG")
-
-
-def _open_picture(png: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-
-
-def _encode(picture: Image.Image, kind: str, **options: Any) -> str:
+def _encoded(png: str, kind: str) -> str:
+    """Convert a PNG to ``JPEG``, or to ``PNG`` with 256 colours; all in base64."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     buffer = io.BytesIO()
-    picture.save(buffer, kind, optimize=True, **options)
+    small = picture if kind == "JPEG" else picture.quantize(256)
+    small.save(buffer, kind, optimize=True, quality=80)  # a PNG has no quality
     return base64.b64encode(buffer.getvalue()).decode()

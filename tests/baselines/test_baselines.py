@@ -437,7 +437,7 @@ class Flat(PixelStore):
 def test_constant_scenes_give_posteriors(unlabelled, name: str, monkeypatch) -> None:
     run, task = unlabelled
     task = ClusteringTask(task.scenes, Flat(task.store), task.config)
-    monkeypatch.setattr(run, "stage", lambda name, make, inputs: make())
+    monkeypatch.setattr(run, "stage", lambda name, make, inputs, **_: make())
     classifier = (BASELINES | LEARNED)[name](run, task)
     check_posteriors(classifier, task)
     if name in BASELINES and not name.endswith("-random"):  # a network sees its padding, too
@@ -464,6 +464,6 @@ def test_one_cluster_holds_everything(unlabelled, name: str, monkeypatch) -> Non
     run, task = unlabelled
     config = replace(task.config, cluster=replace(task.config.cluster, num_clusters=1))
     one = Run(run.folder, config, run.manifest)
-    monkeypatch.setattr(one, "stage", lambda name, make, inputs: make())
+    monkeypatch.setattr(one, "stage", lambda name, make, inputs, **_: make())
     task = ClusteringTask(task.scenes, task.store, config)
     check_posteriors(METHODS[name](one, task), task)

@@ -32,6 +32,7 @@ HEADER = KIT.read_text(encoding="utf-8").split("set -euo")[0]
 PACKAGES = "torch torchvision numpy scipy scikit-learn pandas matplotlib seaborn"
 PACKAGES += " pyyaml filelock tqdm"
 WHEELS = "rasterio affine attrs certifi click click-plugins cligj"
+WHEELS += " pydantic pydantic-core annotated-types typing-extensions typing-inspection"
 
 
 def with_needs(names: list[str]) -> set[str]:

@@ -400,9 +400,9 @@ def test_elevation_lies_on_the_grid_of_its_tile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("  use: true", "  use: maybe", "dem use is 'maybe', not true or false"),
-        ("  use: true", "  use: true\n  rgb: [elevation]", "'rgb' is not a parameter of dem"),
-        ("bands: [elevation]", "bands: [nir]", "optical and dem bands .* name one band twice"),
+        ("  use: true", "  use: maybe", "must be a valid boolean, .* it is 'maybe'"),
+        ("  use: true", "  use: true\n  rgb: [elevation]", "known: dem.bands"),
+        ("bands: [elevation]", "bands: [nir]", "coastal, .*, nir name one band twice"),
         ("dem: dem_dir/*, ", "", "dem must be given both"),
     ],
 )

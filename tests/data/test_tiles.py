@@ -14,7 +14,7 @@ from rasterio.windows import Window
 from umsf_lib.clustering.tokens import StatisticTokens, draw_tokens
 from umsf_lib.config import ConfigError, DataError, load_config
 from umsf_lib.data.check import guess_layout, report, survey
-from umsf_lib.data.layout import load_layout
+from umsf_lib.data.layout import ListsRule, load_layout
 from umsf_lib.data.rasters import NumpyRaster, opened
 from umsf_lib.data.scene import find_scenes, split_scenes
 from umsf_lib.data.split import split_names
@@ -206,9 +206,9 @@ def test_each_class_is_split_unless_lists_say_otherwise(tmp_path: Path) -> None:
     ("old", "new", "says"),
     [
         ("folder: Forest", "folder: River", "are not distinct"),
-        ("folder: Forest", "code: 2", "'code' is not a parameter of class 1"),
-        (", folder: Forest", "", "class 1 lacks folder"),
-        ("pattern: ", "  label: lbl\npattern: ", "'folder' is not a parameter of class 0"),
+        ("folder: Forest", "code: 2", "classes must all have a folder"),
+        (", folder: Forest", "", "it needs either a code or a folder"),
+        ("pattern: ", "  label: lbl\npattern: ", "a folder, without a label folder"),
     ],
 )
 def test_a_broken_class_table_says_what_is_wrong(
@@ -279,7 +279,7 @@ def test_splitting_many_tiles_compares_each_name_a_few_times(tmp_path: Path) -> 
     names = [Counted(f"tile_{n:06d}") for n in range(2000)]
     (tmp_path / "train.txt").write_text("\n".join(names[:1500]))
     (tmp_path / "test.txt").write_text("\n".join(names[1500:]))
-    rule = {"rule": "lists", "train": ("train.txt",), "test": ("test.txt",)}
+    rule = ListsRule("lists", train=("train.txt",), test=("test.txt",))
     Counted.compared = 0
     parts = split_names(tmp_path, rule, names)
     assert [len(parts[p]) for p in ("train", "val", "test")] == [1200, 300, 500]

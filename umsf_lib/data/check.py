@@ -106,7 +106,7 @@ def report(found: Survey) -> list[str]:
     lines.append(f"Valid pixels: {share:.1%} of the {len(read)} scenes without defects")
     lines += _label_lines(layout, scenes)
     parts = ", ".join(f"{len(members)} {part}" for part, members in found.split.items())
-    lines.append(f"Split ({layout.split['rule']}): {parts or 'none'}")
+    lines.append(f"Split ({layout.split.rule}): {parts or 'none'}")
     if beside := leakage(found.split):
         lines.append(
             f"Leakage: {len(beside.touching)} of {beside.tested} test scenes touch a training or "

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
 
-from ..config import ConfigError, unknown_name
+from ..config import ConfigError, Settings, first_mistake
 from ..run import project_root
 
 if TYPE_CHECKING:  # reading a layout does not need torch
@@ -34,43 +45,105 @@ DTYPES = {
     "elevation": ("int16", "uint16", "int32", "float32", "float64"),  # m
 }
 PARTS = ("train", "val", "test")
-STANDARDISE = ("scene", "set")
-SCALINGS = {
-    "optical": ("stretched8", "reflectance"),
-    "sar": ("amplitude8", "intensity", "db"),
-    "dem": ("elevation",),
-}
-SPLIT_RULES = {  # rule -> required keys, optional keys; see split.py
-    "file": ("files validation_tail", ""),
-    "lists": ("train test", "val"),
-    "folders": ("", ""),
-    "names": ("val test", ""),
-    "transductive": ("", ""),
-    "unlabelled": ("", ""),
-}
 
 
-@dataclass(frozen=True)
-class Sensor:
+def _listed(value: Any) -> Any:
+    """Allow one value where a list is meant."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
+@dataclass(frozen=True, config=ConfigDict(coerce_numbers_to_str=True))
+class Entry(Settings):
+    """Base of the entries of a layout: names may be written as numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensor(Entry):
     """The bands of one modality, in file order."""
 
-    bands: tuple[str, ...]
+    bands: Names
     scaling: str  # key of DTYPES
-    nodata: float | None  # None: as the file declares; NaN and Inf are always invalid
-    rgb: tuple[int, int, int] | None  # 0-based bands to show as red, green, blue; None for SAR
-    standardise: str  # "scene": with its own mean and std; "set": with those of the training scenes
+    nodata: float | None = None  # None: as the file declares; NaN and Inf are always invalid
+    # "scene": with its own mean and std; "set": with those of the training scenes.
+    standardise: Literal["scene", "set"] = "set"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_standardisation(cls, given: Any) -> Any:
+        # 8-bit products are stretched scene by scene, so their absolute level has no meaning.
+        # Calibrated values have the same meaning in all scenes.
+        if isinstance(given, dict) and given.get("scaling") in ("stretched8", "amplitude8"):
+            return {"standardise": "scene"} | given
+        return given
+
+    @field_validator("bands")
+    @classmethod
+    def _distinct(cls, bands: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(bands)) < len(bands):
+            raise ValueError(f"{', '.join(bands)} name one band twice")
+        return bands
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optical(Sensor):
+    """Optical bands."""
+
+    scaling: Literal["stretched8", "reflectance"]
+    rgb: tuple[int, int, int]  # 0-based bands to show as red, green, blue
+
+    @field_validator("rgb", mode="before")
+    @classmethod
+    def _positions(cls, shown: Any, info: ValidationInfo) -> Any:
+        """Find the bands that a file names; a tuple holds positions already."""
+        bands = info.data.get("bands", ())
+        if isinstance(shown, tuple) or not bands:
+            return shown
+        names = [str(name) for name in _listed(shown)]
+        if len(names) != 3 or not set(names) <= set(bands):
+            raise ValueError(f"{names} are not three of the bands {', '.join(bands)}")
+        return [bands.index(name) for name in names]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sar(Sensor):
+    """Radar bands."""
+
+    scaling: Literal["amplitude8", "intensity", "db"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dem(Sensor):
+    """Elevation in separate files, in metres; it is appended to the optical bands if used."""
+
+    scaling: Literal["elevation"] = "elevation"
+    use: bool
 
 
 @dataclass(frozen=True)
-class LandClass:
+class LandClass(Entry):
     """One row of the class table, used by figures, GeoTIFFs, legends and the browser."""
 
-    id: int  # 0, 1, ...
+    id: NonNegativeInt  # 0, 1, ...
     name: str
-    code: int  # in the label file; 1 + id where folders are the labels
-    rgb: tuple[int, int, int]
+    code: int  # in the label file; the id where folders are the labels
+    rgb: tuple[Byte, Byte, Byte]
     more_codes: tuple[int, ...] = ()  # further codes of this class in the label file
     folder: str = ""  # folder whose tiles have this class, if folders are the labels
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_codes(cls, row: Any) -> Any:
+        """Read the code or codes, or the folder, that a file gives."""
+        if not isinstance(row, dict):
+            return row
+        if ("code" in row) == ("folder" in row):
+            raise ValueError("it needs either a code or a folder")
+        first, *more = _listed(row.get("code", row.get("id")))
+        return row | {"code": first, "more_codes": more}
 
     @property
     def codes(self) -> tuple[int, ...]:
@@ -79,21 +152,107 @@ class LandClass:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileRule(Entry):
+    """The first list found, with lines ``train:``, ``val:`` and ``test:`` before their scenes."""
+
+    rule: Literal["file"]
+    files: Names
+    validation_tail: NonNegativeInt  # last training scenes, for a list without a section val
+
+
+@dataclass(frozen=True)
+class ListsRule(Entry):
+    """One list for each part: the first found of its possible names."""
+
+    rule: Literal["lists"]
+    train: Names
+    test: Names
+    val: Names | None = None
+
+
+@dataclass(frozen=True)
+class NamesRule(Entry):
+    """Scenes whose names match the patterns of ``val`` or ``test``; the others train."""
+
+    rule: Literal["names"]
+    val: Names
+    test: Names
+
+
+@dataclass(frozen=True)
+class PlainRule(Entry):
+    """``folders``: the folder that holds the optical file is called as the part.
+
+    ``transductive``, ``unlabelled``: all scenes are in ``train`` and ``test``, none in ``val``.
+    """
+
+    rule: Literal["folders", "transductive", "unlabelled"]
+
+
+SplitRule = FileRule | ListsRule | NamesRule | PlainRule  # see split.py
+
+
+@dataclass(frozen=True)
+class Layout(Entry):
     """Where one data set stores its files and what they contain."""
 
     name: str
-    folders: dict[str, tuple[str, ...]]  # optical, sar, dem, label -> possible names, with *
-    pattern: dict[str, str]  # role -> file name with *; the part that * matches is the scene name
-    optical: Sensor  # with the bands of the DEM at the end, if one is read
-    sar: Sensor | None
-    dem: Sensor | None  # elevation in separate files, appended to the optical bands
-    label_nodata: tuple[int, ...]
-    classes: tuple[LandClass, ...]
-    split: dict[str, Any]
-    source: Path
+    folders: dict[str, Names]  # role -> possible names, with *
+    pattern: dict[str, str]  # the part of a file name that * matches is the scene name
+    optical: Optical  # with the bands of the DEM at the end, if one is read
+    split: Annotated[SplitRule, Field(discriminator="rule")]
+    source: Path  # the file with this layout
+    sar: Sar | None = None
+    dem: Dem | None = None
+    label_nodata: tuple[int, ...] = ()
+    classes: tuple[LandClass, ...] = ()
 
-    def sensor(self, role: str) -> Sensor:
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _of_all_roles(cls, given: Any, info: ValidationInfo) -> Any:
+        """Allow one pattern for all roles."""
+        roles = info.data.get("folders", ())
+        return given if isinstance(given, dict) else dict.fromkeys(roles, given)
+
+    def __post_init__(self) -> None:
+        """Refuse entries that do not go together."""
+        for role in ("sar", "dem"):
+            if (role in self.folders) != (getattr(self, role) is not None):
+                raise ValueError(
+                    f"{role} must be given both under folders and by itself, or neither"
+                )
+        if not {"optical"} <= self.folders.keys() <= {"optical", "sar", "dem", "label"}:
+            raise ValueError(
+                f"folders must hold optical and may hold sar, dem and label, not {[*self.folders]}"
+            )
+        if self.pattern.keys() != self.folders.keys():
+            raise ValueError(f"pattern is for {[*self.pattern]}, not for all of {[*self.folders]}")
+        for text in self.pattern.values():
+            if not re.fullmatch(r"[^*?/\[\]|]*\*[^?/\[\]|]*\.\w+(\|\w+)*", text):
+                raise ValueError(f"pattern is {text!r}, not a file name with * as in '*.tif'")
+        if len({text.count("*") for text in self.pattern.values()}) > 1:
+            patterns = list(self.pattern.values())
+            raise ValueError(f"the patterns {patterns} differ in the number of *")
+        self._check_classes()
+
+    def _check_classes(self) -> None:
+        if [land.id for land in self.classes] != list(range(len(self.classes))):
+            raise ValueError(
+                f"classes must have the ids 0, 1, ..., not {[c.id for c in self.classes]}"
+            )
+        folders = [land.folder for land in self.classes if land.folder]
+        if folders and ("label" in self.folders or len(folders) < len(self.classes)):
+            raise ValueError(
+                "classes must all have a folder, without a label folder, or all a code"
+            )
+        codes = [code for land in self.classes for code in land.codes] + list(self.label_nodata)
+        for kind, values in (("codes", codes), ("folders", folders)):
+            if len(set(values)) < len(values):
+                raise ValueError(
+                    f"the {kind} {values} of classes and label_nodata are not distinct"
+                )
+
+    def sensor(self, role: str) -> Optical | Sar:
         """Return the sensor of ``optical`` or ``sar``, which the data set must have."""
         sensor = {"optical": self.optical, "sar": self.sar}[role]
         assert sensor is not None
@@ -125,10 +284,19 @@ def load_layout(name_or_path: str) -> Layout:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"Layout {path} cannot be read: {reason}; correct the file.") from error
+    if isinstance(tree, dict):
+        tree["source"] = path
     try:
-        return _layout(tree, path)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"Layout {path}: {error}; see {FOLDER / 'pairs.yaml'}.") from error
+        layout = TypeAdapter(Layout).validate_python(tree)
+        if layout.dem and layout.dem.use:
+            bands = layout.optical.bands + layout.dem.bands
+            return replace(layout, optical=replace(layout.optical, bands=bands))
+    except ValidationError as error:
+        mistake = first_mistake(error, f"layout {path}").removesuffix(".")
+        raise ConfigError(f"{mistake}; see {FOLDER / 'pairs.yaml'}.") from error
+    folders = {role: names for role, names in layout.folders.items() if role != "dem"}
+    pattern = {role: layout.pattern[role] for role in folders}
+    return replace(layout, dem=None, folders=folders, pattern=pattern)
 
 
 def layout_names() -> list[str]:
@@ -149,138 +317,6 @@ def _layout_file(name_or_path: str) -> Path:
         if path.is_file():
             return path.resolve()
     raise ConfigError(f"Layout file {Path(name_or_path).resolve()} does not exist.")
-
-
-def _layout(tree: Any, path: Path) -> Layout:
-    optional = "sar dem label_nodata classes"
-    _check_keys(tree, "the file", "name folders pattern optical split", optional)
-    _check_keys(tree["folders"], "folders", "optical", "sar dem label")
-    folders = {role: _names(names) for role, names in tree["folders"].items()}
-    for role in ("sar", "dem"):
-        if (role in folders) != (role in tree):
-            raise ValueError(f"{role} must be given both under folders and by itself, or neither")
-    patterns = _patterns(tree["pattern"], folders)
-    optical, dem = _sensor(tree["optical"], "optical"), _dem(tree.get("dem"))
-    if dem:
-        optical = replace(optical, bands=_distinct(optical.bands + dem.bands, "optical and dem"))
-    else:
-        folders.pop("dem", None)
-    nodata = tuple(int(code) for code in tree.get("label_nodata", ()))
-    return Layout(
-        name=str(tree["name"]),
-        folders=folders,
-        pattern=patterns,
-        optical=optical,
-        dem=dem,
-        sar=_sensor(tree["sar"], "sar") if "sar" in tree else None,
-        label_nodata=nodata,
-        classes=_classes(tree.get("classes", ()), nodata, "label" in folders),
-        split=_split(tree["split"]),
-        source=path,
-    )
-
-
-def _check_keys(tree: Any, where: str, required: str, optional: str = "") -> None:
-    if not isinstance(tree, Mapping):
-        raise TypeError(f"{where} must hold 'key: value' lines, but it holds {tree!r}")
-    known = required.split() + optional.split()
-    for key in tree:
-        if key not in known:
-            raise ValueError(unknown_name(str(key), known, where).rstrip("."))
-    missing = [key for key in required.split() if key not in tree]
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    return tuple(str(v) for v in value) if isinstance(value, list) else (str(value),)
-
-
-def _patterns(value: Any, folders: Iterable[str]) -> dict[str, str]:
-    patterns = value if isinstance(value, Mapping) else dict.fromkeys(folders, value)
-    _check_keys(patterns, "pattern", " ".join(folders))
-    for text in patterns.values():
-        if not re.fullmatch(r"[^*?/\[\]|]*\*[^?/\[\]|]*\.\w+(\|\w+)*", str(text)):
-            raise ValueError(f"pattern is {text!r}, not a file name with * as in '*.tif'")
-    if len({str(text).count("*") for text in patterns.values()}) > 1:
-        raise ValueError(f"the patterns {list(patterns.values())} differ in the number of *")
-    return {role: str(text) for role, text in patterns.items()}
-
-
-def _sensor(tree: Any, role: str) -> Sensor:
-    _check_keys(tree, role, "bands scaling", "nodata rgb standardise")
-    bands, allowed = _names(tree["bands"]), SCALINGS[role]
-    if tree["scaling"] not in allowed:
-        raise ValueError(f"{role} scaling is {tree['scaling']!r}, not one of {', '.join(allowed)}")
-    _distinct(bands, role)
-    shown = _names(tree["rgb"]) if "rgb" in tree else ()
-    if (role == "optical" and len(shown) != 3) or not set(shown) <= set(bands):
-        raise ValueError(f"{role} rgb is {list(shown)}, not three of the bands {', '.join(bands)}")
-    rgb = tuple(bands.index(s) for s in shown)
-    nodata = tree.get("nodata")
-    # 8-bit products are stretched scene by scene, so their absolute level has no meaning.
-    # Calibrated values have the same meaning in all scenes.
-    usual = "scene" if DTYPES[tree["scaling"]] == ("uint8",) else "set"
-    standardise = str(tree.get("standardise", usual))
-    if standardise not in STANDARDISE:
-        raise ValueError(f"{role} standardise is {standardise!r}, not {' or '.join(STANDARDISE)}")
-    return Sensor(
-        bands=bands,
-        scaling=str(tree["scaling"]),
-        nodata=None if nodata is None else float(nodata),
-        rgb=(rgb[0], rgb[1], rgb[2]) if shown else None,
-        standardise=standardise,
-    )
-
-
-def _distinct(bands: tuple[str, ...], role: str) -> tuple[str, ...]:
-    if len(set(bands)) < len(bands):
-        raise ValueError(f"{role} bands {', '.join(bands)} name one band twice")
-    return bands
-
-
-def _dem(tree: Any) -> Sensor | None:
-    """Read the entry ``dem``; None if there is none or it is not used."""
-    if tree is None:
-        return None
-    _check_keys(tree, "dem", "bands use", "nodata")
-    if not isinstance(tree["use"], bool):
-        raise TypeError(f"dem use is {tree['use']!r}, not true or false")
-    rest = {key: value for key, value in tree.items() if key != "use"}
-    return _sensor(rest | {"scaling": "elevation"}, "dem") if tree["use"] else None
-
-
-def _classes(
-    rows: Iterable[Any], nodata: tuple[int, ...], label_files: bool
-) -> tuple[LandClass, ...]:
-    """Read the class table, in which all rows have a code or all have a folder."""
-    rows, classes = list(rows), list[LandClass]()
-    mark = "folder" if rows and "folder" in rows[0] and not label_files else "code"
-    for number, row in enumerate(rows):
-        _check_keys(row, f"class {number}", f"id name {mark} rgb")
-        red, green, blue = (int(v) for v in row["rgb"])
-        if row["id"] != number or not all(0 <= v <= 255 for v in (red, green, blue)):
-            raise ValueError(f"class {row} must have id {number} and an rgb of 0..255")
-        first, *more = (int(code) for code in _names(row.get("code", number + 1)))
-        rgb, folder = (red, green, blue), str(row.get("folder", ""))
-        classes.append(LandClass(number, str(row["name"]), first, rgb, tuple(more), folder))
-    codes = [code for c in classes for code in c.codes] + list(nodata)
-    if len(set(codes)) < len(codes):
-        raise ValueError(f"the codes {codes} of classes and label_nodata are not distinct")
-    folders = [c.folder for c in classes]
-    if mark == "folder" and len(set(folders)) < len(folders):
-        raise ValueError(f"the folders {', '.join(folders)} of classes are not distinct")
-    return tuple(classes)
-
-
-def _split(tree: Any) -> dict[str, Any]:
-    rule = tree.get("rule") if isinstance(tree, Mapping) else tree
-    if rule not in SPLIT_RULES:
-        raise ValueError(f"split rule is {rule!r}, not one of {', '.join(SPLIT_RULES)}")
-    needed, optional = SPLIT_RULES[rule]
-    _check_keys(tree, "split", f"rule {needed}", optional)
-    lists = {key: _names(tree[key]) for key in ("files", *PARTS) if key in tree}
-    return {**tree, **lists}
 
 
 Values = TypeVar("Values", NDArray[Any], "Tensor")

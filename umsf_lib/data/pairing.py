@@ -8,7 +8,7 @@ to one scene. Text in paths is never replaced, so the names of folders do not ma
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +50,19 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
             "the files so that pairs match."
         )
     for role in files.keys() - {"optical"}:
-        defects += _alone(files[role], files["optical"], "optical")
-        if role != "label":
-            defects += _alone(files["optical"], files[role], role)
+        pairs = [(role, "optical")] if role == "label" else [(role, "optical"), ("optical", role)]
+        for mine, other in pairs:
+            switch = " or set 'use: false' under dem in the layout" if other == "dem" else ""
+            defects += [
+                f"{files[mine][key]} has no {SPOKEN[other]} partner of the same name; add the "
+                f"missing file or move this one away{switch}."
+                for key in files[mine].keys() - files[other].keys()
+            ]
     scenes: dict[str, dict[str, Path]] = {}
     for key in sorted(whole):
         found = {role: files[role][key] for role in files if key in files[role]}
-        name = _scene_name(found["optical"], layout.pattern["optical"])
+        wildcards = layout.pattern["optical"].count("*")
+        name = _join(key[-wildcards:]) or found["optical"].stem
         if name in scenes:
             defects.append(_two_of(name, scenes[name]["optical"], found["optical"]))
         scenes.setdefault(name, found)
@@ -64,32 +70,39 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
 
 
 def _files(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[Key, Path]:
-    names, regex = layout.folders[role], _regex(layout.pattern[role])
-    classes = layout.class_folders
-    candidates = (list(_folders(root, name)) for name in names)
+    """Find the files of a role by the texts that the wildcards match."""
+    names, classes = layout.folders[role], layout.class_folders
+    candidates = (_folders(root, name) for name in names)
     folders = next(
-        (c for c in candidates if c and (not classes or any(f.name in classes for _, f in c))), []
+        (c for c in candidates if any(not classes or f.name in classes for _, f in c)), []
     )
     if not folders and role == "label" and root.is_dir():
         return {}
     if not folders:
+        there = _some([p.name for p in root.iterdir()], 12) or "nothing" if root.is_dir() else ""
         raise DataError(
             f"Data folder {root} has no {role} folder ({' or '.join(names)}/"
             f"{' called ' + ', '.join(classes) if classes else ''}, layout '{layout.name}'): "
-            f"{_contents(root)}; check the data path and the layout."
+            f"it {'holds ' + there if there else 'does not exist'}; check the data path and the "
+            "layout."
         )
+    stem, _, extension = layout.pattern[role].rpartition(".")
+    ending = "|".join(SPELLINGS.get(e, re.escape(e)) for e in extension.lower().split("|"))
+    regex = re.compile(rf"{'(.*)'.join(map(re.escape, stem.split('*')))}\.(?i:{ending})")
     files: dict[Key, Path] = {}
     for where, folder in folders:
         matches = [(path, regex.fullmatch(path.name)) for path in sorted(folder.iterdir())]
-        found = [(path, m) for path, m in matches if m and not path.name.startswith(".")]
+        found = [(path, m.groups()) for path, m in matches if m and not path.name.startswith(".")]
         if classes and folder.name not in classes and found:
-            defects.append(_no_class(folder, len(found), layout))
+            defects.append(
+                f"Folder {folder} holds {len(found)} files, but it is not one of the classes "
+                f"{', '.join(classes)} of {layout.source}; add it there or move it away."
+            )
             continue
-        for path, match in found:
-            key = (*where, *match.groups())
-            if key in files:
-                defects.append(_two_of(_join(match), files[key], path))
-            files.setdefault(key, path)
+        for path, texts in found:
+            if (*where, *texts) in files:
+                defects.append(_two_of(_join(texts), files[(*where, *texts)], path))
+            files.setdefault((*where, *texts), path)
     if not files and role != "label":
         raise DataError(
             f"No file in {folders[0][1]} matches '{layout.pattern[role]}' (layout "
@@ -98,63 +111,27 @@ def _files(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[Ke
     return files
 
 
-def _folders(root: Path, name: str) -> Iterator[tuple[Key, Path]]:
-    """Yield folders that match a name with wildcards, each with the text that these match."""
+def _folders(root: Path, name: str) -> list[tuple[Key, Path]]:
+    """List the folders that match a name with wildcards, each with the texts that these match."""
     if name == ".":  # files of all roles side by side
-        if root.is_dir():
-            yield (), root
-        return
+        return [((), root)] if root.is_dir() else []
     regex = re.compile("([^/]*)".join(map(re.escape, name.split("*"))))
-    for path in sorted(root.glob(name)):
-        hidden = path.name.startswith(".")
-        if (
-            path.is_dir()
-            and not hidden
-            and (match := regex.fullmatch(path.relative_to(root).as_posix()))
-        ):
-            yield match.groups(), path
+    matches = (
+        (regex.fullmatch(p.relative_to(root).as_posix()), p) for p in sorted(root.glob(name))
+    )
+    return [
+        (match.groups(), path)
+        for match, path in matches
+        if match and path.is_dir() and not path.name.startswith(".")
+    ]
 
 
-def _regex(pattern: str) -> re.Pattern[str]:
-    stem, _, extension = pattern.rpartition(".")
-    ending = "|".join(SPELLINGS.get(e, re.escape(e)) for e in extension.lower().split("|"))
-    return re.compile(rf"{'(.*)'.join(map(re.escape, stem.split('*')))}\.(?i:{ending})")
-
-
-def _scene_name(path: Path, pattern: str) -> str:
-    match = _regex(pattern).fullmatch(path.name)
-    assert match is not None  # it was found by this pattern
-    return _join(match) or path.stem
-
-
-def _join(match: re.Match[str]) -> str:
-    return "_".join(part for text in match.groups() if (part := text.strip("_-. ")))
+def _join(texts: Key) -> str:
+    return "_".join(part for text in texts if (part := text.strip("_-. ")))
 
 
 def _two_of(name: str, first: Path, second: Path) -> str:
     return f"Two files are called {name}: {first} and {second}; rename or move one of them away."
-
-
-def _no_class(folder: Path, count: int, layout: Layout) -> str:
-    return (
-        f"Folder {folder} holds {count} files, but it is not one of the classes "
-        f"{', '.join(layout.class_folders)} of {layout.source}; add it there or move it away."
-    )
-
-
-def _alone(files: Mapping[Key, Path], partners: Mapping[Key, Path], role: str) -> list[str]:
-    other = " or set 'use: false' under dem in the layout" if role == "dem" else ""
-    return [
-        f"{files[key]} has no {SPOKEN[role]} partner of the same name; add the missing file or "
-        f"move this one away{other}."
-        for key in files.keys() - partners.keys()
-    ]
-
-
-def _contents(root: Path) -> str:
-    if not root.is_dir():
-        return "it does not exist"
-    return f"it holds {_some([p.name for p in root.iterdir()], 12) or 'nothing'}"
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:
