@@ -29,10 +29,8 @@ from ..pretraining.stage import (
 )
 from ..run import Run
 from ..training.checkpoints import load_checkpoint, load_weights, write_state
-from ..training.loop import Metrics, Row, train, trainable, write_rows
+from ..training.loop import LossOf, Progress, Row, train, trainable, write_rows
 
-Progress = Callable[[int, int, Row], None]
-LossOf = Callable[[int], tuple[Tensor, Metrics]]
 # Task, progress, network with its head -> the network to keep, and the log.
 Learn = Callable[[ClusteringTask, Progress | None, UmsfNet], tuple[UmsfNet, list[Row]]]
 

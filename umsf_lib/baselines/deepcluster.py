@@ -20,8 +20,8 @@ from ..data.windows import training_tiles
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import View, invert_affine, make_view, sample_tokens
 from ..run import Run
-from ..training.loop import Metrics, Row
-from .base import Progress, baseline_steps, learned, train_module, training_tokens
+from ..training.loop import Metrics, Progress, Row
+from .base import baseline_steps, learned, train_module, training_tokens
 from .heads import TEMPERATURE, PrototypeHead, prototype_head
 
 KMEANS_ITERATIONS = 10

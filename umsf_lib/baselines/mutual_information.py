@@ -21,8 +21,8 @@ from ..clustering.task import ClusteringTask
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import sample_tokens
 from ..run import Run
-from ..training.loop import Metrics, Row
-from .base import Progress, baseline_steps, learned, token_pairs, train_module, training_tokens
+from ..training.loop import Metrics, Progress, Row
+from .base import baseline_steps, learned, token_pairs, train_module, training_tokens
 from .heads import Heads
 
 NAME = "mutual-information"

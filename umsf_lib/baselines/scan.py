@@ -24,8 +24,8 @@ from ..models.speckle import draw_uniform
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import View, make_view, resample
 from ..run import Run
-from ..training.loop import Metrics, Row
-from .base import Progress, baseline_steps, learned, train_module, training_tokens
+from ..training.loop import Metrics, Progress, Row
+from .base import baseline_steps, learned, train_module, training_tokens
 
 NEIGHBOURS = 20
 ENTROPY_WEIGHTS = (0.5, 1.0, 2.0, 5.0)
