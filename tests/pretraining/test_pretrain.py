@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
+from umsf_lib import figures
 from umsf_lib.__main__ import main
 from umsf_lib.config import (
     CheckpointError,
@@ -104,6 +105,14 @@ def test_a_key_depends_on_its_own_window_only(learner: Any) -> None:
     assert torch.allclose(moco.key.features(alone)["fused"], together[:1], atol=1e-5)
     moco.eval().train()
     assert moco.query.training and not any(m.training for m in moco.key.modules())
+
+
+def test_a_batch_can_be_looked_at(learner: Any) -> None:
+    batch = learner[1].draw(2, torch.Generator().manual_seed(0))
+    views, points = as_arrays(batch)
+    assert [set(view) for view in views] == [{"optical", "sar"}] * 2
+    figures.views_figure(views, points, (2, 1, 0))
+    assert [len(places) for places in points[0]] == batch.visible.sum(1).tolist()
 
 
 def test_the_loss_equals_a_slow_loop(learner: Any) -> None:

@@ -67,7 +67,11 @@ class Batch:
 def as_arrays(batch: Batch) -> tuple[list[dict[str, np.ndarray]], list[list[np.ndarray]]]:
     """Convert a batch to the arguments ``views`` and ``points`` of ``figures.views_figure``."""
     views = [
-        {role: images.cpu().numpy() for role, images in view.images.items()}
+        {
+            role: view.images[role].cpu().numpy()
+            for role in ("optical", "sar")
+            if role in view.images
+        }
         for view in (batch.first, batch.second)
     ]
     points = [
