@@ -309,6 +309,18 @@ def test_what_older_code_made_is_made_again_or_named(run: Run, monkeypatch, caps
         assert training.calls == calls
 
 
+def test_a_variant_follows_what_the_run_has_made_again(run: Run) -> None:
+    make = Maker(run)
+    run.stage("data", make, {"x": 1})
+    variant = run.variant("wide", ["data"], model={"channels": 64})
+    make.text = "made again"
+    run.stage("data", make, {"x": 2})
+    assert variant.outputs_of("data") != run.outputs_of("data")
+    again = run.variant("wide", ["data"], model={"channels": 64})
+    assert again.outputs_of("data") == run.outputs_of("data")
+    assert json.loads(again.path("a.json").read_text()) == "made again"
+
+
 def test_a_failing_stage_leaves_no_entry(run: Run, tmp_path: Path) -> None:
     for open_run in (run, Run.open(TINY, "mine", tmp_path)):
         with pytest.raises(RuntimeError):

@@ -69,7 +69,7 @@ Weights = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=3, m
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))
 class Settings:
-    """Base of what users write in YAML: nothing is converted, and unknown names are refused."""
+    """Base of what users write in YAML; unknown names are refused, and values keep their type."""
 
     @model_validator(mode="before")
     @classmethod
@@ -77,7 +77,7 @@ class Settings:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in given if isinstance(given, dict) else ():
             if name not in known:
-                raise PydanticCustomError("unknown_name", "", {"name": name, "known": known})
+                raise PydanticCustomError("unknown_name", "", {"name": str(name), "known": known})
         return {} if given is None else given  # a section without lines
 
 

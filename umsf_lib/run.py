@@ -246,7 +246,7 @@ class Run:
         run = Run.open(config, f"{self.folder.name}-{name}", self.folder.parent)
         for stage in keep:
             files = self.outputs_of(stage)
-            if run.is_done(stage):
+            if run.is_done(stage) and run.outputs_of(stage) == files:
                 continue
             for file in files:
                 run.path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -300,6 +300,18 @@ class Run:
         modules = (make.__module__, *modules)
         if self.is_current(name, inputs, *modules, trains=trains):
             return False
+        code = code_digest(*modules)  # before the work, which may take long enough to edit code
+        self.make(name, make, inputs, lambda: code)
+        return True
+
+    def make(
+        self,
+        name: str,
+        make: Callable[[], Sequence[str]],
+        inputs: Mapping[str, Any],
+        code: Callable[[], str],
+    ) -> None:
+        """Run ``make`` and record the stage (see ``stage``) with the digest of its code."""
         try:
             with FileLock(self.path(".lock"), timeout=0):  # ends with the process
                 self._reload()
@@ -309,7 +321,7 @@ class Run:
                     outputs = make()
                 self.manifest["stages"][name] = {
                     "inputs": digest(inputs),
-                    "code": code_digest(*modules),
+                    "code": code(),
                     "outputs": {file: sha256_of(self.path(file)) for file in outputs},
                     **cost,
                     "versions": versions(),
@@ -322,7 +334,6 @@ class Run:
                 f"{self.folder} is in use by another process, so stage '{name}' cannot start; "
                 "wait for that process or choose another run name."
             ) from error
-        return True
 
     def is_current(
         self, name: str, inputs: Mapping[str, Any], *modules: str, trains: bool = False
@@ -332,9 +343,12 @@ class Run:
         A stage that ``trains`` counts as current, with a warning, when only the code has changed;
         with ``stale=fresh`` it does not, with ``stale=keep`` it does without a word.
         """
-        if not self.is_done(name) or self.manifest["stages"][name]["inputs"] != digest(inputs):
+        if not self.is_done(name):
             return False
         entry = self.manifest["stages"][name]
+        if entry["inputs"] != digest(inputs):
+            print(f"stage '{name}' of run '{self.folder.name}' has other inputs now: made again.")
+            return False
         if entry["code"] == code_digest(*modules):
             return True
         made = f"stage '{name}' of run '{self.folder.name}' was made by older code"

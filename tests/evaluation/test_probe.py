@@ -68,6 +68,7 @@ def test_patches_have_the_mean_token_and_the_commonest_label(
                 assert found.label[number] == np.bincount(known).argmax()
                 assert found.features[number].tolist() == [top + 7.5, left + 7.5]
                 assert found.scene[number] == scene
+                assert found.corner[number].tolist() == [top, left]
                 number += 1
     assert number == len(found.label) > 10
 
@@ -78,7 +79,8 @@ def blobs(scenes: int, each: int) -> Labelled:
     scene = np.repeat(np.arange(scenes), each)
     own = rng.normal(size=(scenes, 8))[scene]
     label = rng.integers(0, 2, scenes)[scene]  # all patches of a scene are of one class
-    return Labelled(own + 0.01 * rng.normal(size=own.shape), label, scene)
+    corner = np.zeros((len(label), 2), int)
+    return Labelled(own + 0.01 * rng.normal(size=own.shape), label, scene, corner)
 
 
 def test_splits_hold_out_a_fifth_of_patches_or_of_scenes() -> None:
@@ -195,7 +197,7 @@ def test_table_and_leak_of_records() -> None:
 
 
 def tokens_with(features: np.ndarray, label: np.ndarray) -> Labelled:
-    return Labelled(features, label, np.zeros(len(label), int))
+    return Labelled(features, label, np.zeros(len(label), int), np.zeros((len(label), 2), int))
 
 
 def test_a_linear_probe_learns_from_as_many_tokens_a_class_as_it_is_given() -> None:

@@ -39,6 +39,7 @@ from umsf_lib.data.stage import load_data
 from umsf_lib.data.windows import PixelStore
 from umsf_lib.models.stage import train_despeckler
 from umsf_lib.pretraining.augmentations import sample_tokens
+from umsf_lib.pretraining.batches import as_arrays
 from umsf_lib.pretraining.losses import collapsed, embedding_statistics
 from umsf_lib.pretraining.moco import MomentumContrast, embeddings, unit
 from umsf_lib.pretraining.stage import (
@@ -516,7 +517,7 @@ def test_pretraining_by_older_code(project: Path, monkeypatch, stale: str) -> No
     """Kept, or with ``fresh`` trained again from its first step, half-trained runs as well."""
     run, scenes = ready("mine", f"stale={stale}")
     assert pretrain(run, scenes)
-    log, checkpoints = run.path("pretrain.csv"), Checkpoints(run.path("checkpoints")).paths()
+    log, original = run.path("pretrain.csv"), run.manifest["stages"]["pretrain"]["code"]
     first = log.stat().st_mtime_ns
     monkeypatch.setattr("umsf_lib.run.code_digest", lambda *modules: "edited")
     monkeypatch.setattr("umsf_lib.pretraining.stage.code_digest", lambda *modules: "edited")
@@ -534,4 +535,20 @@ def test_pretraining_by_older_code(project: Path, monkeypatch, stale: str) -> No
         pretrain(run, scenes, progress=lambda step, steps, row: seen.append(step))
     assert any("goes on from it" in str(w.message) for w in said) == (stale == "say")
     assert bool(seen) == (stale == "fresh")  # else the last checkpoint was the end already
-    assert len(checkpoints) > 0
+    trained_by = run.manifest["stages"]["pretrain"]["code"]
+    assert trained_by == {"fresh": "again"}.get(stale, original)  # and it goes on being named
+
+
+def test_fresh_trains_the_whole_chain_again(project: Path, monkeypatch) -> None:
+    """Another despeckler is another input, so the old checkpoints no longer fit."""
+    run, scenes = ready("mine")
+    pretrain(run, scenes)
+    before = run.outputs_of("despeckle"), run.outputs_of("pretrain")
+    monkeypatch.setattr("umsf_lib.run.code_digest", lambda *modules: "edited")
+    monkeypatch.setattr("umsf_lib.pretraining.stage.code_digest", lambda *modules: "edited")
+    monkeypatch.setattr("umsf_lib.models.stage.RATIO_WEIGHT", 0.5)
+    fresh = Run.open(load_config("tiny", overrides="stale=fresh"), "mine")
+    assert train_despeckler(fresh, scenes) and pretrain(fresh, scenes)
+    after = fresh.outputs_of("despeckle"), fresh.outputs_of("pretrain")
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    assert not pretrain(fresh, scenes)

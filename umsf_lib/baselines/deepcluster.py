@@ -19,7 +19,7 @@ from ..config import ConfigError
 from ..data.windows import training_tiles
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import View, invert_affine, make_view, sample_tokens
-from ..run import Run
+from ..run import Run, to_device
 from ..training.loop import Metrics, Progress, Row
 from .base import baseline_steps, learned, train_module, training_tokens
 from .heads import TEMPERATURE, PrototypeHead, prototype_head
@@ -83,11 +83,11 @@ class Memory:
         self.task, self.size = task, config.views.window_px
         self.tiles = training_tiles(task.scenes, self.size, config.views.overlap_px)
         line = int(config.baseline.tokens**0.5)
-        steps = (torch.arange(line, device=device) + 0.5) / line * 2 - 1
+        steps = (torch.arange(line) + 0.5) / line * 2 - 1  # on the CPU, as all geometry
         self.grid = torch.cartesian_prod(steps, steps).flip(1)
         self.entries = torch.zeros(2, len(self.tiles), len(self.grid), dim, device=device)
         scene, row, col = self.tiles.T[:, :, None]  # (T, 1) each
-        inside = ((self.grid.cpu() + 1) / 2 * self.size).long()  # (n, 2) x, y in px
+        inside = ((self.grid + 1) / 2 * self.size).long()  # (n, 2) x, y in px
         places = (row + inside[:, 1], col + inside[:, 0])  # (T, n) each
         self.valid = task.store.valid_at(scene.expand_as(places[0]), *places).to(device)
 
@@ -102,7 +102,8 @@ class Memory:
         """Embed the grid in a view: ``(B, n, D)``, and ``(B, n)`` bool, True if it is visible."""
         points = invert_affine(view.theta, self.grid.expand(len(view.theta), -1, -1))
         maps = network.clustering.embed(network.features(view.images)["fused"])  # type: ignore[union-attr, operator]
-        return F.normalize(sample_tokens(maps, points), dim=2), (points.abs() < 1).all(dim=2)
+        seen = to_device((points.abs() < 1).all(dim=2), maps.device)
+        return F.normalize(sample_tokens(maps, points), dim=2), seen
 
     @torch.no_grad()
     def fill(self, network: UmsfNet, generator: torch.Generator) -> None:

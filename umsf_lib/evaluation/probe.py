@@ -52,6 +52,7 @@ class Labelled:
     features: np.ndarray  # (n, D)
     label: np.ndarray  # (n,) class ids
     scene: np.ndarray  # (n,) index of the scene
+    corner: np.ndarray  # (n, 2) row, col of the first pixel in the scene
 
 
 def probe_features(
@@ -97,11 +98,12 @@ def patches_of(
         known = label != IGNORE
         means = block_means(token_map(scene), size // stride).cpu().numpy()
         features = means[:, : label.shape[0], : label.shape[1]][:, known].T  # (n, D)
-        parts.append((features, label[known], np.full(len(features), scene)))
+        corner = np.argwhere(known) * size
+        parts.append((features, label[known], np.full(len(features), scene), corner))
     return _joined(parts)
 
 
-def _joined(parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Labelled:
+def _joined(parts: Iterable[tuple[np.ndarray, ...]]) -> Labelled:
     """Join the places of several scenes."""
     return Labelled(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -246,7 +248,8 @@ def labelled_tokens(
         chosen = np.sort(rng.permutation(known)[: count // len(which)])
         drawn = tokens.flatten(1)[:, torch.from_numpy(chosen).to(tokens.device)]  # (D, n)
         features = drawn.T.double().cpu().numpy()
-        parts.append((features, label[chosen], np.full(len(chosen), scene)))
+        corner = np.stack([row, col], axis=1)[chosen] - stride // 2
+        parts.append((features, label[chosen], np.full(len(chosen), scene), corner))
     return _joined(parts)
 
 

@@ -66,12 +66,9 @@ class Batch:
 
 def as_arrays(batch: Batch) -> tuple[list[dict[str, np.ndarray]], list[list[np.ndarray]]]:
     """Convert a batch to the arguments ``views`` and ``points`` of ``figures.views_figure``."""
+    sensors = [role for role in batch.first.images if role in ("optical", "sar")]
     views = [
-        {
-            role: view.images[role].cpu().numpy()
-            for role in ("optical", "sar")
-            if role in view.images
-        }
+        {role: view.images[role].cpu().numpy() for role in sensors}
         for view in (batch.first, batch.second)
     ]
     points = [

@@ -49,16 +49,22 @@ def pretrain(run: Run, scenes: SceneSet, *, progress: Progress | None = None) ->
     inputs = pretraining_inputs(run)
     if not any_process(not run.is_current("pretrain", inputs, __name__, trains=True)):
         return False
+    folder, every = run.path("checkpoints"), run.config.pretrain.checkpoint_every
+    checkpoints = Checkpoints(folder, inputs, every, code_digest(__name__), run.config.stale)
     if rank() > 0:
-        _pretrain(run, scenes, inputs, None)
+        _pretrain(run, scenes, checkpoints, None)
         return True
-    return run.stage(
-        "pretrain", lambda: _pretrain(run, scenes, inputs, progress), inputs, trains=True
+    run.make(
+        "pretrain",
+        lambda: _pretrain(run, scenes, checkpoints, progress),
+        inputs,
+        lambda: checkpoints.code,  # older than today's if the training went on from older code
     )
+    return True
 
 
 def _pretrain(
-    run: Run, scenes: SceneSet, inputs: dict[str, Any], progress: Progress | None
+    run: Run, scenes: SceneSet, checkpoints: Checkpoints, progress: Progress | None
 ) -> list[str]:
     """Train and write the files of the stage; return their names."""
     config, settings = run.config, run.config.pretrain
@@ -85,7 +91,9 @@ def _pretrain(
         learner.update_keys()
 
     per_epoch = steps_per_epoch(config, len(source.tiles))
-    checkpoints = _checkpoints_of(run, inputs)
+    if config.stale == "fresh" and rank() == 0:
+        checkpoints.delete_others()
+    any_process(False)  # the other processes wait for it
     rows = train(
         learner,
         loss_of,
@@ -101,20 +109,10 @@ def _pretrain(
         progress=progress,
     )
     _say_if_collapsed(rows, learner.query.projection_dim)
-    if rank() == 0:
-        write_rows(run.path("pretrain.csv"), rows)
+    if rank() > 0:
+        return []  # the first process may still be writing
+    write_rows(run.path("pretrain.csv"), rows)
     return ["pretrain.csv", f"checkpoints/{checkpoints.paths()[-1].name}"]
-
-
-def _checkpoints_of(run: Run, inputs: dict[str, Any]) -> Checkpoints:
-    """Return the checkpoints of the stage, with ``stale=fresh`` without those of older code."""
-    every, stale = run.config.pretrain.checkpoint_every, run.config.stale
-    found = Checkpoints(run.path("checkpoints"), inputs, every, code_digest(__name__), stale)
-    if stale == "fresh":
-        if rank() == 0:
-            found.delete_older_code()
-        any_process(False)  # the other processes wait for it
-    return found
 
 
 def build_learner(

@@ -51,7 +51,8 @@ class Checkpoints:
         folder: where the checkpoints are.
         settings: settings of the training; a checkpoint with other settings is refused.
         every: number of steps between checkpoints.
-        code: digest of the code that trains (``run.code_digest``).
+        code: digest of the code that trains (``run.code_digest``); that of the loaded checkpoint
+            once a training goes on from older code.
         stale: what to do with a checkpoint of other code, see ``Config.stale``.
     """
 
@@ -87,7 +88,8 @@ class Checkpoints:
         for path in reversed(self.paths()):
             if path.stem.rpartition("-")[2] == sha256_of(path)[:12]:
                 content = load_checkpoint(path, self.settings)
-                if content["code"] != self.code and self.stale == "say":
+                older, self.code = content["code"] != self.code, content["code"]
+                if older and self.stale == "say":
                     warnings.warn(
                         f"{path} was made by older code, and training goes on from it; --fresh "
                         "(stale=fresh) starts again, --keep-stale (stale=keep) silences this.",
@@ -101,12 +103,16 @@ class Checkpoints:
             )
         return None
 
-    def delete_older_code(self) -> None:
-        """Delete all checkpoints if other code has made the newest."""
-        latest = self.load_latest()
-        if latest is not None and latest["code"] != self.code:
-            for path in self.paths():
-                path.unlink()
+    def delete_others(self) -> None:
+        """Delete all checkpoints unless the newest has the same code and settings."""
+        for path in reversed(self.paths()):
+            try:
+                if load_checkpoint(path, self.settings)["code"] == self.code:
+                    return
+            except CheckpointError:
+                continue  # damaged, or of other settings
+        for path in self.paths():
+            path.unlink()
 
 
 def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if listed:
         raise CheckpointError(
             f"{path} was made with other settings ({listed}); "
-            "choose another run name, or delete the checkpoint to train again."
+            "choose another run name, or train again with --fresh (stale=fresh)."
         )
     return content
 

@@ -223,18 +223,20 @@ def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
 def print_progress(label: str, every_s: float = 5.0) -> Progress:
     """Return a progress function: a bar if a person watches, else a line every ``every_s`` s."""
     begin = last = time.monotonic()
-    first = -1  # a resumed training does not begin at 0
+    first, began = 0, begin  # step and time of the first call: it may come late, or after a resume
     bar: Any = None
 
     def lines(step: int, steps: int, row: Row) -> None:
-        nonlocal first, last
+        nonlocal first, began, last
         now = time.monotonic()
-        first = step - 1 if first < 0 else first
+        if first == 0 or step <= first:
+            first, began = step, now
         if now - last < every_s and step < steps:
             return
         last = now
-        left = (now - begin) / (step - first) * (steps - step)
-        times = f"{now - begin:.0f} s, {left:.0f} s left"
+        times = f"{now - begin:.0f} s"
+        if step > first:
+            times += f", {(now - began) / (step - first) * (steps - step):.0f} s left"
         print(f"{label} {step}/{steps}  loss {row['loss']:.3f}  {times}", flush=True)
 
     def bars(step: int, steps: int, row: Row) -> None:
