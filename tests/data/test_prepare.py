@@ -365,4 +365,4 @@ def test_scenes_of_older_code_are_made_and_prepared_again(project: Path, monkeyp
     assert "older code" not in capsys.readouterr().out
     edited["umsf_lib.data.stage"] = "edited once more"
     assert load_data(run).folder == again.folder != prepared
-    assert f"the scenes in {again.folder} were prepared by older code" in capsys.readouterr().out
+    assert f"scenes {again.folder.name} were prepared by older code" in capsys.readouterr().out

@@ -75,7 +75,7 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
     manifest = folder / "manifest.json"
     there = json.loads(manifest.read_text()) if manifest.is_file() else {}
     if there and there.get("code") != code_digest(__name__):
-        print(f"the scenes in {folder} were prepared by older code; they are prepared again.")
+        print(f"scenes {folder.name} were prepared by older code; they are prepared again.")
         there = {}
     if there:
         _check_arrays(folder)

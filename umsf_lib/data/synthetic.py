@@ -75,7 +75,7 @@ def synthesize(run: Run) -> Path:
     if (folder / "split.txt").is_file():
         if made.is_file() and json.loads(made.read_text()) == simulator:
             return folder
-        print(f"the scenes in {folder} were simulated by older code; they are made again.")
+        print(f"scenes {folder.name} were simulated by older code; they are made again.")
         (folder / "split.txt").unlink()
     write_json(made, simulator)
     names = scene_names(sum(counts.values()))
