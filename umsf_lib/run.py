@@ -246,12 +246,14 @@ class Run:
         run = Run.open(config, f"{self.folder.name}-{name}", self.folder.parent)
         for stage in keep:
             files = self.outputs_of(stage)
-            if run.is_done(stage) and run.outputs_of(stage) == files:
-                continue
+            if run.is_done(stage):
+                there = run.manifest["stages"][stage]
+                if not there.get("copied") or there["outputs"] == files:
+                    continue  # made by the variant itself, or what this run has still
             for file in files:
                 run.path(file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(self.path(file), run.path(file))
-            run.manifest["stages"][stage] = self.manifest["stages"][stage]
+            run.manifest["stages"][stage] = self.manifest["stages"][stage] | {"copied": True}
             run._save()
         return run
 
