@@ -170,7 +170,7 @@ def new_network(run: Run, scenes: SceneSet) -> UmsfNet:
 
 
 def build_network(config: Config, scenes: SceneSet) -> UmsfNet:
-    """The network of a run's settings for the bands of its scenes; weights from torch's seed."""
+    """Build the network of a run for the bands of its scenes; weights come from torch's seed."""
     return UmsfNet(config.model, scenes.layout, config.despeckle.channels)
 
 
