@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config, ConfigError, DataError, UmsfError, load_config
-from .data.check import RESAMPLINGS, align, guess_layout, report, survey
+from .data.align import RESAMPLINGS, align
+from .data.check import guess_layout, report, survey
 from .data.layout import load_layout
 from .data.stage import load_data
 from .experiments.pipeline import run_everything

@@ -13,7 +13,7 @@ from rasterio.warp import transform_bounds
 
 from umsf_lib.__main__ import main
 from umsf_lib.config import DataError
-from umsf_lib.data.check import align
+from umsf_lib.data.align import align
 from umsf_lib.data.layout import load_layout
 from umsf_lib.data.scene import find_scenes
 

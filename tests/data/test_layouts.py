@@ -13,7 +13,8 @@ from rasterio import Affine
 
 from umsf_lib.clustering.tokens import pixel_bands
 from umsf_lib.config import IGNORE, ConfigError, DataError
-from umsf_lib.data.check import align, guess_layout, report, survey
+from umsf_lib.data.align import align
+from umsf_lib.data.check import guess_layout, report, survey
 from umsf_lib.data.layout import Layout, layout_names, load_layout
 from umsf_lib.data.rasters import read_window
 from umsf_lib.data.scene import find_scenes, split_scenes
