@@ -12,9 +12,10 @@ from pathlib import Path
 from ..config import DataError
 from .layout import Layout, layout_names, load_layout
 from .map_sheets import leakage
-from .pairing import pair_files
+from .pairing import pair_files, require_folder
 from .rasters import Grid, grid_of, opened, strips
-from .scene import Scene, form_defects, scenes_of, split_scenes
+from .scene import Scene, files_of, form_defects, scenes_of
+from .split import Split, divide
 
 LOOKED_AT = 200  # number of scenes read to guess a layout, at most
 
@@ -38,6 +39,7 @@ class Survey:
     layout: Layout
     scenes: tuple[SceneFacts, ...]
     split: dict[str, list[str]]
+    split_notes: list[str]  # how it came about, in a few words each
     defects: list[str]  # of the folder and of all scenes, one sentence each
 
 
@@ -51,12 +53,13 @@ def survey(root: Path, layout: Layout) -> Survey:
     scenes = scenes_of(pairing, layout)
     facts = tuple(_facts(scene) for scene in scenes)
     defects = pairing.defects + [text for scene in facts for text in scene.defects]
-    split: dict[str, list[str]] = {}
+    split, files = Split({}), files_of(scenes)
     try:
-        split = split_scenes(root, layout, scenes)
+        split = divide(root, layout.split, sorted(files), files)
+        defects += split.doubts
     except DataError as error:
         defects.append(str(error))
-    return Survey(layout, facts, split, defects)
+    return Survey(layout, facts, split.parts, split.notes, defects)
 
 
 def _facts(scene: Scene) -> SceneFacts:
@@ -98,7 +101,7 @@ def report(found: Survey) -> list[str]:
     lines.append(f"Valid pixels: {share:.1%} of the {len(read)} scenes without defects")
     lines += _label_lines(layout, scenes)
     parts = ", ".join(f"{len(members)} {part}" for part, members in found.split.items())
-    lines.append(f"Split ({layout.split.rule}): {parts or 'none'}")
+    lines.append(f"Split ({layout.split.rule}): {'; '.join([parts or 'none', *found.split_notes])}")
     if beside := leakage(found.split):
         lines.append(
             f"Leakage: {len(beside.touching)} of {beside.tested} test scenes touch a training or "
@@ -139,8 +142,9 @@ def guess_layout(root: Path) -> tuple[Layout, str]:
     counts and dtypes. Of a large set of tiles only a sample is read, spread over the whole set.
 
     Raises:
-        DataError: no layout fits, or several do.
+        DataError: no layout fits, or several do, or there is no such folder (``require_folder``).
     """
+    require_folder(root)
     fitting: dict[str, tuple[Layout, str]] = {}
     unpaired, misfits = [], []
     for name in layout_names():

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from ..config import IGNORE, DataError
+from ..config import IGNORE, DataError, composed
 from .layout import DTYPES, LandClass, Layout, Sensor
 from .pairing import SPOKEN, Pairing, pair_files
 from .rasters import Grid, grid_defect, grid_of, opened, read_window, strips
@@ -50,8 +50,13 @@ def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[st
     Raises:
         DataError: the split list is malformed or leaves no training scenes.
     """
-    files = {scene.name: [path for path, _ in scene.files().values()] for scene in scenes}
+    files = files_of(scenes)
     return split_names(Path(root), layout.split, sorted(files), files)
+
+
+def files_of(scenes: Sequence[Scene]) -> dict[str, list[Path]]:
+    """Return name -> files of each scene, optical first."""
+    return {scene.name: [path for path, _ in scene.files().values()] for scene in scenes}
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Scene:
     @property
     def whole_tile_class(self) -> LandClass | None:
         """Class of every pixel where folders are the labels, else None."""
-        return self.layout.class_folders.get(self.optical.parent.name)
+        return self.layout.class_folders.get(composed(self.optical.parent.name))
 
     def check(self) -> None:
         """Compare the files with the layout and with each other; see ``defects``.
