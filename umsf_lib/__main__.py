@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from .config import Config, ConfigError, DataError, UmsfError, load_config
+from .config import Config, ConfigError, DataError, UmsfError, expanded, load_config
 from .data.align import RESAMPLINGS, align
 from .data.check import guess_layout, report, survey
 from .data.layout import load_layout
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 on success, 2 after such an error, 128 + the signal number after a signal.
     """
+    for stream in (sys.stdout, sys.stderr):  # a code page may lack letters of a path
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     for flag, value in (("fresh", "fresh"), ("keep_stale", "keep")):
         if getattr(options, flag, False):
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.function(options)
     except (UmsfError, Stopped) as error:
-        print(f"umsf: {error}", file=sys.stderr)
+        print("umsf:", str(error).replace("\n", "\\n"), file=sys.stderr)  # one line
         return 128 + error.number if isinstance(error, Stopped) else 2
     return 0
 
@@ -78,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--suite", choices=SUITES, default="first", help="default first")
         added.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
         stand_in = "file with records of runs not in runs/ (default: that of RESULTS.md)"
-        added.add_argument("--records", type=Path, default=RECORDS, help=stand_in)
+        added.add_argument("--records", type=expanded, default=RECORDS, help=stand_in)
     report.add_argument("--keep", action="store_true", help="write the runs to that file")
     command("gallery", _gallery, "copy a run's executed notebooks to gallery/")
     _add_data_commands(commands.add_parser("data", help="check or align a folder of scenes"))
@@ -91,7 +95,7 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     def command(name: str, function: Any, about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about)
         added.set_defaults(function=function)
-        added.add_argument("path", type=Path, help="data folder")
+        added.add_argument("path", type=expanded, help="data folder")
         return added
 
     about = "report what a folder holds and all its defects; exit status 2 if there are any"
@@ -100,7 +104,7 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     about = "write a copy with SAR and labels resampled to the grid of their optical file"
     aligned = command("align", _align, about)
     aligned.add_argument("--layout", required=True, help="layout name or YAML file")
-    aligned.add_argument("--output", type=Path, required=True, help="new data folder")
+    aligned.add_argument("--output", type=expanded, required=True, help="new data folder")
     how = "for SAR (default bilinear); labels always use nearest"
     aligned.add_argument("--resampling", choices=RESAMPLINGS, default="bilinear", help=how)
 
@@ -108,7 +112,7 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
 def _config(options: argparse.Namespace) -> Config:
     return load_config(
         options.profile,
-        data=str(Path(options.data).resolve()) if options.data else "",
+        data=os.path.realpath(expanded(options.data)) if options.data else "",
         layout=options.layout,
         seed=options.seed,
         overrides=options.overrides,

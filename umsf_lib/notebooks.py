@@ -14,8 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from .config import ConfigError, UmsfError, load_config, unknown_name
-from .run import Run, project_root, seed_everything, versions, write_atomically
+from .config import (
+    ConfigError,
+    MissingStageError,
+    UmsfError,
+    expanded,
+    load_config,
+    unknown_name,
+)
+from .run import (
+    CHECKOUT,
+    Run,
+    make_folder,
+    project_root,
+    seed_everything,
+    versions,
+    write_atomically,
+)
 
 # Parameters of all notebooks; each may add its own (see ``open_notebook``).
 PARAMETERS: dict[str, type] = {
@@ -89,7 +104,7 @@ def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
     data = values["data"]
     config = load_config(
         values["profile"],
-        data=str((project_root() / data).resolve()) if data else "",
+        data=os.path.realpath(project_root() / expanded(data)) if data else "",
         layout=values["layout"],
         seed=values["seed"],
         overrides=values["overrides"],
@@ -145,14 +160,14 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     """
     import papermill
 
-    source = project_root() / "notebooks" / f"{name}.ipynb"
+    source = CHECKOUT / "notebooks" / f"{name}.ipynb"
     known = {key: PARAMETERS.get(key, str) for key in papermill.inspect_notebook(str(source))}
     check_parameters(parameters, known, f"notebooks/{name}.ipynb")
     given = {k: parameters[k] for k in ("data", "layout", "seed", "overrides") if k in parameters}
     config = load_config(parameters.get("profile", "quick"), **given)
     folder = Run.folder_of(config, parameters.get("run", ""))
     target = folder / "notebooks" / f"{name}.ipynb"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     os.environ["UMSF_HEADLESS"] = "1"  # inherited by the kernel; widgets become pictures
     try:
         papermill.execute_notebook(
@@ -160,7 +175,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
             str(target),
             parameters=dict(parameters),
             kernel_name="python3",
-            cwd=str(project_root()),
+            cwd=os.getcwd(),  # so that a relative path means the same in both
             execution_timeout=timeout_s,
             progress_bar=False,
             request_save_on_cell_execute=False,
@@ -195,6 +210,7 @@ def write_gallery(folder: Path) -> list[Path]:
 
     Raises:
         ConfigError: a copy is larger than ``GALLERY_BYTES``.
+        MissingStageError: a notebook of the tutorial has not been run.
     """
     import nbformat
 
@@ -208,6 +224,8 @@ def write_gallery(folder: Path) -> list[Path]:
         path = folder / "notebooks" / f"{name}.ipynb"
         if name in FURTHER and not path.is_file():
             continue
+        if not path.is_file():
+            raise MissingStageError(f"{path} is missing; run `umsf tutorial` first.")
         notebook = nbformat.read(path, as_version=4)
         if name == "06_tsne_and_maps":
             outputs = [

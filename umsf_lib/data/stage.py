@@ -19,7 +19,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from ..config import ConfigError, DataError
-from ..run import Run, code_digest, digest, project_root, sha256_of, write_json
+from ..run import Run, code_digest, digest, make_folder, project_root, sha256_of, write_json
 from .layout import Layout, load_layout
 from .rasters import strips
 from .scene import Scene, find_scenes, split_scenes
@@ -70,10 +70,10 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
     """
     scenes = find_scenes(root, layout)
     split = split_scenes(root, layout, scenes)
-    key = digest([layout.source.read_text(), [_stamp(s) for s in scenes]])
+    key = digest([layout.source.read_text(encoding="utf-8"), [_stamp(s) for s in scenes]])
     folder = (target or project_root() / "data" / "prepared") / key
     manifest = folder / "manifest.json"
-    there = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    there = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     if there and there.get("code") != code_digest(__name__):
         print(f"scenes {folder.name} were prepared by older code; they are prepared again.")
         there = {}
@@ -81,7 +81,7 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
         _check_arrays(folder)
     else:
         _make_folder(folder, scenes, layout)
-    there = json.loads(manifest.read_text())
+    there = json.loads(manifest.read_text(encoding="utf-8"))
     records = tuple(SceneRecord(**record) for record in there["scenes"])
     return SceneSet(folder, layout, records, split, {s.name: s for s in scenes})
 
@@ -97,7 +97,7 @@ def _stamp(scene: Scene) -> list[Any]:
 def _check_arrays(folder: Path) -> None:
     """Compare the SHA-256 of the arrays with the recorded ones, to detect damaged files."""
     manifest = folder / "manifest.json"
-    for file, wanted in json.loads(manifest.read_text())["files"].items():
+    for file, wanted in json.loads(manifest.read_text(encoding="utf-8"))["files"].items():
         path = folder / file
         if (found := sha256_of(path) if path.is_file() else "none, it is missing") != wanted:
             raise DataError(
@@ -108,7 +108,7 @@ def _check_arrays(folder: Path) -> None:
 
 def _make_folder(folder: Path, scenes: list[Scene], layout: Layout) -> None:
     """Write the arrays to a temporary folder, which becomes ``folder`` when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
     try:
         _write_scenes(scenes, layout, temporary)
