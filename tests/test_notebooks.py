@@ -133,9 +133,7 @@ def test_the_gallery_shows_the_notebooks_as_they_are() -> None:
 
 
 def test_a_gallery_needs_a_tutorial_that_was_run(tmp_path: Path) -> None:
-    with pytest.raises(
-        MissingStageError, match=r"01_data_preparation\.ipynb is missing; run"
-    ):
+    with pytest.raises(MissingStageError, match=r"01_data_preparation\.ipynb is missing; run"):
         write_gallery(tmp_path)
 
 

@@ -36,11 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a code page may lack letters of a path
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(arguments)
-    for flag, value in (("fresh", "fresh"), ("keep_stale", "keep")):
-        if getattr(options, flag, False):
-            options.overrides += f" stale={value}"
     try:
+        options = _parser().parse_args(arguments)
+        for flag, value in (("fresh", "fresh"), ("keep_stale", "keep")):
+            if getattr(options, flag, False):
+                options.overrides += f" stale={value}"
         options.function(options)
     except (UmsfError, Stopped) as error:
         print("umsf:", str(error).replace("\n", "\\n"), file=sys.stderr)  # one line

@@ -60,7 +60,15 @@ class CheckpointError(UmsfError):
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path that a user gave, with ``~`` replaced by the home folder."""
+    """Return a path that a user gave, with ``~`` replaced by the home folder.
+
+    Raises:
+        ConfigError: it holds bytes that are not text in this locale.
+    """
+    if re.search("[\ud800-\udfff]", str(path)):
+        raise ConfigError(
+            f"{str(path)!r} is not text in this locale; set PYTHONUTF8=1, or rename the folder."
+        )
     return Path(os.path.expanduser(path))  # Path.expanduser fails where there is no such user
 
 

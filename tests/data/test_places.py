@@ -155,3 +155,15 @@ def test_a_home_folder_is_expanded_in_each_path(
     assert (tmp_path / "root" / "runs" / "mine" / "manifest.json").is_file()
     assert str(config_module.expanded("~nobody-here/x")) == "~nobody-here/x"
     capsys.readouterr()
+
+
+def test_a_path_that_is_no_text_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in a locale without UTF-8, where the bytes of other letters are not decoded."""
+    write_fake(tmp_path, "pairs", "1")
+    data = f"{tmp_path}/\udce6\udcb9"
+    for command in (["data", "check", data], ["map", "--profile", "tiny", "--data", data]):
+        assert main(command) == 2
+        assert "not text in this locale; set PYTHONUTF8=1" in capsys.readouterr().err
+    (tmp_path / "sar" / "1.tif").rename(tmp_path / "sar" / "\udce6.tif")
+    with pytest.raises(DataError, match=r"udce6\.tif' .* PYTHONUTF8=1"):
+        pair_files(tmp_path, PAIRS)

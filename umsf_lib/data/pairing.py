@@ -93,7 +93,7 @@ def _files(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[Ke
     stem, _, extension = layout.pattern[role].rpartition(".")
     ending = "|".join(SPELLINGS.get(e, re.escape(e)) for e in extension.lower().split("|"))
     regex = re.compile(rf"(?s:{'(.*)'.join(map(re.escape, stem.split('*')))})\.(?i:{ending})")
-    files: dict[Key, Path] = {}
+    files, odd = dict[Key, Path](), list[str]()
     for where, folder in folders:
         matches = [(path, regex.fullmatch(composed(path.name))) for path in listing(folder)]
         found = [(path, match.groups()) for path, match in matches if match]
@@ -104,25 +104,25 @@ def _files(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[Ke
             )
             continue
         for path, texts in found:
-            if odd := _oddity(path):
-                defects.append(odd)
+            if why := _oddity(path):
+                odd.append(why)
                 continue
             if (*where, *texts) in files:
                 defects.append(_two_of(_join(texts), files[(*where, *texts)], path))
             files.setdefault((*where, *texts), path)
+    defects += odd
     if not files and role != "label":
-        raise DataError(
-            f"No file in {folders[0][1]} matches '{layout.pattern[role]}' (layout "
-            f"'{layout.name}'); check the data path and the layout's pattern."
-        )
+        none = f"No file in {folders[0][1]} matches '{layout.pattern[role]}' (layout "
+        none += f"'{layout.name}'); check the data path and the layout's pattern."
+        raise DataError(odd[0] if odd else none)
     return files
 
 
 def _folders(root: Path, name: str) -> list[tuple[Key, Path]]:
     """List the folders that match a name with wildcards, each with the texts that these match."""
-    if name == ".":  # files of all roles side by side
-        return [((), root)] if root.is_dir() else []
     name = PurePosixPath(name).as_posix()  # without ./ and / at its ends
+    if name == ".":  # files of all roles side by side
+        return [((), root)]
     regex = re.compile("([^/]*)".join(map(re.escape, name.split("*"))))
     literal = re.sub(r"([?[])", r"[\1]", name)
     paths = {path for form in ("NFC", "NFD") for path in root.glob(normalize(form, literal))}
