@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -19,7 +19,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import transform as project
 from rasterio.windows import Window
@@ -90,12 +90,18 @@ class NumpyRaster:
             array = array.transpose(2, 0, 1)
         self.array = array  # (C, h, w)
         self.count, self.height, self.width = array.shape
+        self.shape, self.indexes = array.shape[1:], range(1, self.count + 1)
         self.dtypes = (array.dtype.name,)
+        self.nodatavals = (None,) * self.count
+        self.mask_flag_enums = ([MaskFlags.all_valid],) * self.count
+        self.colorinterp = (ColorInterp.undefined,) * self.count
 
-    def read(self, band: int | None = None, *, window: Window | None = None) -> NDArray[Any]:
+    def read(
+        self, band: int | list[int] | None = None, *, window: Window | None = None
+    ) -> NDArray[Any]:
         """Return ``(C, h, w)``, or ``(h, w)`` of one band (from 1), in native byte order."""
         part: tuple[slice, ...] = window.toslices() if window else ()
-        values = self.array[(slice(None) if band is None else band - 1, *part)]
+        values = self.array[(slice(None) if band is None else np.subtract(band, 1), *part)]
         return np.array(values, values.dtype.newbyteorder("="), order="C")
 
 
@@ -155,17 +161,62 @@ def grid_of(source: Any) -> Grid:
     return Grid(source.height, source.width, source.crs, source.transform)
 
 
-def read_window(path: Path, window: Window | None) -> tuple[NDArray[Any], float | None]:
-    """Return values ``(C, h, w)`` in the file's dtype, and the nodata value that it declares.
+class Pixels(NamedTuple):
+    """The bands of a window that hold data, and what their file says of them."""
+
+    stored: NDArray[Any]  # (C, h, w) in the file's dtype
+    declared: NDArray[np.bool_]  # (C, h, w), see declared_valid
+
+
+def read_window(path: Path, window: Window | None, named: int | None = None) -> Pixels:
+    """Read the data bands of a file, of which a layout names this many (default: all).
 
     Raises:
         DataError: the file cannot be read, or the window extends beyond it.
     """
     with opened(path) as source:
-        values = source.read(window=window)
+        values = source.read(data_bands(source, named), window=window)
         if window and values.shape[1:] != (window.height, window.width):
             raise DataError(f"{path} is {grid_of(source)}, but {window} reaches beyond it.")
-        return values, source.nodata
+        return Pixels(values, declared_valid(source, window, named))
+
+
+def data_bands(source: Any, named: int | None = None) -> list[int]:
+    """Return the indexes (from 1) of the bands that hold data, if a layout names this many.
+
+    A band tagged alpha is data where it is named (near infrared often has this tag, and None names
+    all), and transparency where the file has more bands than are named.
+    """
+    if named is None or source.count <= named:
+        return list(source.indexes)
+    return [i for i in source.indexes if source.colorinterp[i - 1] is not ColorInterp.alpha]
+
+
+def declared_valid(
+    source: Any, window: Window | None = None, named: int | None = None
+) -> NDArray[np.bool_]:
+    """Return which pixels of its data bands an opened dataset declares to be valid.
+
+    Not valid are the nodata value of each band, what an internal or external mask hides, and where
+    a band of transparency (see ``data_bands``) is 0.
+
+    Returns:
+        ``(C, h, w) bool`` of the C bands of ``data_bands(source, named)``.
+    """
+    bands, masks = data_bands(source, named), []
+    for band in bands:
+        flags, nodata = source.mask_flag_enums[band - 1], source.nodatavals[band - 1]
+        if MaskFlags.all_valid in flags or MaskFlags.alpha in flags:
+            shape = (window.height, window.width) if window else source.shape
+            masks.append(np.ones(shape, bool))
+        else:
+            masks.append(source.read_masks(band, window=window) != 0)
+        if nodata is not None and flags != [MaskFlags.nodata]:  # GDAL reads one of the two
+            values = source.read(band, window=window)
+            masks[-1] &= ~np.isnan(values) if np.isnan(nodata) else values != nodata
+    for band in set(source.indexes) - set(bands):
+        masks = [mask & (source.read(band, window=window) != 0) for mask in masks]
+    return np.stack(masks)
 
 
 def strips(grid: Grid) -> Iterator[Window]:

@@ -15,7 +15,7 @@ from rasterio.windows import Window
 from ..config import IGNORE, DataError
 from .layout import DTYPES, LandClass, Layout, Sensor
 from .pairing import SPOKEN, Pairing, pair_files
-from .rasters import Grid, grid_defect, grid_of, opened, read_window, strips
+from .rasters import Grid, data_bands, grid_defect, grid_of, opened, read_window, strips
 from .split import split_names
 
 LARGEST = 1e30  # in any unit; larger magnitudes are overflows or fill values such as -3.4e38
@@ -110,15 +110,16 @@ class Scene:
         return found
 
     def label_codes(self) -> Counter[int]:
-        """Count the pixels of each label code, strip by strip.
+        """Count the pixels of each label code, strip by strip, but those the file says are nodata.
 
         Raises:
             DataError: the file cannot be read.
         """
         if self.label:
             with opened(self.label) as source:
-                parts = (source.read(1, window=part) for part in strips(grid_of(source)))
-                return sum(map(_counts, parts), Counter[int]())
+                windows = list(strips(grid_of(source)))
+            parts = (read_window(self.label, window, 1) for window in windows)
+            return sum((_counts(p.stored[0][p.declared[0]]) for p in parts), Counter[int]())
         land, grid = self.whole_tile_class, self.profile()
         return Counter({land.code: grid.height * grid.width} if land else {})
 
@@ -144,8 +145,8 @@ class Scene:
             parts["optical"] = np.concatenate([parts["optical"], parts.pop("dem")])
         parts["valid"] = valid = np.logical_and.reduce(masks)
         if self.label:
-            codes = read_window(self.label, window)[0][0]
-            parts["label"] = class_ids(codes, self.layout, self.label)
+            codes = read_window(self.label, window, 1)
+            parts["label"] = class_ids(codes.stored[0], codes.declared[0], self.layout, self.label)
         else:
             land = self.whole_tile_class
             parts["label"] = np.full(valid.shape, land.id if land else IGNORE, np.int64)
@@ -171,9 +172,11 @@ def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
     Raises:
         DataError: the file cannot be opened.
     """
-    with opened(path) as source:
-        bands, dtype, nodata = source.count, source.dtypes[0], source.nodata
     names, dtypes = (sensor.bands, DTYPES[sensor.scaling]) if sensor else (("class code",), ())
+    with opened(path) as source:
+        indexes = data_bands(source, len(names))
+        bands, dtype = len(indexes), source.dtypes[0]
+        nodata = {source.nodatavals[i - 1] for i in indexes} - {None}
     file = f"{SPOKEN[role]} file {path}"
     found = []
     more = (role == "sar" and _is_grey(bands, names)) or (role == "dem" and bands > len(names))
@@ -189,11 +192,13 @@ def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
         )
     if not sensor and np.dtype(dtype).kind not in "iu":
         found.append(f"{file} is {dtype}, but class codes must be integers; convert the file.")
-    if sensor and None not in (sensor.nodata, nodata) and nodata != sensor.nodata:
-        found.append(
-            f"{file} declares nodata {nodata:g}, but the layout says "
-            f"{sensor.nodata:g}; make the two agree."
-        )
+    if sensor and sensor.nodata is not None:
+        others = [v for v in nodata if not np.isclose(v, sensor.nodata, equal_nan=True)]
+        if others:
+            found.append(
+                f"{file} declares nodata {' and '.join(f'{v:g}' for v in sorted(others))}, but the "
+                f"layout says {sensor.nodata:g}; make the two agree."
+            )
     return found
 
 
@@ -206,20 +211,31 @@ def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
     """Return the grid of a file after checking its last row; ``sensor`` is None for a label.
 
     Raises:
-        DataError: the row cannot be read, or most of it is negative although the layout says that
-            values are linear power.
+        DataError: the row cannot be read, most of it is negative although the layout says that
+            values are linear power, or a band tagged alpha looks like data.
     """
     with opened(path) as source:
         grid = grid_of(source)
-        last_row = source.read(window=Window(0, grid.height - 1, grid.width, 1))
-    if sensor and sensor.scaling == "intensity":
-        known = last_row[_has_data(last_row, sensor, source.nodata)]
-        # Noise subtraction leaves a few negative powers; most decibel values are negative.
-        if 2 * (known < 0).sum() > known.size:
-            raise DataError(
-                f"SAR file {path} has values down to {known.min():.4g}, but scaling 'intensity' of "
-                "the layout means power, never below 0; if these are decibels, use 'db'."
-            )
+        last_row = Window(0, grid.height - 1, grid.width, 1)
+        names = sensor.bands if sensor else ("class code",)
+        for band in set(source.indexes) - set(data_bands(source, len(names))):
+            alpha = source.read(band, window=last_row)
+            if 2 * ((alpha != 0) & (alpha != alpha.max())).sum() > alpha.size:
+                raise DataError(
+                    f"{path} has a band {band} tagged alpha, but its values vary as data do, and "
+                    f"the layout names only {', '.join(names)}; name it there (such as nir)."
+                )
+    if sensor is None:
+        read_window(path, last_row)
+        return grid
+    values, valid = read_sensor(path, sensor, last_row)
+    known = values[:, valid]
+    # Noise subtraction leaves a few negative powers; most decibel values are negative.
+    if sensor.scaling == "intensity" and 2 * (known < 0).sum() > known.size:
+        raise DataError(
+            f"SAR file {path} has values down to {known.min():.4g}, but scaling 'intensity' of "
+            "the layout means power, never below 0; if these are decibels, use 'db'."
+        )
     return grid
 
 
@@ -231,7 +247,7 @@ def read_sensor(
     Raises:
         DataError: the file cannot be read, or it has three different channels instead of one.
     """
-    values, declared = read_window(path, window)  # (C, h, w)
+    values, declared = read_window(path, window, len(sensor.bands))  # (C, h, w)
     if sensor.scaling == "elevation":
         values = values[: len(sensor.bands)]  # products derived from the DEM may follow
     elif _is_grey(len(values), sensor.bands):
@@ -241,30 +257,31 @@ def read_sensor(
                 f"({sensor.bands[0]}); choose another layout or correct its bands."
             )
         values = values[:1]
-    valid = np.ones(values.shape[1:], bool)
+    valid = np.logical_and.reduce(declared[: len(values)])
     for band in values:  # band by band, because temporary arrays of a whole scene are large
-        valid &= _has_data(band, sensor, declared)
+        valid &= _has_data(band, sensor)
     return values, valid
 
 
-def _has_data(values: NDArray[Any], sensor: Sensor, declared: float | None) -> NDArray[np.bool_]:
-    """Return which values of a sensor are data, where a file declares this nodata value."""
-    nodata = declared if sensor.nodata is None else sensor.nodata
-    known = np.ones(values.shape, bool) if nodata is None else values != nodata
+def _has_data(values: NDArray[Any], sensor: Sensor) -> NDArray[np.bool_]:
+    """Return which values are neither the layout's nodata value nor junk that no file declares."""
+    known = np.ones(values.shape, bool) if sensor.nodata is None else values != sensor.nodata
     if values.dtype.kind == "f":
         known &= np.abs(values) < LARGEST  # False for NaN, too
     return known
 
 
-def class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int64]:
-    """Convert label codes to class ids, ``IGNORE`` for nodata codes.
+def class_ids(
+    codes: NDArray[Any], known: NDArray[np.bool_], layout: Layout, path: Path
+) -> NDArray[np.int64]:
+    """Convert label codes to class ids, ``IGNORE`` for nodata codes and where not ``known``.
 
     Raises:
         DataError: the layout does not know a code.
     """
-    ids = np.full(codes.shape, -1, np.int64)
+    ids = np.where(known, -1, IGNORE)
     for code, id_ in _known_codes(layout).items():
-        ids[codes == code] = id_
+        ids[known & (codes == code)] = id_
     if unknown := unknown_codes(_counts(codes[ids < 0]), layout, path):
         raise DataError(unknown[0])
     return ids
