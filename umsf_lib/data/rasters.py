@@ -29,6 +29,7 @@ from ..run import write_atomically
 
 TOLERANCE_PX = 0.01
 DEGREE_M = 111_195.0  # one degree on a sphere of radius 6371 km
+SAID_PARTS = 4  # listed in a message
 STRIP_PX = 256  # rows read at a time, to limit memory use
 
 
@@ -65,6 +66,7 @@ class NumpyRaster:
     """
 
     crs, transform, nodata, descriptions = None, Affine.identity(), None, (None,)
+    gcps, rpcs = ((), None), None
 
     def __init__(self, path: Path) -> None:
         """Open the file.
@@ -93,6 +95,7 @@ class NumpyRaster:
         self.shape, self.indexes = array.shape[1:], range(1, self.count + 1)
         self.dtypes = (array.dtype.name,)
         self.nodatavals = (None,) * self.count
+        self.scales, self.offsets = (1.0,) * self.count, (0.0,) * self.count
         self.mask_flag_enums = ([MaskFlags.all_valid],) * self.count
         self.colorinterp = (ColorInterp.undefined,) * self.count
 
@@ -137,6 +140,12 @@ def opened(path: Path) -> Iterator[Any]:
         return
     try:
         with _open(path) as source:
+            if parts := source.subdatasets:
+                raise DataError(
+                    f"{path} holds {len(parts)} rasters, and only one could be read: "
+                    f"{', '.join(parts[:SAID_PARTS])}{', ...' if parts[SAID_PARTS:] else ''}; "
+                    f"write each one you need to a file: gdal_translate '{parts[0]}' OUT.tif."
+                )
             yield source
     except RasterioError as error:
         raise _unreadable(path, error.__cause__ or error) from error
@@ -157,8 +166,9 @@ def _unreadable(path: Path, reason: BaseException | str) -> DataError:
 
 
 def grid_of(source: Any) -> Grid:
-    """Return the grid of an opened dataset."""
-    return Grid(source.height, source.width, source.crs, source.transform)
+    """Return the grid of an opened dataset; a CRS without a transform places nothing."""
+    crs = None if source.transform.is_identity else source.crs
+    return Grid(source.height, source.width, crs, source.transform)
 
 
 class Pixels(NamedTuple):
@@ -166,6 +176,19 @@ class Pixels(NamedTuple):
 
     stored: NDArray[Any]  # (C, h, w) in the file's dtype
     declared: NDArray[np.bool_]  # (C, h, w), see declared_valid
+    scale: NDArray[np.float64]  # (C, 1, 1)
+    offset: NDArray[np.float64]  # (C, 1, 1)
+
+    def first(self, count: int) -> Pixels:
+        """Return the first bands only."""
+        return Pixels(*(part[:count] for part in self))  # type: ignore[arg-type]
+
+    def physical(self) -> NDArray[Any]:
+        """Return ``stored * scale + offset`` ``(C, h, w)`` as floats; as stored without these."""
+        if (self.scale == 1).all() and (self.offset == 0).all():
+            return self.stored
+        values = self.stored * self.scale + self.offset
+        return values.astype(scaled_dtype(self.stored.dtype))
 
 
 def read_window(path: Path, window: Window | None, named: int | None = None) -> Pixels:
@@ -175,10 +198,22 @@ def read_window(path: Path, window: Window | None, named: int | None = None) -> 
         DataError: the file cannot be read, or the window extends beyond it.
     """
     with opened(path) as source:
-        values = source.read(data_bands(source, named), window=window)
+        bands = data_bands(source, named)
+        values = source.read(bands, window=window)
         if window and values.shape[1:] != (window.height, window.width):
             raise DataError(f"{path} is {grid_of(source)}, but {window} reaches beyond it.")
-        return Pixels(values, declared_valid(source, window, named))
+        scale, offset = scaling_of(source, bands)[:, :, None, None]
+        return Pixels(values, declared_valid(source, window, named), scale, offset)
+
+
+def scaled_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype of values that have been scaled: float32 where it holds the stored ones."""
+    return np.result_type(dtype, np.float32)
+
+
+def scaling_of(source: Any, bands: Sequence[int]) -> NDArray[np.float64]:
+    """Return the scale and the offset ``(2, C)`` that a dataset declares for bands (from 1)."""
+    return np.array([(source.scales[i - 1], source.offsets[i - 1]) for i in bands], float).T
 
 
 def data_bands(source: Any, named: int | None = None) -> list[int]:

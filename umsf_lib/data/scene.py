@@ -13,9 +13,20 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from ..config import IGNORE, DataError
-from .layout import DTYPES, LandClass, Layout, Sensor
+from .form import form_defects, is_grey
+from .layout import LandClass, Layout, Sensor
 from .pairing import SPOKEN, Pairing, pair_files
-from .rasters import Grid, data_bands, grid_defect, grid_of, opened, read_window, strips
+from .rasters import (
+    Grid,
+    Pixels,
+    data_bands,
+    grid_defect,
+    grid_of,
+    opened,
+    read_window,
+    scaling_of,
+    strips,
+)
 from .split import split_names
 
 LARGEST = 1e30  # in any unit; larger magnitudes are overflows or fill values such as -3.4e38
@@ -104,6 +115,7 @@ class Scene:
                 if role != "optical" and "optical" in grids:
                     found += grid_defect(self.optical, grids["optical"], path, grids[role])
                 if role == "label":
+                    found += nodata_classes(self.layout, path)
                     found += unknown_codes(self.label_codes(), self.layout, path)
             except DataError as error:  # unreadable: nothing to compare
                 found.append(str(error))
@@ -127,10 +139,11 @@ class Scene:
         """Read a window, or the whole scene.
 
         Returns:
-            ``optical (Co, h, w)`` as stored, with the bands of a DEM last (in a dtype that holds
-            both); ``sar (Cs, h, w)`` as stored, if the layout has SAR; ``label (h, w) int64``
-            class ids, 255 where the label is ignored or missing; ``valid (h, w) bool``: no band is
-            nodata, NaN, infinite or a fill value.
+            ``optical (Co, h, w)``, with the bands of a DEM last (in a dtype that holds both);
+            ``sar (Cs, h, w)``, if the layout has SAR, both as stored, or as floats where the file
+            declares a scale or an offset, which are applied; ``label (h, w) int64`` class ids, 255
+            where the label is ignored or missing; ``valid (h, w) bool``: no band is nodata, masked,
+            NaN, infinite or a fill value.
 
         Raises:
             DataError: a file cannot be read or is truncated, the label has unknown codes, or a
@@ -139,7 +152,8 @@ class Scene:
         parts, masks = {}, []
         for role, (path, sensor) in self.files().items():
             if sensor:
-                parts[role], mask = read_sensor(path, sensor, window)
+                pixels, mask = read_sensor(path, sensor, window)
+                parts[role] = pixels.physical()
                 masks.append(mask)
         if "dem" in parts:
             parts["optical"] = np.concatenate([parts["optical"], parts.pop("dem")])
@@ -164,47 +178,28 @@ class Scene:
         )
 
 
-def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
-    """List the defects in a file's header compared with the layout: bands, dtype, nodata.
-
-    ``role`` is ``optical``, ``sar``, ``dem`` or ``label``, which has no ``sensor``.
+def unit_defects(scenes: Sequence[Scene]) -> list[str]:
+    """Say per role if some files declare a scale and others hold plain integers: other units.
 
     Raises:
-        DataError: the file cannot be opened.
+        DataError: a file cannot be opened.
     """
-    names, dtypes = (sensor.bands, DTYPES[sensor.scaling]) if sensor else (("class code",), ())
-    with opened(path) as source:
-        indexes = data_bands(source, len(names))
-        bands, dtype = len(indexes), source.dtypes[0]
-        nodata = {source.nodatavals[i - 1] for i in indexes} - {None}
-    file = f"{SPOKEN[role]} file {path}"
-    found = []
-    more = (role == "sar" and _is_grey(bands, names)) or (role == "dem" and bands > len(names))
-    if bands != len(names) and not more:
-        found.append(
-            f"{file} has {bands} bands, but the layout names {len(names)} "
-            f"({', '.join(names)}); choose another layout or correct its bands."
-        )
-    if sensor and dtype not in dtypes:
-        found.append(
-            f"{file} is {dtype}, but scaling '{sensor.scaling}' of the layout means "
-            f"{' or '.join(dtypes)}; choose another layout or correct its scaling."
-        )
-    if not sensor and np.dtype(dtype).kind not in "iu":
-        found.append(f"{file} is {dtype}, but class codes must be integers; convert the file.")
-    if sensor and sensor.nodata is not None:
-        others = [v for v in nodata if not np.isclose(v, sensor.nodata, equal_nan=True)]
-        if others:
-            found.append(
-                f"{file} declares nodata {' and '.join(f'{v:g}' for v in sorted(others))}, but the "
-                f"layout says {sensor.nodata:g}; make the two agree."
-            )
-    return found
-
-
-def _is_grey(bands: int, names: Sequence[str]) -> bool:
-    """Return whether a single band may be stored as three equal channels of a grey image."""
-    return bands == 3 and len(names) == 1
+    kinds: dict[tuple[str, bool], Path] = {}  # role, scaled? -> a file of this kind
+    for scene in scenes:
+        for role, (path, sensor) in scene.files().items():
+            if sensor:
+                with opened(path) as source:
+                    scale, _ = scaling_of(source, data_bands(source, len(sensor.bands)))
+                    integers = np.dtype(source.dtypes[0]).kind in "iu"
+                if integers or (scale != 1).any():
+                    kinds.setdefault((role, bool((scale != 1).any())), path)
+    return [
+        f"{SPOKEN[role]} file {kinds[role, True]} declares a scale, but {kinds[role, False]} holds "
+        "plain integers, so their units differ; declare the scale and offset of both "
+        "(gdal_translate -a_scale ... -a_offset ... IN OUT.tif), or of neither."
+        for role in ("optical", "sar", "dem")
+        if {(role, True), (role, False)} <= kinds.keys()
+    ]
 
 
 def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
@@ -228,8 +223,8 @@ def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
     if sensor is None:
         read_window(path, last_row)
         return grid
-    values, valid = read_sensor(path, sensor, last_row)
-    known = values[:, valid]
+    pixels, valid = read_sensor(path, sensor, last_row)
+    known = pixels.physical()[:, valid]
     # Noise subtraction leaves a few negative powers; most decibel values are negative.
     if sensor.scaling == "intensity" and 2 * (known < 0).sum() > known.size:
         raise DataError(
@@ -241,26 +236,25 @@ def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
 
 def read_sensor(
     path: Path, sensor: Sensor, window: Window | None
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Read values ``(C, h, w)`` as stored, and the mask ``(h, w) bool`` of valid pixels.
+) -> tuple[Pixels, NDArray[np.bool_]]:
+    """Read the bands of a sensor, and the mask ``(h, w) bool`` of valid pixels.
 
     Raises:
         DataError: the file cannot be read, or it has three different channels instead of one.
     """
-    values, declared = read_window(path, window, len(sensor.bands))  # (C, h, w)
-    if sensor.scaling == "elevation":
-        values = values[: len(sensor.bands)]  # products derived from the DEM may follow
-    elif _is_grey(len(values), sensor.bands):
-        if (values != values[:1]).any():
-            raise DataError(
-                f"SAR file {path} has 3 bands that differ, but the layout names one "
-                f"({sensor.bands[0]}); choose another layout or correct its bands."
-            )
-        values = values[:1]
-    valid = np.logical_and.reduce(declared[: len(values)])
-    for band in values:  # band by band, because temporary arrays of a whole scene are large
+    pixels = read_window(path, window, len(sensor.bands))
+    bands = pixels.stored
+    if is_grey(len(bands), sensor) and (bands != bands[:1]).any():
+        raise DataError(
+            f"SAR file {path} has 3 bands that differ, but the layout names one "
+            f"({sensor.bands[0]}); choose another layout or correct its bands."
+        )
+    # Two more equal channels, or products derived from a DEM, may follow.
+    pixels = pixels.first(len(sensor.bands))
+    valid = np.logical_and.reduce(pixels.declared)
+    for band in pixels.stored:  # one by one, because temporary arrays of a whole scene are large
         valid &= _has_data(band, sensor)
-    return values, valid
+    return pixels, valid
 
 
 def _has_data(values: NDArray[Any], sensor: Sensor) -> NDArray[np.bool_]:
@@ -285,6 +279,19 @@ def class_ids(
     if unknown := unknown_codes(_counts(codes[ids < 0]), layout, path):
         raise DataError(unknown[0])
     return ids
+
+
+def nodata_classes(layout: Layout, path: Path) -> list[str]:
+    """Say in one sentence which class of the layout a label file declares to be nodata, if any."""
+    with opened(path) as source:
+        nodata = source.nodatavals[0]
+    return [
+        f"Label file {path} declares nodata {nodata:g}, but layout {layout.source} gives this code "
+        f"to class {land.name}; remove it from the file (gdal_translate -a_nodata none IN OUT.tif) "
+        "or from the layout."
+        for land in layout.classes
+        if nodata in land.codes
+    ]
 
 
 def unknown_codes(counts: Mapping[int, int], layout: Layout, path: Path) -> list[str]:
