@@ -39,10 +39,12 @@ class Look:
         """Read the header of a file, of which every ``step``-th row and column is kept."""
         with opened(path) as source:
             bands = data_bands(source, len(sensor.bands))[: len(sensor.bands)]
-            self.tags = tags_of(*scaling_of(source, bands))
+            scale, offset = scaling_of(source, bands)
+            self.tags = tags_of(scale, offset)
+            self.integers = np.dtype(source.dtypes[0]).kind in "iu" and (scale == 1).all()
             self.add_offset = "" if self.tags else _add_offset(source)
             self.nodata = source.nodata if sensor.nodata is None else sensor.nodata
-        self.sensor, self.step, self.floats = sensor, step, False
+        self.sensor, self.step = sensor, step
         self.low = np.full(len(bands), math.inf)
         self.high = np.full(len(bands), -math.inf)
         self.zeros: NDArray[Any] = np.zeros(len(bands), int)
@@ -65,7 +67,6 @@ class Look:
         if not valid.any():
             return
         whole, physical = bool(valid.all()), pixels.physical()
-        self.floats |= physical.dtype.kind == "f"
         drawn = []
         for band, (stored, values) in enumerate(zip(pixels.stored, physical, strict=True)):
             known = values.reshape(-1) if whole else values[valid]
@@ -221,6 +222,8 @@ def _misfits(look: Look) -> Iterator[str]:
     for band, flat in zip(look.sensor.bands, look.low == look.high, strict=True):
         if flat:
             yield f"are all the same in band {band}"
+    if scaling == "reflectance" and below > BULK:
+        yield "are often below 0, as reflectance is not"
     if scaling == "db":
         if low < -60 or high > 30:
             yield "are not all within -60..30, as dB are; look for fill values"
@@ -231,17 +234,13 @@ def _misfits(look: Look) -> Iterator[str]:
             yield "are too high for linear power, where 1000 is 30 dB; they may be amplitudes"
         if below > BULK:
             yield "are often below 0, as dB (scaling 'db') are, but not linear power"
-    elif scaling == "reflectance" and look.floats:
+    elif scaling == "reflectance" and not look.integers:
         if high > 2:
-            yield "are too high for reflectance stored as floats, which hardly exceeds 1"
-        if below > BULK:
-            yield "are often below 0, as reflectance is not"
+            yield "are too high for reflectance in floats or scaled, which hardly exceeds 1"
     elif scaling == "reflectance":
         if high > 20_000:
             yield "are too high for reflectance x 10 000; look for fill values"
         if high <= 255:
             yield "look like 8-bit values, not like reflectance x 10 000"
-        if below > BULK:
-            yield "are often below 0, as reflectance is not"
     elif scaling == "elevation" and (low < -500 or high > 9000):
         yield "are not all within -500..9000 m; look for fill values"
