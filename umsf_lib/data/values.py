@@ -174,10 +174,8 @@ def warnings_of(layout: Layout, looks: dict[str, dict[str, Look]]) -> list[str]:
         texts = dict.fromkeys(text for s in seen.values() for text in _misfits(s))
         for text in texts:
             odd = {name: s for name, s in seen.items() if text in _misfits(s)}
-            low, high = (
-                min(s.low.min() for s in odd.values()),
-                max(s.high.max() for s in odd.values()),
-            )
+            low = min(s.low.min() for s in odd.values())
+            high = max(s.high.max() for s in odd.values())
             found.append(
                 f"{SPOKEN[role]} values ({low:.4g} to {high:.4g}) {text}: {_listed(odd, seen)}."
             )
@@ -192,10 +190,8 @@ def warnings_of(layout: Layout, looks: dict[str, dict[str, Look]]) -> list[str]:
 
 
 def _listed(some: Collection[str], all_: Collection[str]) -> str:
-    names = ", ".join(list(some)[:SAID_SCENES])
-    return (
-        f"{len(some)} of {len(all_)} scenes ({names}{', ...' if len(some) > SAID_SCENES else ''})"
-    )
+    names = [*list(some)[:SAID_SCENES], *(["..."] if len(some) > SAID_SCENES else [])]
+    return f"{len(some)} of {len(all_)} scenes ({', '.join(names)})"
 
 
 def _margin_warnings(layout: Layout, role: str, seen: dict[str, Look]) -> Iterator[str]:
@@ -206,7 +202,7 @@ def _margin_warnings(layout: Layout, role: str, seen: dict[str, Look]) -> Iterat
         bands = dict.fromkeys(band for shares in odd.values() for band in shares)
         most = max(max(shares.values()) for shares in odd.values())
         advice = f"add 'nodata: {value}' under '{role}' in {layout.source}"
-        if any(s.nodata is not None for s in seen.values()):  # there can be only one
+        if any(s.nodata not in (None, float(value)) for s in seen.values()):
             advice = "set these pixels to the nodata value, or hide them by a mask in the file"
         yield (
             f"{SPOKEN[role]} value {value} fills connected margins of {_listed(odd, seen)}, up to "
@@ -239,7 +235,7 @@ def _misfits(look: Look) -> Iterator[str]:
             yield "are too high for reflectance in floats or scaled, which hardly exceeds 1"
     elif scaling == "reflectance":
         if high > 20_000:
-            yield "are too high for reflectance x 10 000; look for fill values"
+            yield "are too high for reflectance x 10 000; look for fill values or another scale"
         if high <= 255:
             yield "look like 8-bit values, not like reflectance x 10 000"
     elif scaling == "elevation" and (low < -500 or high > 9000):
