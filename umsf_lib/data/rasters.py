@@ -217,7 +217,7 @@ def scaled_dtype(dtype: Any) -> np.dtype[Any]:
 
 def scaling_of(source: Any, bands: Sequence[int]) -> NDArray[np.float64]:
     """Return the scale and the offset ``(2, C)`` that a dataset declares for bands (from 1)."""
-    return np.array([(source.scales[i - 1], source.offsets[i - 1]) for i in bands], float).T
+    return np.array([[tags[i - 1] for i in bands] for tags in (source.scales, source.offsets)])
 
 
 def data_bands(source: Any, named: int | None = None) -> list[int]:
