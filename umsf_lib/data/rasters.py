@@ -242,20 +242,19 @@ def declared_valid(
     Returns:
         ``(C, h, w) bool`` of the C bands of ``data_bands(source, named)``.
     """
-    bands, masks = data_bands(source, named), []
-    for band in bands:
+    bands = data_bands(source, named)
+    shape = (window.height, window.width) if window else source.shape
+    valid = np.ones((len(bands), *shape), bool)
+    for band, known in zip(bands, valid, strict=True):
         flags, nodata = source.mask_flag_enums[band - 1], source.nodatavals[band - 1]
-        if MaskFlags.all_valid in flags or MaskFlags.alpha in flags:
-            shape = (window.height, window.width) if window else source.shape
-            masks.append(np.ones(shape, bool))
-        else:
-            masks.append(source.read_masks(band, window=window) != 0)
+        if MaskFlags.all_valid not in flags and MaskFlags.alpha not in flags:
+            known &= source.read_masks(band, window=window) != 0
         if nodata is not None and flags != [MaskFlags.nodata]:  # GDAL reads one of the two
             values = source.read(band, window=window)
-            masks[-1] &= ~np.isnan(values) if np.isnan(nodata) else values != nodata
+            known &= ~np.isnan(values) if np.isnan(nodata) else values != nodata
     for band in set(source.indexes) - set(bands):
-        masks = [mask & (source.read(band, window=window) != 0) for mask in masks]
-    return np.stack(masks)
+        valid &= source.read(band, window=window) != 0
+    return valid
 
 
 def strips(grid: Grid) -> Iterator[Window]:
