@@ -104,7 +104,7 @@ class NumpyRaster:
     ) -> NDArray[Any]:
         """Return ``(C, h, w)``, or ``(h, w)`` of one band (from 1), in native byte order."""
         part: tuple[slice, ...] = window.toslices() if window else ()
-        values = self.array[(slice(None) if band is None else np.subtract(band, 1), *part)]
+        values = self.array[(slice(None) if band is None else np.array(band, int) - 1, *part)]
         return np.array(values, values.dtype.newbyteorder("="), order="C")
 
     def tags(self, band: int = 0) -> dict[str, str]:
