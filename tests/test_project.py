@@ -23,7 +23,7 @@ LIBRARY = ROOT / "umsf_lib"
 # The rooms in the order in which data meets them. A room imports only what stands before it; within
 # a room, too, nothing runs in circles.
 ORDER = """
-config run simulation data training models figures pretraining clustering baselines evaluation maps
+config progress run simulation data training models figures pretraining clustering baselines evaluation maps
 experiments notebooks __main__
 """.split()  # noqa: SIM905  (a list to read, top to bottom)
 

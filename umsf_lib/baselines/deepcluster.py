@@ -19,8 +19,9 @@ from ..config import ConfigError
 from ..data.windows import training_tiles
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import View, invert_affine, make_view, sample_tokens
+from ..progress import Progress
 from ..run import Run, to_device
-from ..training.loop import Metrics, Progress, Row
+from ..training.loop import Metrics, Row
 from .base import baseline_steps, learned, train_module, training_tokens
 from .heads import TEMPERATURE, PrototypeHead, prototype_head
 

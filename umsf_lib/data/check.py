@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import DataError
+from ..progress import Progress, each
 from .layout import Layout, layout_names, load_layout
 from .map_sheets import leakage
 from .pairing import pair_files
@@ -41,7 +42,7 @@ class Survey:
     defects: list[str]  # of the folder and of all scenes, one sentence each
 
 
-def survey(root: Path, layout: Layout) -> Survey:
+def survey(root: Path, layout: Layout, *, progress: Progress | None = None) -> Survey:
     """Read a whole data folder, strip by strip, and collect all its defects.
 
     Raises:
@@ -49,7 +50,7 @@ def survey(root: Path, layout: Layout) -> Survey:
     """
     pairing = pair_files(root, layout)
     scenes = scenes_of(pairing, layout)
-    facts = tuple(_facts(scene) for scene in scenes)
+    facts = tuple(_facts(scene) for scene in each(scenes, progress, "read"))
     defects = pairing.defects + [text for scene in facts for text in scene.defects]
     split: dict[str, list[str]] = {}
     try:
