@@ -11,7 +11,7 @@ import numpy as np
 import rasterio
 from rasterio.warp import Resampling, reproject
 
-from ..config import DataError
+from ..config import DataError, check_choice
 from ..progress import Progress, each
 from ..run import write_atomically
 from .layout import Layout, Sensor
@@ -45,9 +45,11 @@ def align(
         Paths of the resampled files in ``target``.
 
     Raises:
+        ConfigError: ``resampling`` is unknown.
         DataError: ``target`` and ``root`` overlap, a file cannot be read, a CRS is missing, or
             there is no nodata value to mark pixels that a file does not cover.
     """
+    check_choice("resampling", resampling, RESAMPLINGS)
     here, there = root.resolve(), target.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise DataError(f"Output {target} overlaps the data folder {root}; name another folder.")

@@ -69,29 +69,42 @@ def evaluate(
         "scenes": [scenes.folder.name, scenes.split],  # corrected labels are scored anew
     }
 
-    def score() -> list[str]:
-        arrays, rows = {}, []
-        makers = list(methods.values()) if scenes.labelled else []
-        every = [make() for make in each(makers, progress, "fit methods")]
-        val, test = scenes.indices("val"), scenes.indices("test")
-        counted = score_scenes(every, task, [*val, *test], progress=progress)
-        for name, protocols in counted.items():
-            for protocol, both in protocols.items():
-                tables = both[len(val) :]
-                if not tables.any():
-                    continue  # no labels there; or scenes smaller than a patch, thinly labelled
-                mappings = matchings(both[: len(val)], tables)
-                base = identity(run.folder.name, run.config, name, protocol)
-                rows += records(base, scenes.layout.classes, tables, mappings)
-                arrays[f"{name}/{protocol}/test"] = tables
-                arrays[f"{name}/{protocol}/mapping"] = next(iter(mappings.values()))
-        write_arrays(run.path("confusions.npz"), **arrays)
-        write_json(run.path("metrics.json"), rows)
-        return ["confusions.npz", "metrics.json"]
-
     # A method is a function of a module above this one, or a partial of such a function.
     modules = {getattr(make, "func", make).__module__ for make in methods.values()}
-    return run.stage("evaluate", score, inputs, modules=sorted(modules))
+    return run.stage(
+        "evaluate",
+        lambda: _write_scores(run, task, methods, progress),
+        inputs,
+        modules=sorted(modules),
+    )
+
+
+def _write_scores(
+    run: Run,
+    task: ClusteringTask,
+    methods: Mapping[str, Callable[[], Classifier]],
+    progress: Progress | None,
+) -> list[str]:
+    """Fit and score the methods; return the names of the files written."""
+    scenes = task.scenes
+    arrays, rows = {}, []
+    makers = list(methods.values()) if scenes.labelled else []
+    every = [make() for make in each(makers, progress, "fit methods")]
+    val, test = scenes.indices("val"), scenes.indices("test")
+    counted = score_scenes(every, task, [*val, *test], progress=progress)
+    for name, protocols in counted.items():
+        for protocol, both in protocols.items():
+            tables = both[len(val) :]
+            if not tables.any():
+                continue  # no labels there; or scenes smaller than a patch, thinly labelled
+            mappings = matchings(both[: len(val)], tables)
+            base = identity(run.folder.name, run.config, name, protocol)
+            rows += records(base, scenes.layout.classes, tables, mappings)
+            arrays[f"{name}/{protocol}/test"] = tables
+            arrays[f"{name}/{protocol}/mapping"] = next(iter(mappings.values()))
+    write_arrays(run.path("confusions.npz"), **arrays)
+    write_json(run.path("metrics.json"), rows)
+    return ["confusions.npz", "metrics.json"]
 
 
 def score_scenes(
