@@ -155,9 +155,9 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
         MissingStageError: the notebook makes nothing, and there is no such run.
         UmsfError: a cell failed; the message is that of the cell's error.
     """
+    check_choice("notebook", name.removeprefix("solutions/"), NOTEBOOKS + FURTHER)
     import papermill
 
-    check_choice("notebook", name.removeprefix("solutions/"), NOTEBOOKS + FURTHER)
     source = project_root() / "notebooks" / f"{name}.ipynb"
     known = {key: PARAMETERS.get(key, str) for key in papermill.inspect_notebook(str(source))}
     check_parameters(parameters, known, f"notebooks/{name}.ipynb")

@@ -215,18 +215,18 @@ class Run:
             ConfigError: the folder was made with other settings (the message lists the
                 differences) or by an older version, or the device does not exist.
         """
-        pick_device(config.device)
         folder = cls.folder_of(config, name, root)
         plain, path = _plain(config), folder / "manifest.json"
-        if path.is_file():
-            found = json.loads(path.read_text())
-            _refuse_older_version(folder, found.get("version", "0.1"))
-            _refuse_other_settings(folder, found["config"], plain)
-        elif not create:
+        if not create and not path.is_file():
             raise MissingStageError(
                 f"There is no run '{folder.name}' in {folder.parent}; make it with 'umsf map', or "
                 "choose another run name."
             )
+        pick_device(config.device)
+        if path.is_file():
+            found = json.loads(path.read_text())
+            _refuse_older_version(folder, found.get("version", "0.1"))
+            _refuse_other_settings(folder, found["config"], plain)
         else:
             found = {"run": folder.name, "version": __version__, "config": plain, "stages": {}}
             text = yaml.safe_dump(plain, sort_keys=False)
