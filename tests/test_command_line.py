@@ -48,6 +48,7 @@ def test_map_says_every_phase_then_where_the_maps_are(
         "data: prepare",
         "cluster: restarts of the mixture",
         "cluster: posteriors of the teacher",
+        "cluster: smooth the teacher",
         "cluster: merge components",
         "cluster: features of test scenes",
         "evaluate: fit methods",
@@ -189,7 +190,7 @@ def test_a_browser_or_a_report_makes_no_run(project: Path, capsys: pytest.Captur
     err = capsys.readouterr().err
     assert "named nope-<seed> has scores" in err and err.count("\n") == 1
     assert main(["gallery", "--run", "nope"]) == 2
-    assert "run 'umsf tutorial'" in capsys.readouterr().err
+    assert "run `umsf tutorial`" in capsys.readouterr().err
     assert main(["notebook", "12_browser"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("umsf: notebook '12_browser' is unknown; choose one of: 01_data_prep")

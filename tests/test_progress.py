@@ -80,6 +80,18 @@ def test_each_phase_has_its_own_clock(clock: list[float], capsys: pytest.Capture
     assert lines[5:] == ["cluster: merge 0/2", "cluster: merge 2/2  2 s, 0 s left"]
 
 
+def test_each_phase_has_its_own_bar_where_a_person_watches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("umsf_lib.progress.watched", lambda: True)
+    progress = print_progress("data")
+    for phase, count in (("simulate", 3), ("prepare", 2)):
+        assert list(each(range(count), progress, phase)) == list(range(count))
+    seen = capsys.readouterr()
+    assert seen.out == "" and "data: simulate:   0%" in seen.err  # begins before the first scene
+    assert "3/3" in seen.err and "data: prepare: 100%" in seen.err and "2/2" in seen.err
+
+
 def test_reading_preparing_and_aligning_say_how_many_scenes_are_done(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -211,7 +211,7 @@ def write_gallery(folder: Path) -> list[Path]:
 
     Raises:
         ConfigError: a copy is larger than ``GALLERY_BYTES``.
-        MissingStageError: the run has not executed the whole tutorial.
+        MissingStageError: a notebook of the tutorial has not been run.
     """
     import nbformat
 
@@ -226,7 +226,7 @@ def write_gallery(folder: Path) -> list[Path]:
         if name in FURTHER and not path.is_file():
             continue
         if not path.is_file():
-            raise MissingStageError(f"{path} is missing: run 'umsf tutorial' with this run first.")
+            raise MissingStageError(f"{path} is missing; run `umsf tutorial` first.")
         notebook = nbformat.read(path, as_version=4)
         if name == "06_tsne_and_maps":
             outputs = [

@@ -443,7 +443,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     _refuse_older_version(folder, found.get("version", "0.1"))
     made = found["config"]
     named = {name: made[name] for name in ("profile", "data", "layout", "seed")}

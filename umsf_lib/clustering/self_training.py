@@ -70,7 +70,8 @@ def self_train(
             own = network_posteriors(average, store, config.map, TEACHER_SYMMETRIES)
             taught = each(list(teacher), progress, "posteriors of the network")
             teacher = {scene: own(scene) for scene in taught}
-        sampler = PseudoLabelSampler(store, tiles, smooth(teacher, store, config), config)
+        smoothed = smooth(teacher, store, config, progress=progress)
+        sampler = PseudoLabelSampler(store, tiles, smoothed, config)
         done = number * settings.steps
 
         def report(step: int, steps: int, row: Mapping[str, Any], done: int = done) -> None:
@@ -91,12 +92,18 @@ def keep_texture(views: ViewConfig) -> ViewConfig:
     return replace(views, scale_min=1.0, blur=0.0, speckle_looks=0)
 
 
-def smooth(teacher: dict[int, Tensor], store: PixelStore, config: Config) -> dict[int, Tensor]:
+def smooth(
+    teacher: dict[int, Tensor],
+    store: PixelStore,
+    config: Config,
+    *,
+    progress: Progress | None = None,
+) -> dict[int, Tensor]:
     """Smooth a teacher's posteriors: single tokens of another cluster are mostly noise."""
     stride, sigma = config.model.stride, config.cluster.smoothing_px
     return {
         scene: smooth_tokens(maps, guide_of(store, scene), stride, sigma)
-        for scene, maps in teacher.items()
+        for scene, maps in each(list(teacher.items()), progress, "smooth the teacher")
     }
 
 
