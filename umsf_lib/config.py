@@ -373,9 +373,7 @@ def load_config(
             not one of the choices, is out of range or does not go with another value.
     """
     path = PROFILES / f"{profile}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise ConfigError(f"profile '{profile}' is unknown; choose one of: {known}.")
+    check_choice("profile", profile, sorted(p.stem for p in PROFILES.glob("*.yaml")))
     text = read_text(path)
     tree = read_yaml(text, path.name) or {}
     for pair in overrides.split():
@@ -440,6 +438,16 @@ def _sentence(found: Any, where: str) -> str:
         quotes = "; put a word such as no in quotes" if isinstance(value, bool) else ""
         return f"{place} must {wanted}, but it is {value!r} ({type(value).__name__}){quotes}."
     return f"{place}: {text.removeprefix('Value error, ')}."
+
+
+def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a value that is not one of the choices.
+
+    Raises:
+        ConfigError: the message lists the choices.
+    """
+    if value not in choices:
+        raise ConfigError(f"{what} '{value}' is unknown; choose one of: {', '.join(choices)}.")
 
 
 def unknown_name(name: str, known: Iterable[str], where: str) -> str:

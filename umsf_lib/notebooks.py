@@ -6,9 +6,10 @@ import ast
 import base64
 import io
 import os
+import sys
 import time
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from .config import (
     ConfigError,
     MissingStageError,
     UmsfError,
+    check_choice,
     expanded,
     load_config,
     unknown_name,
@@ -85,17 +87,19 @@ def injected_parameters(sources: typing.Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
+def open_notebook(namespace: Mapping[str, Any], *, create: bool = True, **own: type) -> Run:
     """Check a notebook's parameters, open its run and print where it runs.
 
     Every notebook calls this first.
 
     Args:
         namespace: the notebook's ``globals()``.
+        create: make the run if there is none; else it must exist (see ``Run.open``).
         own: additional parameters of this notebook, name -> type.
 
     Raises:
         ConfigError: papermill injected an unknown parameter, or a parameter has the wrong type.
+        MissingStageError: the run must exist, but does not.
     """
     known, where = PARAMETERS | own, "this notebook"
     check_parameters(injected_parameters(namespace.get("In", ())), known, where)
@@ -109,7 +113,7 @@ def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
         seed=values["seed"],
         overrides=values["overrides"],
     )
-    run = Run.open(config, values["run"])
+    run = Run.open(config, values["run"], create=create)
     seed_everything(config.seed)
     found = versions()
     settings = f"profile {config.profile} | seed {config.seed}"
@@ -135,6 +139,7 @@ FURTHER = (
     "08_ablations",
     "10_spatial_contrast",
 )  # not part of the tutorial; run individually
+READER = "12_results_browser"  # makes nothing, so the run must exist
 CELL_TIMEOUT_S = 6 * 3600  # papermill's own default is no limit
 GALLERY_BYTES = 800_000  # the largest notebook that a code host renders quickly
 SHRUNK_FROM_BYTES = 60_000  # pictures larger than this are compressed
@@ -144,7 +149,7 @@ QUIET = ("--IPKernelApp.log_level=CRITICAL",)
 
 
 def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL_TIMEOUT_S) -> Path:
-    """Run one notebook headless and save the executed copy in the run folder.
+    """Run one notebook headless, print what it prints, save the executed copy in the run folder.
 
     Args:
         name: for example ``03_momentum_contrast_pretraining``, or such a name after ``solutions/``.
@@ -155,9 +160,11 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
         Path of the executed notebook.
 
     Raises:
-        ConfigError: a parameter is unknown or has the wrong type.
+        ConfigError: the name or a parameter is unknown, or a parameter has the wrong type.
+        MissingStageError: the notebook makes nothing, and there is no such run.
         UmsfError: a cell failed; the message is that of the cell's error.
     """
+    check_choice("notebook", name.removeprefix("solutions/"), NOTEBOOKS + FURTHER)
     import papermill
 
     source = CHECKOUT / "notebooks" / f"{name}.ipynb"
@@ -166,6 +173,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     given = {k: parameters[k] for k in ("data", "layout", "seed", "overrides") if k in parameters}
     config = load_config(parameters.get("profile", "quick"), **given)
     folder = Run.folder_of(config, parameters.get("run", ""))
+    if name.endswith(READER):
+        Run.open(config, folder.name, create=False)
     target = folder / "notebooks" / f"{name}.ipynb"
     make_folder(target.parent)
     os.environ["UMSF_HEADLESS"] = "1"  # inherited by the kernel; widgets become pictures
@@ -178,6 +187,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
             cwd=os.getcwd(),  # so that a relative path means the same in both
             execution_timeout=timeout_s,
             progress_bar=False,
+            stdout_file=sys.stdout,
             request_save_on_cell_execute=False,
             extra_arguments=list(QUIET),
         )
@@ -186,14 +196,14 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     return target
 
 
-def print_tutorial(parameters: Mapping[str, Any]) -> None:
-    """Run the notebooks of the tutorial in order and print one line for each."""
-    begin = time.monotonic()
-    for name in NOTEBOOKS:
+def print_notebooks(names: Sequence[str], parameters: Mapping[str, Any]) -> Path:
+    """Run notebooks in order, print what they print; return the path of the last executed copy."""
+    for number, name in enumerate(names, start=1):
         start = time.monotonic()
+        print(f"notebook {name} ({number} of {len(names)})", flush=True)
         target = run_notebook(name, parameters)
         print(f"{name:36s} {time.monotonic() - start:6.1f} s  {target}", flush=True)
-    print(f"tutorial done in {time.monotonic() - begin:.0f} s")
+    return target
 
 
 def write_gallery(folder: Path) -> list[Path]:

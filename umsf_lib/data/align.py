@@ -11,7 +11,8 @@ import numpy as np
 import rasterio
 from rasterio.warp import Resampling, reproject
 
-from ..config import DataError
+from ..config import DataError, check_choice
+from ..progress import Progress, each
 from ..run import write_atomically
 from .layout import Layout, Sensor
 from .rasters import grid_defect, grid_of, opened, write_raster
@@ -20,7 +21,14 @@ from .scene import Scene, find_scenes
 RESAMPLINGS = ("nearest", "bilinear", "cubic", "average")
 
 
-def align(root: Path, layout: Layout, target: Path, resampling: str = "bilinear") -> list[Path]:
+def align(
+    root: Path,
+    layout: Layout,
+    target: Path,
+    resampling: str = "bilinear",
+    *,
+    progress: Progress | None = None,
+) -> list[Path]:
     """Copy a data folder so that every file is on the grid of its scene's optical file.
 
     SAR, DEM and label files on another grid are resampled. All other files of the scenes, and files
@@ -31,20 +39,23 @@ def align(root: Path, layout: Layout, target: Path, resampling: str = "bilinear"
         layout: where and how the data set stores its files.
         target: new data folder, outside ``root``.
         resampling: for SAR and DEM, one of ``RESAMPLINGS``; labels always use ``nearest``.
+        progress: told of each scene, then of each copied file.
 
     Returns:
         Paths of the resampled files in ``target``.
 
     Raises:
+        ConfigError: ``resampling`` is unknown.
         DataError: ``target`` and ``root`` overlap, a file cannot be read, a CRS is missing, or
             there is no nodata value to mark pixels that a file does not cover.
     """
+    check_choice("resampling", resampling, RESAMPLINGS)
     here, there = root.resolve(), target.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise DataError(f"Output {target} overlaps the data folder {root}; name another folder.")
     files = {path for path in root.iterdir() if path.is_file() and path.name[0] != "."}
     resampled = []
-    for scene in find_scenes(root, layout):
+    for scene in each(find_scenes(root, layout), progress, "resample"):
         grid = scene.profile()
         for role, (path, sensor) in scene.files().items():
             files.add(path)
@@ -54,7 +65,7 @@ def align(root: Path, layout: Layout, target: Path, resampling: str = "bilinear"
                 method = Resampling["nearest" if role == "label" else resampling]
                 resampled.append(target / path.relative_to(root))
                 _write_aligned(path, resampled[-1], scene, sensor, method)
-    for path in sorted(files):
+    for path in each(sorted(files), progress, "copy"):
         copy = target / path.relative_to(root)
         if copy not in resampled:
             write_atomically(copy, partial(shutil.copyfile, path))

@@ -19,17 +19,18 @@ import numpy as np
 from rasterio.windows import Window
 
 from ..config import ConfigError, DataError
+from ..progress import Progress, each
 from ..run import Run, code_digest, digest, make_folder, project_root, sha256_of, write_json
 from .layout import Layout, load_layout
 from .rasters import strips
-from .scene import Scene, find_scenes, split_scenes
+from .scene import Scene, find_scenes, split_scenes, unit_defects
 from .scene_set import NORMALISATION, SceneRecord, SceneSet, normalisation, physical
 from .synthetic import synthesize
 
 MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk."
 
 
-def load_data(run: Run) -> SceneSet:
+def load_data(run: Run, *, progress: Progress | None = None) -> SceneSet:
     """Run stage ``data``: find or simulate the scenes of a run and prepare them.
 
     Synthetic scenes, prepared scenes and ``statistics.json`` are written only if they do not exist
@@ -46,8 +47,8 @@ def load_data(run: Run) -> SceneSet:
             f"layout '{layout.name}' has no SAR, but model.sensors is '{config.model.sensors}'; "
             "add the override model.sensors=optical."
         )
-    root = Path(config.data) if config.data else synthesize(run)
-    scenes = prepare(root, layout)
+    root = Path(config.data) if config.data else synthesize(run, progress)
+    scenes = prepare(root, layout, progress=progress)
     manifest = sha256_of(scenes.folder / "manifest.json")
 
     def make() -> list[str]:
@@ -58,7 +59,9 @@ def load_data(run: Run) -> SceneSet:
     return scenes
 
 
-def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
+def prepare(
+    root: Path, layout: Layout, target: Path | None = None, *, progress: Progress | None = None
+) -> SceneSet:
     """Copy the scenes under ``root`` to flat memory maps, unless this code has done so already.
 
     The folder of the maps is made in ``target`` (default: ``data/prepared`` of the project). After
@@ -78,9 +81,9 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
         print(f"scenes {folder.name} were prepared by older code; they are prepared again.")
         there = {}
     if there:
-        _check_arrays(folder)
+        _check_arrays(folder, progress)
     else:
-        _make_folder(folder, scenes, layout)
+        _make_folder(folder, scenes, layout, progress)
     there = json.loads(manifest.read_text(encoding="utf-8"))
     records = tuple(SceneRecord(**record) for record in there["scenes"])
     return SceneSet(folder, layout, records, split, {s.name: s for s in scenes})
@@ -94,10 +97,11 @@ def _stamp(scene: Scene) -> list[Any]:
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
 
 
-def _check_arrays(folder: Path) -> None:
+def _check_arrays(folder: Path, progress: Progress | None) -> None:
     """Compare the SHA-256 of the arrays with the recorded ones, to detect damaged files."""
     manifest = folder / "manifest.json"
-    for file, wanted in json.loads(manifest.read_text(encoding="utf-8"))["files"].items():
+    files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+    for file, wanted in each(list(files.items()), progress, "verify"):
         path = folder / file
         if (found := sha256_of(path) if path.is_file() else "none, it is missing") != wanted:
             raise DataError(
@@ -106,12 +110,14 @@ def _check_arrays(folder: Path) -> None:
             )
 
 
-def _make_folder(folder: Path, scenes: list[Scene], layout: Layout) -> None:
+def _make_folder(
+    folder: Path, scenes: list[Scene], layout: Layout, progress: Progress | None
+) -> None:
     """Write the arrays to a temporary folder, which becomes ``folder`` when it is complete."""
     make_folder(folder.parent)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
     try:
-        _write_scenes(scenes, layout, temporary)
+        _write_scenes(scenes, layout, temporary, progress)
         temporary.chmod(0o755)  # mkdtemp creates it accessible to the owner only
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
@@ -122,13 +128,17 @@ def _make_folder(folder: Path, scenes: list[Scene], layout: Layout) -> None:
         raise
 
 
-def _write_scenes(scenes: list[Scene], layout: Layout, folder: Path) -> None:
+def _write_scenes(
+    scenes: list[Scene], layout: Layout, folder: Path, progress: Progress | None
+) -> None:
     """Write ``optical.npy``, ``sar.npy``, ``label.npy``, ``valid.npy``, then ``manifest.json``."""
-    for scene in scenes:
+    for scene in each(scenes, progress, "check"):
         scene.check()
+    if found := unit_defects(scenes):
+        raise DataError(found[0])
     sizes = [grid.height * grid.width for grid in (scene.profile() for scene in scenes)]
     maps, records, offset = _open_maps(scenes, folder, sum(sizes)), [], 0
-    for scene, size in zip(scenes, sizes, strict=True):
+    for scene, size in each(list(zip(scenes, sizes, strict=True)), progress, "prepare"):
         records.append(asdict(_copy_scene(scene, maps, offset)))
         offset += size
     for array in maps.values():
