@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -33,12 +34,13 @@ import yaml
 from filelock import FileLock, Timeout
 
 from . import __version__
-from .config import HARDWARE, Config, ConfigError, DataError, MissingStageError
+from .config import HARDWARE, Config, ConfigError, DataError, MissingStageError, WriteError
 
 if TYPE_CHECKING:  # torch takes seconds to import; reading and checking data does not need it
     import torch
     from torch import Tensor
 
+MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk"
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "rasterio", "papermill")
 # Stage -> notebook that runs it, for the error message when the stage is missing.
 MAKERS = {
@@ -63,25 +65,51 @@ def project_root() -> Path:
     return Path(chosen).resolve() if chosen else Path(__file__).resolve().parents[1]
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the ``with`` block, which writes a file or folder, into one sentence.
+
+    Raises:
+        WriteError: the disk is full, or nothing may be written there.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, WriteError):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WriteError(
+                f"The disk of {path.parent} is full; {MORE_SPACE} ({error})."
+            ) from error
+        raise WriteError(
+            f"{path} cannot be written ({error}); check the right to write there, or choose "
+            "another folder."
+        ) from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file through a temporary file beside it, so that it is never half-written.
 
     ``write`` fills the temporary file, which is then synced and renamed to ``path``. A reader sees
     the old file or the complete new one, even after a power cut.
+
+    Raises:
+        WriteError: see ``writing``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp creates it readable by the owner only
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)  # mkstemp creates it readable by the owner only
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -122,7 +122,7 @@ def test_an_interrupted_write_leaves_no_half_file(tmp_path: Path, monkeypatch) -
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("umsf_lib.data.check.shutil.copyfile", full)
+    monkeypatch.setattr("umsf_lib.data.align.shutil.copyfile", full)
     with pytest.raises(OSError, match="No space"):
         align(root, WHU, target)
     assert [p.name for p in target.rglob("*") if p.is_file()] == [NAME]  # the whole SAR file

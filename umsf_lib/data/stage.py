@@ -6,7 +6,6 @@ the source files. Windows can thus be cut without decoding files (``windows.py``
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import shutil
@@ -19,14 +18,21 @@ import numpy as np
 from rasterio.windows import Window
 
 from ..config import ConfigError, DataError
-from ..run import Run, code_digest, digest, project_root, sha256_of, write_json
+from ..run import (
+    MORE_SPACE,
+    Run,
+    code_digest,
+    digest,
+    project_root,
+    sha256_of,
+    write_json,
+    writing,
+)
 from .layout import Layout, load_layout
 from .rasters import strips
 from .scene import Scene, find_scenes, split_scenes
 from .scene_set import NORMALISATION, SceneRecord, SceneSet, normalisation, physical
 from .synthetic import synthesize
-
-MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk."
 
 
 def load_data(run: Run) -> SceneSet:
@@ -108,18 +114,17 @@ def _check_arrays(folder: Path) -> None:
 
 def _make_folder(folder: Path, scenes: list[Scene], layout: Layout) -> None:
     """Write the arrays to a temporary folder, which becomes ``folder`` when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
-    try:
-        _write_scenes(scenes, layout, temporary)
-        temporary.chmod(0o755)  # mkdtemp creates it accessible to the owner only
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise DataError(f"The disk of {folder.parent} is full; {MORE_SPACE}") from error
-        raise
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+        try:
+            _write_scenes(scenes, layout, temporary)
+            temporary.chmod(0o755)  # mkdtemp creates it accessible to the owner only
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.replace(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def _write_scenes(scenes: list[Scene], layout: Layout, folder: Path) -> None:
@@ -153,7 +158,7 @@ def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.me
     if needed > (free := shutil.disk_usage(folder).free):
         raise DataError(
             f"Preparing {len(scenes)} scenes needs {needed / 1e9:.3f} GB in {folder.parent}, but "
-            f"{free / 1e9:.3f} GB are free; {MORE_SPACE}"
+            f"{free / 1e9:.3f} GB are free; {MORE_SPACE}."
         )
     return {
         role: np.lib.format.open_memmap(folder / f"{role}.npy", mode="w+", dtype=dtype, shape=shape)
