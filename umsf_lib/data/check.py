@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import DataError
+from .form import form_defects
 from .layout import Layout, layout_names, load_layout
 from .map_sheets import leakage
 from .pairing import pair_files
 from .rasters import Grid, grid_of, opened, strips
-from .scene import Scene, form_defects, scenes_of, split_scenes
+from .scene import Scene, scenes_of, split_scenes
 
 LOOKED_AT = 200  # number of scenes read to guess a layout, at most
 

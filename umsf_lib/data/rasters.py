@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rasterio import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 from rasterio.transform import xy
@@ -32,6 +32,7 @@ from ..run import write_atomically
 from .faults import explained, unreadable
 
 TOLERANCE_PX = 0.01
+SAID_PARTS = 4  # listed in a message
 STRIP_PX = 256  # rows read at a time, to limit memory use
 
 
@@ -68,6 +69,7 @@ class NumpyRaster:
     """
 
     crs, transform, nodata, descriptions = None, Affine.identity(), None, (None,)
+    gcps, rpcs, subdatasets = ((), None), None, ()
 
     def __init__(self, path: Path) -> None:
         """Open the file.
@@ -93,12 +95,19 @@ class NumpyRaster:
             array = array.transpose(2, 0, 1)
         self.array = array  # (C, h, w)
         self.count, self.height, self.width = array.shape
-        self.dtypes = (array.dtype.name,)
+        self.shape, self.indexes = array.shape[1:], range(1, self.count + 1)
+        self.dtypes = (array.dtype.name,) * self.count
+        self.nodatavals = (None,) * self.count
+        self.scales, self.offsets = (1.0,) * self.count, (0.0,) * self.count
+        self.mask_flag_enums = ([MaskFlags.all_valid],) * self.count
+        self.colorinterp = (ColorInterp.undefined,) * self.count
 
-    def read(self, band: int | None = None, *, window: Window | None = None) -> NDArray[Any]:
+    def read(
+        self, band: int | list[int] | None = None, *, window: Window | None = None
+    ) -> NDArray[Any]:
         """Return ``(C, h, w)``, or ``(h, w)`` of one band (from 1), in native byte order."""
         part: tuple[slice, ...] = window.toslices() if window else ()
-        values = self.array[(slice(None) if band is None else band - 1, *part)]
+        values = self.array[(slice(None) if band is None else np.subtract(band, 1), *part)]
         return np.array(values, values.dtype.newbyteorder("="), order="C")
 
 
@@ -164,11 +173,19 @@ def _open(path: Path) -> Any:
 
 def _unfit(source: Any) -> str:
     """Say why an opened dataset can be no file of a scene, and what to do; empty if it can."""
-    types = sorted(set(source.dtypes))
+    if parts := source.subdatasets:
+        more = ", ..." if parts[SAID_PARTS:] else ""
+        return (
+            f"holds {len(parts)} rasters, and only one could be read: "
+            f"{', '.join(parts[:SAID_PARTS])}{more}; write each one you need to a file: "
+            f"gdal_translate '{parts[0]}' OUT.tif"
+        )
     if 0 in (source.count, source.height, source.width):
         size = f"{source.count} bands of {source.width} x {source.height} px"
         return f"is empty ({size}); write the part that you need as a GeoTIFF"
-    if any(kind.startswith("complex") for kind in types):
+    bands = zip(source.dtypes, source.colorinterp, strict=True)
+    types = sorted({dtype for dtype, meaning in bands if meaning is not ColorInterp.alpha})
+    if any(dtype.startswith("complex") for dtype in types):
         return (
             f"is complex ({', '.join(types)}), as single-look SAR with its phase is; compute the "
             "intensity first (calibrate, multilook), for example with SNAP"
@@ -177,28 +194,99 @@ def _unfit(source: Any) -> str:
         listed = ", ".join(types)
         return f"has bands of several types ({listed}); write them in one (`gdal_translate -ot`)"
     t = source.transform
-    turned = t.a * t.e - t.b * t.d  # 0 if its columns or rows have no length or one direction
+    turned = t.a * t.e - t.b * t.d  # 0 if columns or rows have no length, or all one direction
     if not math.isfinite(turned + t.c + t.f) or not turned:
         return f"has no usable place: its transform is {tuple(t)[:6]}; correct it or leave it out"
     return ""
 
 
 def grid_of(source: Any) -> Grid:
-    """Return the grid of an opened dataset."""
-    return Grid(source.height, source.width, source.crs, source.transform)
+    """Return the grid of an opened dataset; a CRS without a transform places nothing."""
+    crs = None if source.transform.is_identity else source.crs
+    return Grid(source.height, source.width, crs, source.transform)
 
 
-def read_window(path: Path, window: Window | None) -> tuple[NDArray[Any], float | None]:
-    """Return values ``(C, h, w)`` in the file's dtype, and the nodata value that it declares.
+class Pixels(NamedTuple):
+    """The bands of a window that hold data, and what their file says of them."""
+
+    stored: NDArray[Any]  # (C, h, w) in the file's dtype
+    declared: NDArray[np.bool_]  # (C, h, w), see declared_valid
+    scale: NDArray[np.float64]  # (C, 1, 1)
+    offset: NDArray[np.float64]  # (C, 1, 1)
+
+    def first(self, count: int) -> Pixels:
+        """Return the first bands only."""
+        return Pixels(*(part[:count] for part in self))  # type: ignore[arg-type]
+
+    def physical(self) -> NDArray[Any]:
+        """Return ``stored * scale + offset`` ``(C, h, w)`` as floats; as stored without these."""
+        if (self.scale == 1).all() and (self.offset == 0).all():
+            return self.stored
+        values = self.stored * self.scale + self.offset
+        return values.astype(scaled_dtype(self.stored.dtype))
+
+
+def read_window(path: Path, window: Window | None, named: int | None = None) -> Pixels:
+    """Read the data bands of a file, of which a layout names this many (default: all).
 
     Raises:
         DataError: the file cannot be read, or the window extends beyond it.
     """
     with opened(path) as source:
-        values = source.read(window=window)
+        bands = data_bands(source, named)
+        values = source.read(bands, window=window)
         if window and values.shape[1:] != (window.height, window.width):
             raise DataError(f"{path} is {grid_of(source)}, but {window} reaches beyond it.")
-        return values, source.nodata
+        scale, offset = scaling_of(source, bands)[:, :, None, None]
+        return Pixels(values, declared_valid(source, window, named), scale, offset)
+
+
+def scaled_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype of values that have been scaled: float32 where it holds the stored ones."""
+    return np.result_type(dtype, np.float32)
+
+
+def scaling_of(source: Any, bands: Sequence[int]) -> NDArray[np.float64]:
+    """Return the scale and the offset ``(2, C)`` that a dataset declares for bands (from 1)."""
+    return np.array([(source.scales[i - 1], source.offsets[i - 1]) for i in bands], float).T
+
+
+def data_bands(source: Any, named: int | None = None) -> list[int]:
+    """Return the indexes (from 1) of the bands that hold data, if a layout names this many.
+
+    A band tagged alpha is data where it is named (near infrared often has this tag, and None names
+    all), and transparency where the file has more bands than are named.
+    """
+    if named is None or source.count <= named:
+        return list(source.indexes)
+    return [i for i in source.indexes if source.colorinterp[i - 1] is not ColorInterp.alpha]
+
+
+def declared_valid(
+    source: Any, window: Window | None = None, named: int | None = None
+) -> NDArray[np.bool_]:
+    """Return which pixels of its data bands an opened dataset declares to be valid.
+
+    Not valid are the nodata value of each band, what an internal or external mask hides, and where
+    a band of transparency (see ``data_bands``) is 0.
+
+    Returns:
+        ``(C, h, w) bool`` of the C bands of ``data_bands(source, named)``.
+    """
+    bands, masks = data_bands(source, named), []
+    for band in bands:
+        flags, nodata = source.mask_flag_enums[band - 1], source.nodatavals[band - 1]
+        if MaskFlags.all_valid in flags or MaskFlags.alpha in flags:
+            shape = (window.height, window.width) if window else source.shape
+            masks.append(np.ones(shape, bool))
+        else:
+            masks.append(source.read_masks(band, window=window) != 0)
+        if nodata is not None and flags != [MaskFlags.nodata]:  # GDAL reads one of the two
+            values = source.read(band, window=window)
+            masks[-1] &= ~np.isnan(values) if np.isnan(nodata) else values != nodata
+    for band in set(source.indexes) - set(bands):
+        masks = [mask & (source.read(band, window=window) != 0) for mask in masks]
+    return np.stack(masks)
 
 
 def strips(grid: Grid) -> Iterator[Window]:

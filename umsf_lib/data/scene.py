@@ -13,9 +13,20 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from ..config import IGNORE, DataError
-from .layout import DTYPES, LandClass, Layout, Sensor
+from .form import form_defects, is_grey
+from .layout import LandClass, Layout, Sensor
 from .pairing import SPOKEN, Pairing, pair_files
-from .rasters import Grid, grid_defect, grid_of, opened, read_window, strips
+from .rasters import (
+    Grid,
+    Pixels,
+    data_bands,
+    grid_defect,
+    grid_of,
+    opened,
+    read_window,
+    scaling_of,
+    strips,
+)
 from .split import split_names
 
 LARGEST = 1e30  # in any unit; larger magnitudes are overflows or fill values such as -3.4e38
@@ -104,21 +115,23 @@ class Scene:
                 if role != "optical" and "optical" in grids:
                     found += grid_defect(self.optical, grids["optical"], path, grids[role])
                 if role == "label":
+                    found += nodata_classes(self.layout, path)
                     found += unknown_codes(self.label_codes(), self.layout, path)
             except DataError as error:  # unreadable: nothing to compare
                 found.append(str(error))
         return found
 
     def label_codes(self) -> Counter[int]:
-        """Count the pixels of each label code, strip by strip.
+        """Count the pixels of each label code, strip by strip, but those the file says are nodata.
 
         Raises:
             DataError: the file cannot be read.
         """
         if self.label:
             with opened(self.label) as source:
-                parts = (source.read(1, window=part) for part in strips(grid_of(source)))
-                return sum(map(_counts, parts), Counter[int]())
+                windows = list(strips(grid_of(source)))
+            parts = (read_window(self.label, window, 1) for window in windows)
+            return sum((_counts(p.stored[0][p.declared[0]]) for p in parts), Counter[int]())
         land, grid = self.whole_tile_class, self.profile()
         return Counter({land.code: grid.height * grid.width} if land else {})
 
@@ -126,10 +139,11 @@ class Scene:
         """Read a window, or the whole scene.
 
         Returns:
-            ``optical (Co, h, w)`` as stored, with the bands of a DEM last (in a dtype that holds
-            both); ``sar (Cs, h, w)`` as stored, if the layout has SAR; ``label (h, w) int64``
-            class ids, 255 where the label is ignored or missing; ``valid (h, w) bool``: no band is
-            nodata, NaN, infinite or a fill value.
+            ``optical (Co, h, w)``, with the bands of a DEM last (in a dtype that holds both);
+            ``sar (Cs, h, w)``, if the layout has SAR, both as stored, or as floats where the file
+            declares a scale or an offset, which are applied; ``label (h, w) int64`` class ids, 255
+            where the label is ignored or missing; ``valid (h, w) bool``: no band is nodata, masked,
+            NaN, infinite or a fill value.
 
         Raises:
             DataError: a file cannot be read or is truncated, the label has unknown codes, or a
@@ -138,14 +152,15 @@ class Scene:
         parts, masks = {}, []
         for role, (path, sensor) in self.files().items():
             if sensor:
-                parts[role], mask = read_sensor(path, sensor, window)
+                pixels, mask = read_sensor(path, sensor, window)
+                parts[role] = pixels.physical()
                 masks.append(mask)
         if "dem" in parts:
             parts["optical"] = np.concatenate([parts["optical"], parts.pop("dem")])
         parts["valid"] = valid = np.logical_and.reduce(masks)
         if self.label:
-            codes = read_window(self.label, window)[0][0]
-            parts["label"] = class_ids(codes, self.layout, self.label)
+            codes = read_window(self.label, window, 1)
+            parts["label"] = class_ids(codes.stored[0], codes.declared[0], self.layout, self.label)
         else:
             land = self.whole_tile_class
             parts["label"] = np.full(valid.shape, land.id if land else IGNORE, np.int64)
@@ -163,111 +178,120 @@ class Scene:
         )
 
 
-def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
-    """List the defects in a file's header compared with the layout: bands, dtype, nodata.
-
-    ``role`` is ``optical``, ``sar``, ``dem`` or ``label``, which has no ``sensor``.
+def unit_defects(scenes: Sequence[Scene]) -> list[str]:
+    """Say per role if some files declare a scale and others hold plain integers: other units.
 
     Raises:
-        DataError: the file cannot be opened.
+        DataError: a file cannot be opened.
     """
-    with opened(path) as source:
-        bands, dtype, nodata = source.count, source.dtypes[0], source.nodata
-    names, dtypes = (sensor.bands, DTYPES[sensor.scaling]) if sensor else (("class code",), ())
-    file = f"{SPOKEN[role]} file {path}"
-    found = []
-    more = (role == "sar" and _is_grey(bands, names)) or (role == "dem" and bands > len(names))
-    if bands != len(names) and not more:
-        found.append(
-            f"{file} has {bands} bands, but the layout names {len(names)} "
-            f"({', '.join(names)}); choose another layout or correct its bands."
-        )
-    if sensor and dtype not in dtypes:
-        found.append(
-            f"{file} is {dtype}, but scaling '{sensor.scaling}' of the layout means "
-            f"{' or '.join(dtypes)}; choose another layout or correct its scaling."
-        )
-    if not sensor and np.dtype(dtype).kind not in "iu":
-        found.append(f"{file} is {dtype}, but class codes must be integers; convert the file.")
-    if sensor and None not in (sensor.nodata, nodata) and nodata != sensor.nodata:
-        found.append(
-            f"{file} declares nodata {nodata:g}, but the layout says "
-            f"{sensor.nodata:g}; make the two agree."
-        )
-    return found
-
-
-def _is_grey(bands: int, names: Sequence[str]) -> bool:
-    """Return whether a single band may be stored as three equal channels of a grey image."""
-    return bands == 3 and len(names) == 1
+    kinds: dict[tuple[str, bool], Path] = {}  # role, scaled? -> a file of this kind
+    for scene in scenes:
+        for role, (path, sensor) in scene.files().items():
+            if sensor:
+                with opened(path) as source:
+                    scale, _ = scaling_of(source, data_bands(source, len(sensor.bands)))
+                    integers = np.dtype(source.dtypes[0]).kind in "iu"
+                if integers or (scale != 1).any():
+                    kinds.setdefault((role, bool((scale != 1).any())), path)
+    return [
+        f"{SPOKEN[role]} file {kinds[role, True]} declares a scale, but {kinds[role, False]} holds "
+        "plain integers, so their units differ; declare the scale and offset of both "
+        "(gdal_translate -a_scale ... -a_offset ... IN OUT.tif), or of neither."
+        for role in ("optical", "sar", "dem")
+        if {(role, True), (role, False)} <= kinds.keys()
+    ]
 
 
 def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
     """Return the grid of a file after checking its last row; ``sensor`` is None for a label.
 
     Raises:
-        DataError: the row cannot be read, or most of it is negative although the layout says that
-            values are linear power.
+        DataError: the row cannot be read, most of it is negative although the layout says that
+            values are linear power, or a band tagged alpha looks like data.
     """
     with opened(path) as source:
         grid = grid_of(source)
-        last_row = source.read(window=Window(0, grid.height - 1, grid.width, 1))
-    if sensor and sensor.scaling == "intensity":
-        known = last_row[_has_data(last_row, sensor, source.nodata)]
-        # Noise subtraction leaves a few negative powers; most decibel values are negative.
-        if 2 * (known < 0).sum() > known.size:
-            raise DataError(
-                f"SAR file {path} has values down to {known.min():.4g}, but scaling 'intensity' of "
-                "the layout means power, never below 0; if these are decibels, use 'db'."
-            )
+        last_row = Window(0, grid.height - 1, grid.width, 1)
+        names = sensor.bands if sensor else ("class code",)
+        for band in set(source.indexes) - set(data_bands(source, len(names))):
+            alpha = source.read(band, window=last_row)
+            if 2 * ((alpha != 0) & (alpha != alpha.max())).sum() > alpha.size:
+                raise DataError(
+                    f"{path} has a band {band} tagged alpha, but its values vary as data do, and "
+                    f"the layout names only {', '.join(names)}; name it there (such as nir)."
+                )
+    if sensor is None:
+        read_window(path, last_row)
+        return grid
+    pixels, valid = read_sensor(path, sensor, last_row)
+    known = pixels.physical()[:, valid]
+    # Noise subtraction leaves a few negative powers; most decibel values are negative.
+    if sensor.scaling == "intensity" and 2 * (known < 0).sum() > known.size:
+        raise DataError(
+            f"SAR file {path} has values down to {known.min():.4g}, but scaling 'intensity' of "
+            "the layout means power, never below 0; if these are decibels, use 'db'."
+        )
     return grid
 
 
 def read_sensor(
     path: Path, sensor: Sensor, window: Window | None
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Read values ``(C, h, w)`` as stored, and the mask ``(h, w) bool`` of valid pixels.
+) -> tuple[Pixels, NDArray[np.bool_]]:
+    """Read the bands of a sensor, and the mask ``(h, w) bool`` of valid pixels.
 
     Raises:
         DataError: the file cannot be read, or it has three different channels instead of one.
     """
-    values, declared = read_window(path, window)  # (C, h, w)
-    if sensor.scaling == "elevation":
-        values = values[: len(sensor.bands)]  # products derived from the DEM may follow
-    elif _is_grey(len(values), sensor.bands):
-        if (values != values[:1]).any():
-            raise DataError(
-                f"SAR file {path} has 3 bands that differ, but the layout names one "
-                f"({sensor.bands[0]}); choose another layout or correct its bands."
-            )
-        values = values[:1]
-    valid = np.ones(values.shape[1:], bool)
-    for band in values:  # band by band, because temporary arrays of a whole scene are large
-        valid &= _has_data(band, sensor, declared)
-    return values, valid
+    pixels = read_window(path, window, len(sensor.bands))
+    bands = pixels.stored
+    if is_grey(len(bands), sensor) and (bands != bands[:1]).any():
+        raise DataError(
+            f"SAR file {path} has 3 bands that differ, but the layout names one "
+            f"({sensor.bands[0]}); choose another layout or correct its bands."
+        )
+    # Two more equal channels, or products derived from a DEM, may follow.
+    pixels = pixels.first(len(sensor.bands))
+    valid = np.logical_and.reduce(pixels.declared)
+    for band in pixels.stored:  # one by one, because temporary arrays of a whole scene are large
+        valid &= _has_data(band, sensor)
+    return pixels, valid
 
 
-def _has_data(values: NDArray[Any], sensor: Sensor, declared: float | None) -> NDArray[np.bool_]:
-    """Return which values of a sensor are data, where a file declares this nodata value."""
-    nodata = declared if sensor.nodata is None else sensor.nodata
-    known = np.ones(values.shape, bool) if nodata is None else values != nodata
+def _has_data(values: NDArray[Any], sensor: Sensor) -> NDArray[np.bool_]:
+    """Return which values are neither the layout's nodata value nor junk that no file declares."""
+    known = np.ones(values.shape, bool) if sensor.nodata is None else values != sensor.nodata
     if values.dtype.kind == "f":
         known &= np.abs(values) < LARGEST  # False for NaN, too
     return known
 
 
-def class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int64]:
-    """Convert label codes to class ids, ``IGNORE`` for nodata codes.
+def class_ids(
+    codes: NDArray[Any], known: NDArray[np.bool_], layout: Layout, path: Path
+) -> NDArray[np.int64]:
+    """Convert label codes to class ids, ``IGNORE`` for nodata codes and where not ``known``.
 
     Raises:
         DataError: the layout does not know a code.
     """
-    ids = np.full(codes.shape, -1, np.int64)
+    ids = np.where(known, -1, IGNORE)
     for code, id_ in _known_codes(layout).items():
-        ids[codes == code] = id_
+        ids[known & (codes == code)] = id_
     if unknown := unknown_codes(_counts(codes[ids < 0]), layout, path):
         raise DataError(unknown[0])
     return ids
+
+
+def nodata_classes(layout: Layout, path: Path) -> list[str]:
+    """Say in one sentence which class of the layout a label file declares to be nodata, if any."""
+    with opened(path) as source:
+        nodata = source.nodatavals[0]
+    return [
+        f"Label file {path} declares nodata {nodata:g}, but layout {layout.source} gives this code "
+        f"to class {land.name}; remove it from the file (gdal_translate -a_nodata none IN OUT.tif) "
+        "or from the layout."
+        for land in layout.classes
+        if nodata in land.codes
+    ]
 
 
 def unknown_codes(counts: Mapping[int, int], layout: Layout, path: Path) -> list[str]:

@@ -30,7 +30,7 @@ from ..run import (
 )
 from .layout import Layout, load_layout
 from .rasters import strips
-from .scene import Scene, find_scenes, split_scenes
+from .scene import Scene, find_scenes, split_scenes, unit_defects
 from .scene_set import NORMALISATION, SceneRecord, SceneSet, normalisation, physical
 from .synthetic import synthesize
 
@@ -131,6 +131,8 @@ def _write_scenes(scenes: list[Scene], layout: Layout, folder: Path) -> None:
     """Write ``optical.npy``, ``sar.npy``, ``label.npy``, ``valid.npy``, then ``manifest.json``."""
     for scene in scenes:
         scene.check()
+    if found := unit_defects(scenes):
+        raise DataError(found[0])
     sizes = [grid.height * grid.width for grid in (scene.profile() for scene in scenes)]
     maps, records, offset = _open_maps(scenes, folder, sum(sizes)), [], 0
     for scene, size in zip(scenes, sizes, strict=True):
