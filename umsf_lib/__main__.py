@@ -185,8 +185,8 @@ def _check(options: argparse.Namespace) -> None:
 def _align(options: argparse.Namespace) -> None:
     layout = load_layout(options.layout)
     files = align(options.path, layout, options.output, options.resampling)
-    for path in files:
-        print(f"resampled: {path}")
+    for path, share in files.items():
+        print(f"resampled: {path}, {share:.1%} of it holds data")
     print(f"{options.output}: {len(files)} resampled, the others copied")
 
 

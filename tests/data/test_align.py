@@ -55,7 +55,8 @@ def test_whole_pixel_shifts_are_undone_exactly(tmp_path: Path) -> None:
     write_fake(root, "whu-opt-sar", "NH49E001014")
     (root / "split.txt").write_text("train:\nNH49E001013.tif\n")
     before = hashes(root)
-    assert align(root, WHU, target) == [target / "sar" / NAME, target / "lbl" / NAME]
+    shares = align(root, WHU, target)
+    assert shares == {target / "sar" / NAME: 43 * 53 / 2688, target / "lbl" / NAME: 54 / 56}
     expected = np.zeros_like(sar)
     expected[:, 5:, 3:] = sar[:, :-5, :-3]
     np.testing.assert_array_equal(values(target / "sar" / NAME), expected)

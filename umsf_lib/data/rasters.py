@@ -319,16 +319,21 @@ def write_raster(
     transform: Affine,
     nodata: float | None = None,
     descriptions: Sequence[str] | None = None,
+    units: NDArray[np.float64] | None = None,
     colors: Mapping[int, tuple[int, int, int]] | None = None,
     class_names: Mapping[int, str] | None = None,
     overviews: str | None = None,
 ) -> None:
     """Write ``(C, h, w)``, or ``(h, w)`` for one band, as a tiled, deflated GeoTIFF, atomically.
 
-    Without a CRS, coordinates are in pixels. ``descriptions`` are the names of the bands. A single
-    uint8 band may have ``colors`` (value -> red, green, blue) and ``class_names`` (value -> name),
-    which go to ``<path>.aux.xml``, where GDAL and QGIS read them. With ``overviews`` ("mode" or
-    "average", of the pixels below), it is a cloud optimized GeoTIFF, fast at any zoom of a GIS.
+    Without a CRS, coordinates are in pixels. ``descriptions`` are the names of the bands, ``units``
+    ``(2, C)`` their scales and offsets, which are declared, not applied. A single uint8 band may
+    have ``colors`` (value -> red, green, blue) and ``class_names`` (value -> name), which go to
+    ``<path>.aux.xml``, where GDAL and QGIS read them. With ``overviews`` ("mode" or "average", of
+    the pixels below), it is a cloud optimized GeoTIFF, fast at any zoom of a GIS.
+
+    Raises:
+        DataError: rasterio cannot write this, the disk is full, or nothing may be written there.
     """
     bands = array if array.ndim == 3 else array[None]  # (C, h, w)
     form: dict[str, Any] = {"compress": "deflate", "bigtiff": "if_safer"}
@@ -350,6 +355,8 @@ def write_raster(
                 target.write_colormap(1, {code: (*rgb, 255) for code, rgb in colors.items()})
             if descriptions:
                 target.descriptions = descriptions
+            if units is not None:
+                target.scales, target.offsets = units
         write_atomically(path, lambda temporary: temporary.write_bytes(memory.getbuffer()))
     _write_names(Path(f"{path}.aux.xml"), class_names)
 

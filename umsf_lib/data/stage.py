@@ -28,6 +28,7 @@ from ..run import (
     write_json,
     writing,
 )
+from .files import deciding_files
 from .layout import Layout, load_layout
 from .rasters import strips
 from .scene import Scene, find_scenes, split_scenes, unit_defects
@@ -76,7 +77,7 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
     """
     scenes = find_scenes(root, layout)
     split = split_scenes(root, layout, scenes)
-    key = digest([layout.source.read_text(), [_stamp(s) for s in scenes]])
+    key = digest([layout.source.read_text(), _stamp(scenes)])
     folder = (target or project_root() / "data" / "prepared") / key
     manifest = folder / "manifest.json"
     there = json.loads(manifest.read_text()) if manifest.is_file() else {}
@@ -92,12 +93,16 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
     return SceneSet(folder, layout, records, split, {s.name: s for s in scenes})
 
 
-def _stamp(scene: Scene) -> list[Any]:
-    """Return path, size and time of each file; the maps are made anew if any of them changes."""
-    paths = [path for path, _ in scene.files().values()]
+def _stamp(scenes: list[Scene]) -> list[Any]:
+    """Return path, size and time of each file that decides the pixels, sidecars included.
+
+    The maps are made anew if any of them changes or another one appears.
+    """
+    paths = [path for scene in scenes for path, _ in scene.files().values()]
     if gone := [path for path in paths if not path.is_file()]:
         raise DataError(f"{gone[0]} is missing: its link is broken; restore the file there.")
-    return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
+    files = [(path.resolve(), path.stat()) for path in deciding_files(paths)]
+    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
 
 
 def _check_arrays(folder: Path) -> None:
