@@ -43,9 +43,7 @@ def _sentence(path: Path, error: Exception) -> str:
     reason = reason if len(reason) < 300 else f"{reason[:300]} ..."
     file = str(path).encode(errors="backslashreplace").decode()  # names may be no Unicode
     if isinstance(error, UnicodeError):
-        return (
-            f"{file} is named, or holds text, in no valid UTF-8 ({reason}); rename or rewrite it."
-        )
+        return f"{file} has a name or holds text that is no UTF-8 ({reason}); rename or rewrite it."
     if isinstance(error, MemoryError | CPLE_OutOfMemoryError):
         return f"{file} needs more memory than there is ({reason}); cut it into smaller scenes."
     if "proj.db" in reason:
@@ -92,8 +90,11 @@ def use_own_proj() -> None:
             for name in PROJ_VARIABLES[:2]:  # processes that this one starts find their own, too
                 os.environ.pop(name, None)
         so = "rasterio's own is used" if own else "no coordinate system can be read"
-        text = f"{wrong} names no database of rasterio's PROJ ({error}), so {so}; unset the former."
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(
+            f"{wrong} leads to files of another PROJ than rasterio's, so {so}; unset it "
+            f"({str(error).rstrip('.')}).",
+            stacklevel=2,
+        )
 
 
 def _proj_variables() -> str:

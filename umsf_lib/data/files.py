@@ -64,6 +64,6 @@ def _named_in(path: Path) -> set[Path]:
 
 def _on_disk(name: str) -> Path | None:
     """Return the file in a name of GDAL's, such as ``/vsizip/a.zip/b.tif``; None: not local."""
-    parts = re.split('[":]', re.sub(r"^(/vsi\w+/)+", "", name))
+    parts = re.split('[":]', re.sub(r"^(/?vsi\w+/)+", "", name))
     places = (place for part in (name, *parts) for place in (Path(part), *Path(part).parents))
     return next((place for place in places if place.is_file()), None)
