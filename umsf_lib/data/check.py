@@ -14,8 +14,9 @@ from .form import form_defects
 from .layout import Layout, layout_names, load_layout
 from .map_sheets import leakage
 from .pairing import pair_files
-from .rasters import Grid, grid_of, opened, strips
-from .scene import Scene, scenes_of, split_scenes
+from .rasters import Grid, grid_of, opened
+from .scene import Scene, scenes_of, split_scenes, unit_defects
+from .values import SAMPLE, Look, look_at, table, warnings_of
 
 LOOKED_AT = 200  # number of scenes read to guess a layout, at most
 
@@ -29,6 +30,7 @@ class SceneFacts:
     dtypes: dict[str, str]  # role -> dtype; only files that can be opened
     valid_px: int  # 0 if the pixels were not read because of a defect
     codes: Counter[int]  # label code -> pixels
+    looks: dict[str, Look]  # role -> what its values are like; empty if they were not read
     defects: list[str]
 
 
@@ -40,6 +42,7 @@ class Survey:
     scenes: tuple[SceneFacts, ...]
     split: dict[str, list[str]]
     defects: list[str]  # of the folder and of all scenes, one sentence each
+    warnings: list[str]  # what looks wrong, but may be right
 
 
 def survey(root: Path, layout: Layout) -> Survey:
@@ -50,18 +53,30 @@ def survey(root: Path, layout: Layout) -> Survey:
     """
     pairing = pair_files(root, layout)
     scenes = scenes_of(pairing, layout)
-    facts = tuple(_facts(scene) for scene in scenes)
+    share = SAMPLE / max(sum(map(_size, scenes)), 1)
+    facts = tuple(_facts(scene, share) for scene in scenes)
     defects = pairing.defects + [text for scene in facts for text in scene.defects]
+    looks = {scene.name: scene.looks for scene in facts if scene.looks}
     split: dict[str, list[str]] = {}
     try:
+        defects += unit_defects([scene for scene in scenes if scene.name in looks])
         split = split_scenes(root, layout, scenes)
     except DataError as error:
         defects.append(str(error))
-    return Survey(layout, facts, split, defects)
+    return Survey(layout, facts, split, defects, warnings_of(layout, looks))
 
 
-def _facts(scene: Scene) -> SceneFacts:
+def _size(scene: Scene) -> int:
+    with suppress(DataError):  # told with the defects
+        grid = scene.profile()
+        return grid.height * grid.width
+    return 0
+
+
+def _facts(scene: Scene, share: float) -> SceneFacts:
+    """Collect what is known of a scene; ``share`` of its pixels are drawn as a sample."""
     defects, grid, valid_px, codes = scene.defects(), None, 0, Counter[int]()
+    looks: dict[str, Look] = {}
     dtypes: dict[str, str] = {}
     for role, (path, _) in scene.files().items():
         with suppress(DataError), opened(path) as source:  # already among the defects
@@ -70,12 +85,13 @@ def _facts(scene: Scene) -> SceneFacts:
     if grid and not defects:
         try:
             codes = scene.label_codes()
-            valid_px = sum(int(scene.read(window)["valid"].sum()) for window in strips(grid))
+            valid_px, looks = look_at(scene, share)
             if not valid_px:
+                looks = {}
                 defects.append(scene.all_nodata(grid.height * grid.width))
         except DataError as error:  # damage between the first and the last row
             defects.append(str(error))
-    return SceneFacts(scene.name, grid, dtypes, valid_px, codes, defects)
+    return SceneFacts(scene.name, grid, dtypes, valid_px, codes, looks, defects)
 
 
 def report(found: Survey) -> list[str]:
@@ -93,10 +109,13 @@ def report(found: Survey) -> list[str]:
             bands = f"{len(sensor.bands)} x {_tally(s.dtypes.get(role, '') for s in scenes)}"
             nodata = "as the file declares" if sensor.nodata is None else f"{sensor.nodata:g}"
             listed = f"({', '.join(sensor.bands)}), {sensor.scaling}"
-            lines.append(f"{title}: {bands} {listed}, nodata {nodata}")
+            tags = _tally(s.looks[role].tags for s in scenes if role in s.looks)
+            applied = f", {tags} applied" if "scale" in tags else ""
+            lines.append(f"{title}: {bands} {listed}, nodata {nodata}{applied}")
     read = [(s.valid_px, s.grid.height * s.grid.width) for s in scenes if s.valid_px and s.grid]
     share = sum(valid for valid, _ in read) / max(sum(size for _, size in read), 1)
     lines.append(f"Valid pixels: {share:.1%} of the {len(read)} scenes without defects")
+    lines += table([s.looks for s in scenes if s.looks])
     lines += _label_lines(layout, scenes)
     parts = ", ".join(f"{len(members)} {part}" for part, members in found.split.items())
     lines.append(f"Split ({layout.split.rule}): {parts or 'none'}")
@@ -105,8 +124,10 @@ def report(found: Survey) -> list[str]:
             f"Leakage: {len(beside.touching)} of {beside.tested} test scenes touch a training or "
             f"validation scene, {len(beside.sharing_edge)} share an edge with one (by sheet names)"
         )
-    lines.append(f"Defects: {len(found.defects) or 'none'}")
-    return lines + [f"  {number}. {text}" for number, text in enumerate(found.defects, start=1)]
+    for title, texts in (("Warnings", found.warnings), ("Defects", found.defects)):
+        lines.append(f"{title}: {len(texts) or 'none'}")
+        lines += [f"  {number}. {text}" for number, text in enumerate(texts, start=1)]
+    return lines
 
 
 def _tally(values: Iterable[str]) -> str:
@@ -118,18 +139,22 @@ def _tally(values: Iterable[str]) -> str:
 
 
 def _label_lines(layout: Layout, scenes: Sequence[SceneFacts]) -> list[str]:
-    codes = sum((scene.codes for scene in scenes), Counter[int]())
-    if not codes:
+    read = [scene for scene in scenes if scene.codes and scene.grid]
+    if not read:
         return ["Labels: none read"]
-    ignored = {code: codes[code] for code in layout.label_nodata if codes[code]}
+    codes = sum((scene.codes for scene in read), Counter[int]())
+    ignored = {f"code {code}": codes[code] for code in layout.label_nodata if codes[code]}
     labelled = codes.total() - sum(ignored.values())
-    lines = [f"Labels: {sum(bool(s.codes) for s in scenes)} scenes, shares of labelled pixels"]
+    total = sum(scene.grid.height * scene.grid.width for scene in read if scene.grid)
+    if hidden := total - codes.total():
+        ignored["no data, as the file declares"] = hidden
+    lines = [f"Labels: {len(read)} scenes, shares of labelled pixels"]
     for land in layout.classes:
         share = sum(codes[code] for code in land.codes) / max(labelled, 1)
         mark = f"folder {land.folder}" if land.folder else f"code {str(land.codes)[1:-1]}"
         lines.append(f"  {land.id} {land.name} ({mark.rstrip(',')}): {share:.1%}")
-    for code, count in ignored.items():
-        lines.append(f"  ignored (code {code}): {count / codes.total():.1%} of all pixels")
+    for why, count in ignored.items():
+        lines.append(f"  ignored ({why}): {count / total:.1%} of all pixels")
     return lines
 
 

@@ -110,6 +110,10 @@ class NumpyRaster:
         values = self.array[(slice(None) if band is None else np.subtract(band, 1), *part)]
         return np.array(values, values.dtype.newbyteorder("="), order="C")
 
+    def tags(self, band: int = 0) -> dict[str, str]:
+        """Return the metadata of the file or of a band: an array has none."""
+        return {}
+
 
 def pixel_size_m(grid: Grid) -> tuple[float, float] | None:
     """Return height and width on the ground, in metres, of the pixel at the centre of a raster.
