@@ -261,7 +261,7 @@ def test_files_without_common_ground_are_refused_with_their_distance(tmp_path: P
     root = tmp_path / "data"
     write_fake(root, "whu-opt-sar", sar_transform=moved(DEGREES, 0, 10 * 48))
     km = 480 * 4.5e-5 * np.pi / 180 * 6348.3  # along the meridian: its radius at 31 degrees
-    with pytest.raises(DataError, match=rf"does not overlap .*, {km:.3g} km from centre to centre"):
+    with pytest.raises(DataError, match=rf"does not overlap .*, {km:.1f} km from centre to centre"):
         align(root, WHU, tmp_path / "out")
     write_fake(root, "whu-opt-sar", sar_transform=moved(DEGREES, 0, 47))
     write_fake(root, "whu-opt-sar", label_transform=moved(DEGREES, -55, 0))

@@ -147,7 +147,7 @@ def _coverage(path: Path, source: Any, valid: NDArray[np.bool_], scene: Scene) -
         ) from error
     if not covered.any():
         apart = apart_km(grid, own)
-        far = "" if apart is None else f", {apart:.3g} km from centre to centre"
+        far = "" if apart is None else f", {apart:.1f} km from centre to centre"
         raise DataError(
             f"{path} does not overlap {scene.optical}{far}: it is {own}, and the other is {grid}; "
             "correct the CRS and the position of the wrong one, or remove the pair."

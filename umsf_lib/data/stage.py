@@ -99,7 +99,7 @@ def _stamp(scenes: list[Scene]) -> list[Any]:
     The maps are made anew if any of them changes or another one appears.
     """
     paths = [path for scene in scenes for path, _ in scene.files().values()]
-    if gone := [path for path in paths if not path.is_file()]:
+    if gone := [path for path in paths if not path.exists()]:
         raise DataError(f"{gone[0]} is missing: its link is broken; restore the file there.")
     files = [(path.resolve(), path.stat()) for path in deciding_files(paths)]
     return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
