@@ -17,14 +17,16 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from .fakes import write_set
+
 ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "umsf_lib"
 
 # The rooms in the order in which data meets them. A room imports only what stands before it; within
 # a room, too, nothing runs in circles.
 ORDER = """
-config run simulation data training models figures pretraining clustering baselines evaluation maps
-experiments notebooks __main__
+config progress run simulation data training models figures pretraining clustering baselines
+evaluation maps experiments notebooks __main__
 """.split()  # noqa: SIM905  (a list to read, top to bottom)
 
 
@@ -134,6 +136,28 @@ def test_data_is_found_and_read_without_torch() -> None:
     code = "import sys; from umsf_lib.data import load_layout, find_scenes; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "umsf_lib.data.scene" in done.stdout.split() and "torch" not in done.stdout.split()
+
+
+HEAVY = {"torch", "sklearn", "scipy", "pandas", "matplotlib", "seaborn", "papermill", "nbformat"}
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """Packages that the command imports, in a process of its own."""
+    code = (
+        "import sys; from umsf_lib.__main__ import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print('modules:', *sys.modules)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in done.stdout.rpartition("modules:")[2].split()}
+
+
+def test_help_and_data_check_start_without_what_takes_seconds_to_import(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    assert HEAVY & imported_by("--help") == set()
+    found = imported_by("data", "check", str(tmp_path))
+    assert "rasterio" in found and HEAVY & found == set()
 
 
 def test_a_name_that_a_room_has_not_is_refused() -> None:

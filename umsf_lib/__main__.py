@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import Config, ConfigError, DataError, UmsfError, load_config
-from .data.align import RESAMPLINGS, align
-from .data.check import guess_layout, report, survey
-from .data.layout import load_layout
-from .data.stage import load_data
-from .experiments.pipeline import run_everything
-from .experiments.records import RECORDS
-from .experiments.sweep import SUITES, Sweep
-from .experiments.tables import keep_records, print_report
-from .models.stage import train_despeckler
-from .notebooks import FURTHER, NOTEBOOKS, print_tutorial, run_notebook, write_gallery
-from .pretraining.stage import pretrain
-from .run import Run
-from .training.checkpoints import Stopped
-from .training.distributed import first_process_first, processes, rank
-from .training.loop import print_progress
+from .progress import print_progress
+from .run import Run, project_root, settings_of
+
+# Each command imports what it needs: torch, scikit-learn and papermill take seconds to import, and
+# neither the help nor ``data check`` needs them.
+if TYPE_CHECKING:
+    from .experiments.sweep import Sweep
+
+SUITE_HELP = "first (default), baselines, ablations or scale"
+OPTIONS = {"profile": "quick", "data": "", "layout": "", "run": "", "seed": 0, "overrides": ""}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,14 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit status: 0 on success, 2 after such an error, 128 + the signal number after a signal.
     """
     options = _parser().parse_args(arguments)
-    for flag, value in (("fresh", "fresh"), ("keep_stale", "keep")):
-        if getattr(options, flag, False):
-            options.overrides += f" stale={value}"
     try:
         options.function(options)
-    except (UmsfError, Stopped) as error:
+    except UmsfError as error:
         print(f"umsf: {error}", file=sys.stderr)
-        return 128 + error.number if isinstance(error, Stopped) else 2
+        return 2
+    except KeyboardInterrupt as error:  # a training that stops says more: ``Stopped``
+        print(f"umsf: {str(error) or 'stopped by Ctrl-C.'}", file=sys.stderr)
+        return 128 + getattr(error, "number", signal.SIGINT)
     return 0
 
 
@@ -51,22 +48,29 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, function: Any, about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about)
         added.set_defaults(function=function)
-        added.add_argument("--profile", default="quick", help="profile (default quick)")
-        added.add_argument("--data", default="", help="folder of scenes; default: synthetic")
-        added.add_argument("--layout", default="", help="layout name or YAML file")
-        added.add_argument("--run", default="", help="run name; default: profile-data-seed")
-        added.add_argument("--seed", type=int, default=0)
-        added.add_argument("--overrides", default="", help='"section.key=value ..."')
+        added.set_defaults(**OPTIONS, stale="")
+        added.add_argument("--profile", help="profile (default quick)")
+        added.add_argument("--data", help="folder of scenes; default: synthetic")
+        added.add_argument("--layout", help="layout name or YAML file")
+        added.add_argument("--run", help="run name; default: profile-data-seed")
+        added.add_argument("--seed", type=int)
+        added.add_argument("--overrides", help='"section.key=value ..."')
         stale = added.add_mutually_exclusive_group()
+        constant: dict[str, Any] = {"action": "store_const", "dest": "stale"}
         about_fresh = "train again what older code has trained"
-        stale.add_argument("--fresh", action="store_true", help=about_fresh)
+        stale.add_argument("--fresh", **constant, const=" stale=fresh", help=about_fresh)
         about_keep = "keep what older code has trained, without a warning"
-        stale.add_argument("--keep-stale", action="store_true", help=about_keep)
+        stale.add_argument("--keep-stale", **constant, const=" stale=keep", help=about_keep)
         return added
 
-    command("tutorial", _tutorial, "run the notebooks of the tutorial headless")
-    one = command("notebook", _notebook, "run one notebook headless")
-    one.add_argument("name", choices=NOTEBOOKS + FURTHER, metavar="NAME", help="as in notebooks/")
+    tutorial = command("tutorial", _tutorial, "run the notebooks of the tutorial headless")
+    about = (
+        "run one notebook headless; of a run that exists it takes profile, data, layout and seed"
+    )
+    one = command("notebook", _notebook, about)
+    one.add_argument("name", metavar="NAME", help="as in notebooks/")
+    for added in (tutorial, one):
+        added.set_defaults(**dict.fromkeys(OPTIONS))  # None: not given
     command("synthesize", _synthesize, "make (or check) and prepare the scenes of a run")
     about = "momentum-contrast pretraining; resumes if interrupted; several GPUs through torchrun"
     command("pretrain", _pretrain, about)
@@ -75,10 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     sweep = command("sweep", _sweep, about)
     report = command("report", _report, "print the tables of a suite from its finished runs")
     for added in (sweep, report):
-        added.add_argument("--suite", choices=SUITES, default="first", help="default first")
+        added.add_argument("--suite", default="first", help=SUITE_HELP)
         added.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
         stand_in = "file with records of runs not in runs/ (default: that of RESULTS.md)"
-        added.add_argument("--records", type=Path, default=RECORDS, help=stand_in)
+        added.add_argument("--records", type=Path, help=stand_in)
     report.add_argument("--keep", action="store_true", help="write the runs to that file")
     command("gallery", _gallery, "copy a run's executed notebooks to gallery/")
     _add_data_commands(commands.add_parser("data", help="check or align a folder of scenes"))
@@ -101,98 +105,176 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     aligned = command("align", _align, about)
     aligned.add_argument("--layout", required=True, help="layout name or YAML file")
     aligned.add_argument("--output", type=Path, required=True, help="new data folder")
-    how = "for SAR (default bilinear); labels always use nearest"
-    aligned.add_argument("--resampling", choices=RESAMPLINGS, default="bilinear", help=how)
+    how = "for SAR: nearest, bilinear (default), cubic or average; labels always use nearest"
+    aligned.add_argument("--resampling", default="bilinear", help=how)
 
 
 def _config(options: argparse.Namespace) -> Config:
+    own = options.layout.endswith((".yaml", ".yml")) and Path(options.layout).is_file()
     return load_config(
         options.profile,
         data=str(Path(options.data).resolve()) if options.data else "",
-        layout=options.layout,
+        layout=str(Path(options.layout).resolve()) if own else options.layout,
         seed=options.seed,
-        overrides=options.overrides,
+        overrides=options.overrides + options.stale,
     )
 
 
+def _open(options: argparse.Namespace) -> Run:
+    """Open the run; say so first, since torch takes seconds to import."""
+    config = _config(options)
+    print(f"run: {Run.folder_of(config, options.run)}; loading torch", flush=True)
+    return Run.open(config, options.run)
+
+
+def _again(options: argparse.Namespace) -> list[str]:
+    """Return the options that were given, for the next command."""
+    given = {
+        name: value
+        for name, usual in OPTIONS.items()
+        if (value := getattr(options, name)) not in (None, usual)
+    }
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+def _end(what: str, folder: Path, *command: str, file: Any = None) -> None:
+    """Print the last line of a command: the folder of what it made, and the next command."""
+    print(f"{what}: {folder}; next: {shlex.join(command)}", file=file)
+
+
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
-    given = ("profile", "data", "layout", "run", "seed", "overrides")
-    return {name: getattr(options, name) for name in given} | {"data": _config(options).data}
+    """Return the parameters of a notebook: as given, else those of the run, else the defaults."""
+    made = settings_of(Run.folder_of(load_config("quick"), options.run)) if options.run else {}
+    given = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
+    both = f"{made.get('overrides', '')} {options.overrides or ''}{options.stale}".strip()
+    values = OPTIONS | made | given | {"overrides": both}
+    config = _config(argparse.Namespace(**values, stale=""))
+    return values | {"data": config.data, "layout": config.layout}
 
 
 def _tutorial(options: argparse.Namespace) -> None:
-    print_tutorial(_parameters(options))
+    from .notebooks import FURTHER, NOTEBOOKS, print_notebooks
+
+    last = print_notebooks(NOTEBOOKS, _parameters(options))
+    _end("executed", last.parent, "umsf", "notebook", FURTHER[0], *_again(options))
 
 
 def _notebook(options: argparse.Namespace) -> None:
-    print(run_notebook(options.name, _parameters(options)))
+    from .notebooks import FURTHER, NOTEBOOKS, print_notebooks
+
+    executed = print_notebooks([options.name], _parameters(options))
+    order = (*NOTEBOOKS, *FURTHER, NOTEBOOKS[-1])
+    after = order[order.index(options.name) + 1]
+    _end("executed", executed, "umsf", "notebook", after, *_again(options))
 
 
 def _synthesize(options: argparse.Namespace) -> None:
-    run = Run.open(_config(options), options.run)
-    scenes = load_data(run)
+    from .data.stage import load_data
+
+    scenes = load_data(_open(options), progress=print_progress("data"))
     counts = ", ".join(f"{len(names)} {part}" for part, names in scenes.split.items())
-    print(f"{len(scenes.records)} scenes ({counts}), prepared in {scenes.folder}")
+    made = f"{len(scenes.records)} scenes ({counts}), prepared in"
+    _end(made, scenes.folder, "umsf", "map", *_again(options))
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    from .data.stage import load_data
+    from .models.stage import train_despeckler
+    from .pretraining.stage import pretrain
+    from .training.distributed import first_process_first, processes, rank
+
     with processes():
         with first_process_first():
             run = Run.open(_config(options), options.run)
-            scenes = load_data(run)
+            progress = print_progress("data") if rank() == 0 else None
+            scenes = load_data(run, progress=progress)
             train_despeckler(run, scenes, progress=print_progress("despeckle"))
         pretrain(run, scenes, progress=print_progress("pretrain"))
         if rank() == 0:
-            print(f"pretrained: {run.folder}")
+            _end("pretrained", run.folder, "umsf", "map", *_again(options))
 
 
 def _map(options: argparse.Namespace) -> None:
-    run_everything(Run.open(_config(options), options.run), maps=True)
+    run = _open(options)
+    from .experiments.pipeline import run_everything
+
+    run_everything(run, maps=True)
+    browser = ("umsf", "notebook", "12_results_browser", "--run", run.folder.name)
+    _end("maps", run.path("maps"), *browser)
 
 
 def _suite(options: argparse.Namespace) -> Sweep:
+    from .experiments.records import RECORDS
+    from .experiments.sweep import Sweep
+
     try:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:
         raise ConfigError(f"--seeds is '{options.seeds}'; give numbers, as in 0,1,2.") from error
+    options.records = options.records or RECORDS
     return Sweep(_config(options), options.suite, seeds, options.run, options.records)
 
 
 def _sweep(options: argparse.Namespace) -> None:
+    print(f"suite {options.suite}: runs in {project_root() / 'runs'}; loading torch", flush=True)
+    from .experiments.tables import print_report
+
     sweep = _suite(options)
     sweep.run()
     print_report(sweep)
+    same = ("--suite", options.suite, "--seeds", options.seeds, *_again(options))
+    _end("runs", sweep.folder, "umsf", "report", *same)
 
 
 def _report(options: argparse.Namespace) -> None:
+    from .experiments.tables import keep_records, print_report
+
     sweep = _suite(options)
     print_report(sweep)
     if options.keep:
         keep_records(sweep, options.records)
+    about = "08_ablations" if options.suite in ("ablations", "scale") else "07_comparison"
+    command = ("umsf", "notebook", about, *_again(options))
+    _end("runs", sweep.folder, *command, file=sys.stderr)  # the tables alone go to a file
 
 
 def _check(options: argparse.Namespace) -> None:
+    from .data.check import guess_layout, report, survey
+    from .data.layout import load_layout
+
     if options.layout:
         layout, why = load_layout(options.layout), "as given"
     else:
         layout, why = guess_layout(options.path)
-    found = survey(options.path, layout)
-    print(f"Layout: {layout.name}: {why}", *report(found), sep="\n")
+    print(f"Layout: {layout.name}: {why}", flush=True)
+    found = survey(options.path, layout, progress=print_progress("check"))
+    print(*report(found), sep="\n")
     if found.defects:
         raise DataError(f"{options.path} has {len(found.defects)} defects, listed above.")
+    alone = () if layout.sar else ("--overrides", "model.sensors=optical")
+    place = ("--data", str(options.path), "--layout", options.layout or layout.name)
+    _end("checked", options.path, "umsf", "map", *place, *alone)
 
 
 def _align(options: argparse.Namespace) -> None:
-    layout = load_layout(options.layout)
-    files = align(options.path, layout, options.output, options.resampling)
+    from .data.align import align
+    from .data.layout import load_layout
+
+    layout, progress = load_layout(options.layout), print_progress("align")
+    files = align(options.path, layout, options.output, options.resampling, progress=progress)
     for path, share in files.items():
         print(f"resampled: {path}, {share:.1%} of it holds data")
     print(f"{options.output}: {len(files)} resampled, the others copied")
+    command = ("umsf", "data", "check", str(options.output), "--layout", options.layout)
+    _end("aligned", options.output, *command)
 
 
 def _gallery(options: argparse.Namespace) -> None:
+    from .notebooks import write_gallery
+
     for path in write_gallery(Run.folder_of(_config(options), options.run)):
         print(path)
+    _end("gallery", project_root() / "gallery", "git", "diff", "--stat", "gallery")
 
 
 if __name__ == "__main__":

@@ -293,9 +293,7 @@ def load_config(
     import yaml  # here, because building networks from these dataclasses needs no YAML
 
     path = PROFILES / f"{profile}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise ConfigError(f"profile '{profile}' is unknown; choose one of: {known}.")
+    check_choice("profile", profile, sorted(p.stem for p in PROFILES.glob("*.yaml")))
     tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     for pair in overrides.split():
         name, equals, text = pair.partition("=")
@@ -340,6 +338,16 @@ def first_mistake(error: ValidationError, where: str) -> str:
     if should:
         return f"{place} must {wanted}, but it is {value!r} ({type(value).__name__})."
     return f"{place}: {text.removeprefix('Value error, ')}."
+
+
+def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
+    """Refuse a value that is not one of the choices.
+
+    Raises:
+        ConfigError: the message lists the choices.
+    """
+    if value not in choices:
+        raise ConfigError(f"{what} '{value}' is unknown; choose one of: {', '.join(choices)}.")
 
 
 def unknown_name(name: str, known: Iterable[str], where: str) -> str:

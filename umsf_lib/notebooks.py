@@ -6,15 +6,23 @@ import ast
 import base64
 import io
 import os
+import sys
 import time
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from .config import ConfigError, UmsfError, load_config, unknown_name
+from .config import (
+    ConfigError,
+    MissingStageError,
+    UmsfError,
+    check_choice,
+    load_config,
+    unknown_name,
+)
 from .run import Run, project_root, seed_everything, versions, write_atomically
 
 # Parameters of all notebooks; each may add its own (see ``open_notebook``).
@@ -70,17 +78,19 @@ def injected_parameters(sources: typing.Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
+def open_notebook(namespace: Mapping[str, Any], *, create: bool = True, **own: type) -> Run:
     """Check a notebook's parameters, open its run and print where it runs.
 
     Every notebook calls this first.
 
     Args:
         namespace: the notebook's ``globals()``.
+        create: make the run if there is none; else it must exist (see ``Run.open``).
         own: additional parameters of this notebook, name -> type.
 
     Raises:
         ConfigError: papermill injected an unknown parameter, or a parameter has the wrong type.
+        MissingStageError: the run must exist, but does not.
     """
     known, where = PARAMETERS | own, "this notebook"
     check_parameters(injected_parameters(namespace.get("In", ())), known, where)
@@ -94,7 +104,7 @@ def open_notebook(namespace: Mapping[str, Any], **own: type) -> Run:
         seed=values["seed"],
         overrides=values["overrides"],
     )
-    run = Run.open(config, values["run"])
+    run = Run.open(config, values["run"], create=create)
     seed_everything(config.seed)
     found = versions()
     settings = f"profile {config.profile} | seed {config.seed}"
@@ -120,6 +130,7 @@ FURTHER = (
     "08_ablations",
     "10_spatial_contrast",
 )  # not part of the tutorial; run individually
+READER = "12_results_browser"  # makes nothing, so the run must exist
 CELL_TIMEOUT_S = 6 * 3600  # papermill's own default is no limit
 GALLERY_BYTES = 800_000  # the largest notebook that a code host renders quickly
 SHRUNK_FROM_BYTES = 60_000  # pictures larger than this are compressed
@@ -129,7 +140,7 @@ QUIET = ("--IPKernelApp.log_level=CRITICAL",)
 
 
 def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL_TIMEOUT_S) -> Path:
-    """Run one notebook headless and save the executed copy in the run folder.
+    """Run one notebook headless, print what it prints, save the executed copy in the run folder.
 
     Args:
         name: for example ``03_momentum_contrast_pretraining``, or such a name after ``solutions/``.
@@ -140,9 +151,11 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
         Path of the executed notebook.
 
     Raises:
-        ConfigError: a parameter is unknown or has the wrong type.
+        ConfigError: the name or a parameter is unknown, or a parameter has the wrong type.
+        MissingStageError: the notebook makes nothing, and there is no such run.
         UmsfError: a cell failed; the message is that of the cell's error.
     """
+    check_choice("notebook", name.removeprefix("solutions/"), NOTEBOOKS + FURTHER)
     import papermill
 
     source = project_root() / "notebooks" / f"{name}.ipynb"
@@ -151,6 +164,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     given = {k: parameters[k] for k in ("data", "layout", "seed", "overrides") if k in parameters}
     config = load_config(parameters.get("profile", "quick"), **given)
     folder = Run.folder_of(config, parameters.get("run", ""))
+    if name.endswith(READER):
+        Run.open(config, folder.name, create=False)
     target = folder / "notebooks" / f"{name}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ["UMSF_HEADLESS"] = "1"  # inherited by the kernel; widgets become pictures
@@ -163,6 +178,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
             cwd=str(project_root()),
             execution_timeout=timeout_s,
             progress_bar=False,
+            stdout_file=sys.stdout,
             request_save_on_cell_execute=False,
             extra_arguments=list(QUIET),
         )
@@ -171,14 +187,14 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     return target
 
 
-def print_tutorial(parameters: Mapping[str, Any]) -> None:
-    """Run the notebooks of the tutorial in order and print one line for each."""
-    begin = time.monotonic()
-    for name in NOTEBOOKS:
+def print_notebooks(names: Sequence[str], parameters: Mapping[str, Any]) -> Path:
+    """Run notebooks in order, print what they print; return the path of the last executed copy."""
+    for number, name in enumerate(names, start=1):
         start = time.monotonic()
+        print(f"notebook {name} ({number} of {len(names)})", flush=True)
         target = run_notebook(name, parameters)
         print(f"{name:36s} {time.monotonic() - start:6.1f} s  {target}", flush=True)
-    print(f"tutorial done in {time.monotonic() - begin:.0f} s")
+    return target
 
 
 def write_gallery(folder: Path) -> list[Path]:
@@ -195,6 +211,7 @@ def write_gallery(folder: Path) -> list[Path]:
 
     Raises:
         ConfigError: a copy is larger than ``GALLERY_BYTES``.
+        MissingStageError: a notebook of the tutorial has not been run.
     """
     import nbformat
 
@@ -208,6 +225,8 @@ def write_gallery(folder: Path) -> list[Path]:
         path = folder / "notebooks" / f"{name}.ipynb"
         if name in FURTHER and not path.is_file():
             continue
+        if not path.is_file():
+            raise MissingStageError(f"{path} is missing; run `umsf tutorial` first.")
         notebook = nbformat.read(path, as_version=4)
         if name == "06_tsne_and_maps":
             outputs = [

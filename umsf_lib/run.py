@@ -34,7 +34,15 @@ import yaml
 from filelock import FileLock, Timeout
 
 from . import __version__
-from .config import HARDWARE, Config, ConfigError, DataError, MissingStageError, WriteError
+from .config import (
+    HARDWARE,
+    Config,
+    ConfigError,
+    DataError,
+    MissingStageError,
+    WriteError,
+    load_config,
+)
 
 if TYPE_CHECKING:  # torch takes seconds to import; reading and checking data does not need it
     import torch
@@ -233,16 +241,24 @@ class Run:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, config: Config, name: str = "", root: Path | None = None) -> Run:
+    def open(
+        cls, config: Config, name: str = "", root: Path | None = None, *, create: bool = True
+    ) -> Run:
         """Open or create the run ``name`` (default: named after profile, data and seed).
 
         Raises:
+            MissingStageError: there is no such run, and ``create`` is false.
             ConfigError: the folder was made with other settings (the message lists the
                 differences) or by an older version, or the device does not exist.
         """
-        pick_device(config.device)
         folder = cls.folder_of(config, name, root)
         plain, path = _plain(config), folder / "manifest.json"
+        if not create and not path.is_file():
+            raise MissingStageError(
+                f"There is no run '{folder.name}' in {folder.parent}; make it with 'umsf map', or "
+                "choose another run name."
+            )
+        pick_device(config.device)
         if path.is_file():
             found = json.loads(path.read_text())
             _refuse_older_version(folder, found.get("version", "0.1"))
@@ -452,6 +468,27 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, dict)
         flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
     return flat
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return the parameters that give a run's settings again (see ``load_config``); {} if no run.
+
+    Raises:
+        ConfigError: the run was made by an older version.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    _refuse_older_version(folder, found.get("version", "0.1"))
+    made = found["config"]
+    named = {name: made[name] for name in ("profile", "data", "layout", "seed")}
+    usual = _flat(_plain(load_config(**named)))
+    changed = {name: value for name, value in _flat(made).items() if usual.get(name) != value}
+    pairs = (
+        f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in changed.items()
+    )
+    return named | {"overrides": " ".join(pairs)}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

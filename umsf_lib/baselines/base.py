@@ -27,9 +27,10 @@ from ..pretraining.stage import (
     pretraining_inputs,
     steps_per_epoch,
 )
+from ..progress import Progress
 from ..run import Run
 from ..training.checkpoints import load_checkpoint, load_weights, write_state
-from ..training.loop import LossOf, Progress, Row, train, trainable, write_rows
+from ..training.loop import LossOf, Row, train, trainable, write_rows
 
 # Task, progress, network with its head -> the network to keep, and the log.
 Learn = Callable[[ClusteringTask, Progress | None, UmsfNet], tuple[UmsfNet, list[Row]]]

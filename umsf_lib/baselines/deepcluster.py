@@ -19,8 +19,9 @@ from ..config import ConfigError
 from ..data.windows import training_tiles
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import View, invert_affine, make_view, sample_tokens
+from ..progress import Progress, each
 from ..run import Run, to_device
-from ..training.loop import Metrics, Progress, Row
+from ..training.loop import Metrics, Row
 from .base import baseline_steps, learned, train_module, training_tokens
 from .heads import TEMPERATURE, PrototypeHead, prototype_head
 
@@ -106,9 +107,12 @@ class Memory:
         return F.normalize(sample_tokens(maps, points), dim=2), seen
 
     @torch.no_grad()
-    def fill(self, network: UmsfNet, generator: torch.Generator) -> None:
+    def fill(
+        self, network: UmsfNet, generator: torch.Generator, progress: Progress | None = None
+    ) -> None:
         """Fill the memory in one pass over all windows, before training."""
-        for some in torch.arange(len(self.tiles)).split(self.task.config.pretrain.batch):
+        batches = torch.arange(len(self.tiles)).split(self.task.config.pretrain.batch)
+        for some in each(batches, progress, "first embeddings"):
             for bank, view in zip(self.entries, self.views(some, generator), strict=True):
                 bank[some] = self.embed(network, view)[0]
 
@@ -140,7 +144,7 @@ def learn(
     count, heads = len(head.prototypes), config.baseline.heads
     generator = torch.Generator().manual_seed(config.seed)
     memory = Memory(task, head.prototypes.shape[1])
-    memory.fill(network.train(), generator)
+    memory.fill(network.train(), generator, progress)
     steps = baseline_steps(task, pretrained=False)
     every = max(1, steps // CLUSTERINGS)
     now: dict[str, Tensor] = {}

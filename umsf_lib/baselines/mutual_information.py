@@ -20,8 +20,9 @@ from ..clustering.losses import clustering_loss, symmetric_kl
 from ..clustering.task import ClusteringTask
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import sample_tokens
+from ..progress import Progress
 from ..run import Run
-from ..training.loop import Metrics, Progress, Row
+from ..training.loop import Metrics, Row
 from .base import baseline_steps, learned, token_pairs, train_module, training_tokens
 from .heads import Heads
 

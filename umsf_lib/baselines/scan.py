@@ -23,8 +23,9 @@ from ..data.windows import draw_windows, training_tiles
 from ..models.speckle import draw_uniform
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import View, make_view, resample
+from ..progress import Progress
 from ..run import Run
-from ..training.loop import Metrics, Progress, Row
+from ..training.loop import Metrics, Row
 from .base import baseline_steps, learned, train_module, training_tokens
 
 NEIGHBOURS = 20

@@ -21,8 +21,9 @@ from ..config import IGNORE, DataError
 from ..data.scene_set import SceneSet, valid_labels
 from ..data.windows import training_tiles
 from ..models.umsf_net import UmsfNet, clustering_head
+from ..progress import Progress
 from ..run import Run
-from ..training.loop import Metrics, Progress, Row
+from ..training.loop import Metrics, Row
 from .base import baseline_steps, learned, train_module
 
 LONGER = 4  # times the windows of the others, so that the ceiling is really reached

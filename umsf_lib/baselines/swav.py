@@ -19,8 +19,9 @@ from ..clustering.losses import soft_cross_entropy
 from ..clustering.task import ClusteringTask
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import sample_tokens
+from ..progress import Progress
 from ..run import Run
-from ..training.loop import Metrics, Progress, Row
+from ..training.loop import Metrics, Row
 from .base import baseline_steps, learned, token_pairs, train_module, training_tokens
 from .heads import TEMPERATURE, PrototypeHead, prototype_head
 

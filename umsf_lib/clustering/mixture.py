@@ -22,6 +22,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from ..config import ClusterConfig, ConfigError
+from ..progress import Progress, each
 from .tokens import TokenMap
 
 RIDGE = 1e-3  # on the diagonal of covariances
@@ -64,7 +65,13 @@ Clusterer = HardClusters | MixtureClusters
 
 
 def fit(
-    kind: str, tokens: np.ndarray, num_clusters: int, config: ClusterConfig, seed: int
+    kind: str,
+    tokens: np.ndarray,
+    num_clusters: int,
+    config: ClusterConfig,
+    seed: int,
+    *,
+    progress: Progress | None = None,
 ) -> Clusterer:
     """Fit a clusterer to tokens ``(n, D)``.
 
@@ -75,6 +82,7 @@ def fit(
         num_clusters: K.
         config: components and restarts.
         seed: seed of the starts.
+        progress: told of each restart of a mixture.
 
     Raises:
         ConfigError: if there are more clusters or components than tokens.
@@ -88,7 +96,7 @@ def fit(
         )
     if kind == "kmeans":
         return fit_kmeans(tokens, num_clusters, seed)
-    found = fit_mixture(tokens, wanted, config.restarts, seed)
+    found = fit_mixture(tokens, wanted, config.restarts, seed, progress)
     if kind == "merged":
         groups = merge(found.model.means_, found.model.covariances_, num_clusters)
         return MixtureClusters(found.model, groups, num_clusters)
@@ -101,7 +109,13 @@ def fit_kmeans(tokens: np.ndarray, num_clusters: int, seed: int) -> HardClusters
     return HardClusters(model.cluster_centers_)
 
 
-def fit_mixture(tokens: np.ndarray, num_clusters: int, restarts: int, seed: int) -> MixtureClusters:
+def fit_mixture(
+    tokens: np.ndarray,
+    num_clusters: int,
+    restarts: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> MixtureClusters:
     """Fit a full Gaussian mixture to ``(n, D)``: the restart that agrees most with the others.
 
     Restarts differ by points of accuracy, and the likelihood does not pick the good ones. A
@@ -112,7 +126,7 @@ def fit_mixture(tokens: np.ndarray, num_clusters: int, restarts: int, seed: int)
         warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds are enough
         models = [
             GaussianMixture(num_clusters, **options, random_state=seed * 1000 + i).fit(tokens)
-            for i in range(restarts)
+            for i in each(range(restarts), progress, "restarts of the mixture")
         ]
     chosen = models[central([model.predict(tokens) for model in models])]
     return MixtureClusters(chosen, np.arange(num_clusters), num_clusters)

@@ -7,8 +7,9 @@ rounds its own posteriors are the teacher.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from ..pretraining.augmentations import (
     tokens_around,
 )
 from ..pretraining.momentum import key_network, momentum_update
+from ..progress import Progress, each
 from ..run import to_device
 from ..training.loop import Metrics, Row, train, trainable
 from .inference import network_posteriors
@@ -43,7 +45,7 @@ def self_train(
     teacher: dict[int, Tensor],
     config: Config,
     *,
-    progress: Callable[[int, int, Row], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[UmsfNet, list[Row]]:
     """Train the network on the teacher's posteriors and, in further rounds, on its own.
 
@@ -66,11 +68,13 @@ def self_train(
     for number in range(settings.rounds):
         if number > 0:
             own = network_posteriors(average, store, config.map, TEACHER_SYMMETRIES)
-            teacher = {scene: own(scene) for scene in teacher}
-        sampler = PseudoLabelSampler(store, tiles, smooth(teacher, store, config), config)
+            taught = each(list(teacher), progress, "posteriors of the network")
+            teacher = {scene: own(scene) for scene in taught}
+        smoothed = smooth(teacher, store, config, progress=progress)
+        sampler = PseudoLabelSampler(store, tiles, smoothed, config)
         done = number * settings.steps
 
-        def report(step: int, steps: int, row: Row, done: int = done) -> None:
+        def report(step: int, steps: int, row: Mapping[str, Any], done: int = done) -> None:
             if progress:
                 progress(done + step, settings.rounds * settings.steps, row)
 
@@ -88,12 +92,18 @@ def keep_texture(views: ViewConfig) -> ViewConfig:
     return replace(views, scale_min=1.0, blur=0.0, speckle_looks=0)
 
 
-def smooth(teacher: dict[int, Tensor], store: PixelStore, config: Config) -> dict[int, Tensor]:
+def smooth(
+    teacher: dict[int, Tensor],
+    store: PixelStore,
+    config: Config,
+    *,
+    progress: Progress | None = None,
+) -> dict[int, Tensor]:
     """Smooth a teacher's posteriors: single tokens of another cluster are mostly noise."""
     stride, sigma = config.model.stride, config.cluster.smoothing_px
     return {
         scene: smooth_tokens(maps, guide_of(store, scene), stride, sigma)
-        for scene, maps in teacher.items()
+        for scene, maps in each(list(teacher.items()), progress, "smooth the teacher")
     }
 
 
@@ -155,7 +165,7 @@ def _round(
     config: Config,
     generator: torch.Generator,
     done: int,
-    progress: Callable[[int, int, Row], None],
+    progress: Progress,
 ) -> list[Row]:
     """Train for one round, after ``done`` steps of earlier rounds."""
     settings = config.cluster

@@ -8,7 +8,6 @@ the teacher keeps the rare land cover that a network loses. Then components are 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,9 +21,10 @@ from ..data.scene_set import normalisation_of
 from ..data.windows import training_tiles
 from ..models.umsf_net import UmsfNet
 from ..pretraining.stage import load_pretrained, new_network
+from ..progress import Progress, each
 from ..run import Run, write_arrays
 from ..training.checkpoints import load_checkpoint, load_weights, write_state
-from ..training.loop import Row, write_rows
+from ..training.loop import write_rows
 from .inference import Classifier, network_posteriors, scene_map
 from .mixture import RIDGE, Clusterer, arrays_of, clusterer_of, fit, merge, posterior_map
 from .self_training import self_train
@@ -51,9 +51,7 @@ class Clustered:
     groups: Tensor
 
 
-def cluster(
-    run: Run, task: ClusteringTask, *, progress: Callable[[int, int, Row], None] | None = None
-) -> bool:
+def cluster(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> bool:
     """Run the stage ``cluster``: fit the teacher, self-train the network, merge their components.
 
     It writes all three (``checkpoints/clustered.pt``), ``self_training.csv`` and ``features.npz``
@@ -66,18 +64,20 @@ def cluster(
 
     def make() -> list[str]:
         network = starting_network(run, task).to(run.device)
-        teacher, train = fit_teacher(task), task.scenes.indices("train")
+        teacher = fit_teacher(task, progress=progress)
+        train = each(task.scenes.indices("train"), progress, "posteriors of the teacher")
         taught = {scene: posterior_map(teacher, task.statistics, scene) for scene in train}
         tiles = training_tiles(task.scenes, views.window_px, views.overlap_px)
         network, rows = self_train(
             network, task.store, tiles, taught, run.config, progress=progress
         )
-        found = Clustered(network, teacher, merge_components(network, teacher, task))
+        groups = merge_components(network, teacher, task, progress)
+        found = Clustered(network, teacher, groups)
         arrays = {name: torch.from_numpy(array) for name, array in arrays_of(teacher).items()}
         content = {"module": network.state_dict(), "teacher": arrays, "groups": found.groups}
         write_state(run.path(NETWORK), {"settings": inputs} | content)
         write_rows(run.path("self_training.csv"), rows)
-        write_arrays(run.path("features.npz"), **sample_features(found, task))
+        write_arrays(run.path("features.npz"), **sample_features(found, task, progress))
         return [NETWORK, "self_training.csv", "features.npz"]
 
     return run.stage("cluster", make, inputs, trains=True)
@@ -98,13 +98,16 @@ def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
     return network
 
 
-def fit_teacher(task: ClusteringTask) -> Clusterer:
+def fit_teacher(task: ClusteringTask, *, progress: Progress | None = None) -> Clusterer:
     """Fit the label-free teacher: components of local statistics (``cluster.teacher``)."""
     settings, tokens = task.config.cluster, task.sample(task.statistics, task.stride)
-    return fit(settings.teacher, tokens, task.num_components, settings, task.config.seed)
+    seed, count = task.config.seed, task.num_components
+    return fit(settings.teacher, tokens, count, settings, seed, progress=progress)
 
 
-def merge_components(network: UmsfNet, teacher: Clusterer, task: ClusteringTask) -> Tensor:
+def merge_components(
+    network: UmsfNet, teacher: Clusterer, task: ClusteringTask, progress: Progress | None = None
+) -> Tensor:
     """Find the cluster ``(P,)`` int64 of each component by ``mixture.merge``, on training scenes.
 
     It merges components whose statistics, weighted by the final posteriors, are most similar.
@@ -114,7 +117,7 @@ def merge_components(network: UmsfNet, teacher: Clusterer, task: ClusteringTask)
     share = task.config.cluster.teacher_share
     posteriors = component_posteriors(network, teacher, task, share)
     sizes, sums, squares = torch.zeros(()), torch.zeros(()), torch.zeros(())
-    for scene in task.scenes.indices("train"):
+    for scene in each(task.scenes.indices("train"), progress, "merge components"):
         valid = token_validity(task.store, scene, task.stride)
         shares = posteriors(scene)[:, valid].double()  # (P, n)
         tokens = task.statistics(scene)[:, valid].double()  # (D, n)
@@ -143,7 +146,9 @@ def component_posteriors(
     return lambda scene: torch.lerp(own(scene), taught(scene), teacher_share)
 
 
-def sample_features(found: Clustered, task: ClusteringTask) -> dict[str, np.ndarray]:
+def sample_features(
+    found: Clustered, task: ClusteringTask, progress: Progress | None = None
+) -> dict[str, np.ndarray]:
     """Draw unit feature tokens of test scenes, with their place and cluster.
 
     Returns:
@@ -154,7 +159,8 @@ def sample_features(found: Clustered, task: ClusteringTask) -> dict[str, np.ndar
     kinds = ("optical", "sar", "fused") if found.network.sensors == "both" else ("fused",)
     features, test = feature_tokens(found.network, task, *kinds), task.scenes.indices("test")
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
-    for scene, places in draw_places(task.store, test, stride, PLOT_TOKENS, seed):
+    places_of = list(draw_places(task.store, test, stride, PLOT_TOKENS, seed))
+    for scene, places in each(places_of, progress, "features of test scenes"):
         maps = features(scene)
         here = torch.from_numpy(places).to(maps.device)
         # With k kinds of token: (k C, h, w) -> (k C, n) -> (n, k C) -> k arrays (n, C)

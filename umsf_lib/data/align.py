@@ -17,7 +17,8 @@ from rasterio.dtypes import in_dtype_range
 from rasterio.errors import CRSError
 from rasterio.warp import Resampling, reproject
 
-from ..config import DataError
+from ..config import DataError, check_choice
+from ..progress import Progress, each
 from ..run import write_atomically
 from .faults import explained
 from .files import sidecars_of
@@ -40,33 +41,39 @@ RESAMPLINGS = ("nearest", "bilinear", "cubic", "average")
 
 
 def align(
-    root: Path, layout: Layout, target: Path, resampling: str = "bilinear"
+    root: Path,
+    layout: Layout,
+    target: Path,
+    resampling: str = "bilinear",
+    *,
+    progress: Progress | None = None,
 ) -> dict[Path, float]:
     """Copy a data folder so that every file is on the grid of its scene's optical file.
 
     SAR, DEM and label files on another grid are resampled. All other files of the scenes with their
-    sidecars, and files beside the folders such as split lists, are copied unchanged. The source
-    folder is not modified.
+    sidecars, and files beside the folders such as split lists, are copied. ``root`` stays as it is.
 
     Args:
         root: data folder.
         layout: where and how the data set stores its files.
         target: new data folder, outside ``root``.
         resampling: for SAR and DEM, one of ``RESAMPLINGS``; labels always use ``nearest``.
+        progress: told of each scene, then of each copied file.
 
     Returns:
         Resampled file in ``target`` -> share of its pixels that hold data in all bands.
 
     Raises:
-        DataError: ``target`` and ``root`` overlap, a file cannot be read, no transformation leads
-            from its CRS to that of the optical file, the two do not overlap, or there is no nodata
-            value to mark pixels that a file does not cover.
+        ConfigError: ``resampling`` is unknown.
+        DataError: ``target`` and ``root`` overlap, or a file cannot be read, cannot be located on
+            the optical file or does not overlap it, or lacks a nodata value where it needs one.
     """
+    check_choice("resampling", resampling, RESAMPLINGS)
     here, there = root.resolve(), target.resolve()
     if here.is_relative_to(there) or there.is_relative_to(here):
         raise DataError(f"Output {target} overlaps the data folder {root}; name another folder.")
     moved, kept = {}, set()
-    for scene in find_scenes(root, layout):
+    for scene in each(find_scenes(root, layout), progress, "resample"):
         grid = scene.profile()
         for role, (path, sensor) in scene.files().items():
             with opened(path) as source:
@@ -75,12 +82,12 @@ def align(
                 kept.add(path)
             else:
                 method = Resampling["nearest" if role == "label" else resampling]
-                moved[path] = _write_aligned(
-                    path, target / path.relative_to(root), scene, sensor, method
-                )
+                copy = target / path.relative_to(root)
+                moved[path] = _write_aligned(path, copy, scene, sensor, method)
     beside = {path for path in root.iterdir() if path.is_file() and path.name[0] != "."}
     beside -= {*moved, *(file for files in sidecars_of(moved).values() for file in files)}
-    for path in sorted(beside.union(kept, *sidecars_of(kept).values())):
+    copied = sorted(beside.union(kept, *sidecars_of(kept).values()))
+    for path in each(copied, progress, "copy"):
         write_atomically(target / path.relative_to(root), partial(_copy, path))
     return {target / path.relative_to(root): share for path, share in moved.items()}
 

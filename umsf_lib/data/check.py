@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import DataError
+from ..progress import Progress, each
 from .form import form_defects
 from .layout import Layout, layout_names, load_layout
 from .map_sheets import leakage
@@ -45,7 +46,7 @@ class Survey:
     warnings: list[str]  # what looks wrong, but may be right
 
 
-def survey(root: Path, layout: Layout) -> Survey:
+def survey(root: Path, layout: Layout, *, progress: Progress | None = None) -> Survey:
     """Read a whole data folder, strip by strip, and collect all its defects.
 
     Raises:
@@ -54,7 +55,7 @@ def survey(root: Path, layout: Layout) -> Survey:
     pairing = pair_files(root, layout)
     scenes = scenes_of(pairing, layout)
     share = SAMPLE / max(sum(map(_size, scenes)), 1)
-    facts = tuple(_facts(scene, share) for scene in scenes)
+    facts = tuple(_facts(scene, share) for scene in each(scenes, progress, "read"))
     defects = pairing.defects + [text for scene in facts for text in scene.defects]
     looks = {scene.name: scene.looks for scene in facts if scene.looks}
     split: dict[str, list[str]] = {}

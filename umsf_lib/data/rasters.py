@@ -107,7 +107,7 @@ class NumpyRaster:
     ) -> NDArray[Any]:
         """Return ``(C, h, w)``, or ``(h, w)`` of one band (from 1), in native byte order."""
         part: tuple[slice, ...] = window.toslices() if window else ()
-        values = self.array[(slice(None) if band is None else np.subtract(band, 1), *part)]
+        values = self.array[(slice(None) if band is None else np.array(band, int) - 1, *part)]
         return np.array(values, values.dtype.newbyteorder("="), order="C")
 
     def tags(self, band: int = 0) -> dict[str, str]:
@@ -252,7 +252,7 @@ def scaled_dtype(dtype: Any) -> np.dtype[Any]:
 
 def scaling_of(source: Any, bands: Sequence[int]) -> NDArray[np.float64]:
     """Return the scale and the offset ``(2, C)`` that a dataset declares for bands (from 1)."""
-    return np.array([(source.scales[i - 1], source.offsets[i - 1]) for i in bands], float).T
+    return np.array([[tags[i - 1] for i in bands] for tags in (source.scales, source.offsets)])
 
 
 def data_bands(source: Any, named: int | None = None) -> list[int]:
@@ -277,20 +277,19 @@ def declared_valid(
     Returns:
         ``(C, h, w) bool`` of the C bands of ``data_bands(source, named)``.
     """
-    bands, masks = data_bands(source, named), []
-    for band in bands:
+    bands = data_bands(source, named)
+    shape = (window.height, window.width) if window else source.shape
+    valid = np.ones((len(bands), *shape), bool)
+    for band, known in zip(bands, valid, strict=True):
         flags, nodata = source.mask_flag_enums[band - 1], source.nodatavals[band - 1]
-        if MaskFlags.all_valid in flags or MaskFlags.alpha in flags:
-            shape = (window.height, window.width) if window else source.shape
-            masks.append(np.ones(shape, bool))
-        else:
-            masks.append(source.read_masks(band, window=window) != 0)
+        if MaskFlags.all_valid not in flags and MaskFlags.alpha not in flags:
+            known &= source.read_masks(band, window=window) != 0
         if nodata is not None and flags != [MaskFlags.nodata]:  # GDAL reads one of the two
             values = source.read(band, window=window)
-            masks[-1] &= ~np.isnan(values) if np.isnan(nodata) else values != nodata
+            known &= ~np.isnan(values) if np.isnan(nodata) else values != nodata
     for band in set(source.indexes) - set(bands):
-        masks = [mask & (source.read(band, window=window) != 0) for mask in masks]
-    return np.stack(masks)
+        valid &= source.read(band, window=window) != 0
+    return valid
 
 
 def strips(grid: Grid) -> Iterator[Window]:

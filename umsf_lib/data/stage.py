@@ -18,6 +18,7 @@ import numpy as np
 from rasterio.windows import Window
 
 from ..config import ConfigError, DataError
+from ..progress import Progress, each
 from ..run import (
     MORE_SPACE,
     Run,
@@ -36,7 +37,7 @@ from .scene_set import NORMALISATION, SceneRecord, SceneSet, normalisation, phys
 from .synthetic import synthesize
 
 
-def load_data(run: Run) -> SceneSet:
+def load_data(run: Run, *, progress: Progress | None = None) -> SceneSet:
     """Run stage ``data``: find or simulate the scenes of a run and prepare them.
 
     Synthetic scenes, prepared scenes and ``statistics.json`` are written only if they do not exist
@@ -53,8 +54,8 @@ def load_data(run: Run) -> SceneSet:
             f"layout '{layout.name}' has no SAR, but model.sensors is '{config.model.sensors}'; "
             "add the override model.sensors=optical."
         )
-    root = Path(config.data) if config.data else synthesize(run)
-    scenes = prepare(root, layout)
+    root = Path(config.data) if config.data else synthesize(run, progress)
+    scenes = prepare(root, layout, progress=progress)
     manifest = sha256_of(scenes.folder / "manifest.json")
 
     def make() -> list[str]:
@@ -65,7 +66,9 @@ def load_data(run: Run) -> SceneSet:
     return scenes
 
 
-def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
+def prepare(
+    root: Path, layout: Layout, target: Path | None = None, *, progress: Progress | None = None
+) -> SceneSet:
     """Copy the scenes under ``root`` to flat memory maps, unless this code has done so already.
 
     The folder of the maps is made in ``target`` (default: ``data/prepared`` of the project). After
@@ -85,9 +88,9 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
         print(f"scenes {folder.name} were prepared by older code; they are prepared again.")
         there = {}
     if there:
-        _check_arrays(folder)
+        _check_arrays(folder, progress)
     else:
-        _make_folder(folder, scenes, layout)
+        _make_folder(folder, scenes, layout, progress)
     there = json.loads(manifest.read_text())
     records = tuple(SceneRecord(**record) for record in there["scenes"])
     return SceneSet(folder, layout, records, split, {s.name: s for s in scenes})
@@ -105,10 +108,11 @@ def _stamp(scenes: list[Scene]) -> list[Any]:
     return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
 
 
-def _check_arrays(folder: Path) -> None:
+def _check_arrays(folder: Path, progress: Progress | None) -> None:
     """Compare the SHA-256 of the arrays with the recorded ones, to detect damaged files."""
     manifest = folder / "manifest.json"
-    for file, wanted in json.loads(manifest.read_text())["files"].items():
+    files = json.loads(manifest.read_text())["files"]
+    for file, wanted in each(list(files.items()), progress, "verify"):
         path = folder / file
         if (found := sha256_of(path) if path.is_file() else "none, it is missing") != wanted:
             raise DataError(
@@ -117,13 +121,15 @@ def _check_arrays(folder: Path) -> None:
             )
 
 
-def _make_folder(folder: Path, scenes: list[Scene], layout: Layout) -> None:
+def _make_folder(
+    folder: Path, scenes: list[Scene], layout: Layout, progress: Progress | None
+) -> None:
     """Write the arrays to a temporary folder, which becomes ``folder`` when it is complete."""
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
         try:
-            _write_scenes(scenes, layout, temporary)
+            _write_scenes(scenes, layout, temporary, progress)
             temporary.chmod(0o755)  # mkdtemp creates it accessible to the owner only
             shutil.rmtree(folder, ignore_errors=True)
             temporary.replace(folder)
@@ -132,15 +138,17 @@ def _make_folder(folder: Path, scenes: list[Scene], layout: Layout) -> None:
             raise
 
 
-def _write_scenes(scenes: list[Scene], layout: Layout, folder: Path) -> None:
+def _write_scenes(
+    scenes: list[Scene], layout: Layout, folder: Path, progress: Progress | None
+) -> None:
     """Write ``optical.npy``, ``sar.npy``, ``label.npy``, ``valid.npy``, then ``manifest.json``."""
-    for scene in scenes:
+    for scene in each(scenes, progress, "check"):
         scene.check()
     if found := unit_defects(scenes):
         raise DataError(found[0])
     sizes = [grid.height * grid.width for grid in (scene.profile() for scene in scenes)]
     maps, records, offset = _open_maps(scenes, folder, sum(sizes)), [], 0
-    for scene, size in zip(scenes, sizes, strict=True):
+    for scene, size in each(list(zip(scenes, sizes, strict=True)), progress, "prepare"):
         records.append(asdict(_copy_scene(scene, maps, offset)))
         offset += size
     for array in maps.values():

@@ -12,6 +12,7 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from ..config import DataError
+from ..progress import Progress, each
 from ..run import Run, code_digest, digest, project_root, write_atomically, write_json
 from ..simulation.sensors import simulate_scene
 from .faults import explained
@@ -67,7 +68,7 @@ def write_scenes(
         write_raster(folder / "lbl" / name, scene["label"], nodata=0, colors=colors, **grid)
 
 
-def synthesize(run: Run) -> Path:
+def synthesize(run: Run, progress: Progress | None = None) -> Path:
     """Write the profile's synthetic scenes unless they exist; return their data folder."""
     settings = run.config.synthetic
     # Training scenes come last, so their number does not change the other scenes.
@@ -83,7 +84,8 @@ def synthesize(run: Run) -> Path:
     write_json(made, simulator)
     names = scene_names(sum(counts.values()))
     size = settings.size_px
-    write_scenes(folder, names, run.config.seed, size, size, difficulty=settings.difficulty)
+    for name in each(names, progress, "simulate"):
+        write_scenes(folder, [name], run.config.seed, size, size, difficulty=settings.difficulty)
     lines, rest = [], iter(names)
     for part, count in counts.items():
         lines += [f"{part}:", *(next(rest) for _ in range(count))]

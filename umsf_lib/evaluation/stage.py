@@ -17,6 +17,7 @@ from ..clustering.task import ClusteringTask
 from ..config import IGNORE, Config
 from ..data.layout import LandClass
 from ..data.scene_set import valid_labels
+from ..progress import Progress, each
 from ..run import Run, write_arrays, write_json
 from .metrics import (
     ari,
@@ -39,7 +40,11 @@ Counts = tuple[np.ndarray, np.ndarray]  # what dense_tables returns
 
 
 def evaluate(
-    run: Run, task: ClusteringTask, methods: Mapping[str, Callable[[], Classifier]]
+    run: Run,
+    task: ClusteringTask,
+    methods: Mapping[str, Callable[[], Classifier]],
+    *,
+    progress: Progress | None = None,
 ) -> bool:
     """Run the stage ``evaluate``: score all methods, write ``confusions.npz``, ``metrics.json``.
 
@@ -52,6 +57,7 @@ def evaluate(
         run: its finished stages are read by the methods.
         task: scenes and settings.
         methods: name -> function that makes its classifier, called only if scores are possible.
+        progress: told of each method that is fitted and each scene that is scored.
 
     Returns:
         True if it was computed.
@@ -63,31 +69,50 @@ def evaluate(
         "scenes": [scenes.folder.name, scenes.split],  # corrected labels are scored anew
     }
 
-    def score() -> list[str]:
-        arrays, rows = {}, []
-        every = [make() for make in methods.values()] if scenes.labelled else []
-        val = score_scenes(every, task, scenes.indices("val"))
-        test = score_scenes(every, task, scenes.indices("test"))
-        for name in test:
-            for protocol, tables in test[name].items():
-                if not tables.any():
-                    continue  # no labels there; or scenes smaller than a patch, thinly labelled
-                mappings = matchings(val[name][protocol], tables)
-                base = identity(run.folder.name, run.config, name, protocol)
-                rows += records(base, scenes.layout.classes, tables, mappings)
-                arrays[f"{name}/{protocol}/test"] = tables
-                arrays[f"{name}/{protocol}/mapping"] = next(iter(mappings.values()))
-        write_arrays(run.path("confusions.npz"), **arrays)
-        write_json(run.path("metrics.json"), rows)
-        return ["confusions.npz", "metrics.json"]
-
     # A method is a function of a module above this one, or a partial of such a function.
     modules = {getattr(make, "func", make).__module__ for make in methods.values()}
-    return run.stage("evaluate", score, inputs, modules=sorted(modules))
+    return run.stage(
+        "evaluate",
+        lambda: _write_scores(run, task, methods, progress),
+        inputs,
+        modules=sorted(modules),
+    )
+
+
+def _write_scores(
+    run: Run,
+    task: ClusteringTask,
+    methods: Mapping[str, Callable[[], Classifier]],
+    progress: Progress | None,
+) -> list[str]:
+    """Fit and score the methods; return the names of the files written."""
+    scenes = task.scenes
+    arrays, rows = {}, []
+    makers = list(methods.values()) if scenes.labelled else []
+    every = [make() for make in each(makers, progress, "fit methods")]
+    val, test = scenes.indices("val"), scenes.indices("test")
+    counted = score_scenes(every, task, [*val, *test], progress=progress)
+    for name, protocols in counted.items():
+        for protocol, both in protocols.items():
+            tables = both[len(val) :]
+            if not tables.any():
+                continue  # no labels there; or scenes smaller than a patch, thinly labelled
+            mappings = matchings(both[: len(val)], tables)
+            base = identity(run.folder.name, run.config, name, protocol)
+            rows += records(base, scenes.layout.classes, tables, mappings)
+            arrays[f"{name}/{protocol}/test"] = tables
+            arrays[f"{name}/{protocol}/mapping"] = next(iter(mappings.values()))
+    write_arrays(run.path("confusions.npz"), **arrays)
+    write_json(run.path("metrics.json"), rows)
+    return ["confusions.npz", "metrics.json"]
 
 
 def score_scenes(
-    classifiers: Sequence[Classifier], task: ClusteringTask, which: Sequence[int]
+    classifiers: Sequence[Classifier],
+    task: ClusteringTask,
+    which: Sequence[int],
+    *,
+    progress: Progress | None = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Count clusters and classes in scenes: method -> protocol -> ``(S, K', K)``, S scenes.
 
@@ -99,7 +124,8 @@ def score_scenes(
     for one in classifiers:
         empty = np.zeros((len(which), one.num_clusters, classes), np.int64)
         found[one.name] = {"dense": empty, "patch": empty.copy()}
-    for row, scene in enumerate(which if classifiers else ()):
+    scored = list(enumerate(which)) if classifiers else []
+    for row, scene in each(scored, progress, "score scenes"):
         labels = valid_labels(task.scenes, scene)  # (H, W)
         of_patches = majority_label(labels, config.map.patch_px, classes)
         for one in classifiers:  # inside, so that methods with equal tokens share them

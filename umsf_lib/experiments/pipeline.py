@@ -17,8 +17,8 @@ from ..evaluation.stage import evaluate, fitted_matching, load_records
 from ..maps.stage import write_maps
 from ..models.stage import train_despeckler
 from ..pretraining.stage import load_pretrained, pretrain
+from ..progress import print_progress
 from ..run import Run
-from ..training.loop import print_progress
 
 
 def clusters_of_pretrained(kind: str, run: Run, task: ClusteringTask) -> Classifier:
@@ -85,7 +85,7 @@ def methods(
 
 def pretrain_run(run: Run) -> SceneSet:
     """Run the stages up to pretraining, skipping those that are up to date; return the scenes."""
-    scenes = load_data(run)
+    scenes = load_data(run, progress=print_progress("data"))
     train_despeckler(run, scenes, progress=print_progress("despeckle"))
     pretrain(run, scenes, progress=print_progress("pretrain"))
     return scenes
@@ -103,7 +103,8 @@ def run_everything(run: Run, names: Sequence[str] = USUAL, *, maps: bool = False
     task = ClusteringTask.of_run(run, scenes)
     if "umsf" in names:
         cluster(run, task, progress=print_progress("cluster"))
-    evaluate(run, task, methods(run, task, names))
+    evaluate(run, task, methods(run, task, names), progress=print_progress("evaluate"))
     if maps:
         mapping = fitted_matching(run, "umsf")
-        write_maps(run, task, ours(run, task), mapping, scenes.indices("test"))
+        test, progress = scenes.indices("test"), print_progress("maps")
+        write_maps(run, task, ours(run, task), mapping, test, progress=progress)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ..baselines import CEILING
-from ..config import Config, ConfigError
+from ..config import Config, ConfigError, check_choice
 from ..run import Run, other_settings, project_root
 from .pipeline import METHODS, USUAL, pretrain_run, run_everything
 from .records import RunRecord, is_evaluated, read_records, read_run
@@ -99,6 +99,9 @@ class Sweep:
         name: first part of the names of the runs, before seed and variant.
         records: file with records of runs that are not in ``runs/`` (see ``records``).
         smallest: only ``SMALLEST`` of the suite, in the run ``name``, which has a single seed.
+
+    Raises:
+        ConfigError: the suite is unknown.
     """
 
     config: Config
@@ -107,6 +110,10 @@ class Sweep:
     name: str = ""
     records: Path | None = None
     smallest: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown suite."""
+        check_choice("suite", self.suite, SUITES)
 
     @property
     def prefix(self) -> str:

@@ -17,6 +17,7 @@ from ..data.rasters import write_raster
 from ..data.scene_set import SceneSet, valid_labels
 from ..data.windows import PixelStore
 from ..figures.imagery import cluster_classes, optical_composite, sar_image
+from ..progress import Progress, each
 from ..run import Run
 
 NODATA = 0  # code of pixels without data in class maps; class codes begin at 1 or above
@@ -28,6 +29,8 @@ def write_maps(
     classifier: Classifier,
     mapping: np.ndarray | None,
     which: Sequence[int],
+    *,
+    progress: Progress | None = None,
 ) -> bool:
     """Run stage ``maps``: write prediction, confidence, label, error and quicklooks of scenes.
 
@@ -44,6 +47,7 @@ def write_maps(
         classifier: gives the posteriors of the clusters.
         mapping: see ``legend_of``.
         which: indices of the scenes.
+        progress: told of each scene.
 
     Returns:
         True if the files were written, False if they were up to date.
@@ -59,7 +63,8 @@ def write_maps(
     legend = legend_of(task.scenes, classifier.num_clusters, mapping)
 
     def make() -> list[str]:
-        return [f for scene in which for f in _write_scene(run, task, classifier, legend, scene)]
+        scenes = each(which, progress, "scenes")
+        return [f for scene in scenes for f in _write_scene(run, task, classifier, legend, scene)]
 
     return run.stage("maps", make, inputs)
 

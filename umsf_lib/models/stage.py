@@ -15,9 +15,10 @@ from torch import Tensor
 from ..config import DataError, DespeckleConfig
 from ..data.scene_set import SceneSet
 from ..data.windows import draw_windows, open_store, training_tiles
+from ..progress import Progress
 from ..run import Run, to_device, write_json
 from ..training.checkpoints import write_state
-from ..training.loop import Metrics, Progress, Row, train
+from ..training.loop import Metrics, Row, train
 from .encoders import Despeckle
 from .speckle import add_speckle, boxcar, lee, patchwork
 

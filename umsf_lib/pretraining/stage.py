@@ -17,10 +17,11 @@ from ..data.scene_set import SceneSet, normalisation_of
 from ..data.windows import PixelStore, draw_windows, open_store, training_tiles
 from ..models.stage import load_despeckler
 from ..models.umsf_net import UmsfNet
+from ..progress import Progress
 from ..run import Run, code_digest, seed_everything, use_deterministic
 from ..training.checkpoints import Checkpoints, load_checkpoint, load_weights
 from ..training.distributed import any_process, own_rows, rank, world_size
-from ..training.loop import Metrics, Progress, Row, train, trainable, write_rows
+from ..training.loop import Metrics, Row, train, trainable, write_rows
 from .batches import Batch, ValidAt, two_views
 from .losses import collapsed, embedding_statistics
 from .moco import MomentumContrast

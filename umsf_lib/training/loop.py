@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..config import ConfigError
+from ..progress import Progress
+from ..progress import print_progress as print_progress  # handed on by the package
 from ..run import write_atomically
 from .checkpoints import (
     Checkpoints,
@@ -44,7 +41,6 @@ from .distributed import (
 Row = dict[str, float]  # of the log: step, loss, lr and the scalars of ``loss_of``
 Metrics = Mapping[str, Tensor | float]
 LossOf = Callable[[int], tuple[Tensor, Metrics]]
-Progress = Callable[[int, int, Row], None]  # step, steps, newest row
 
 
 def train(
@@ -218,44 +214,6 @@ def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def print_progress(label: str, every_s: float = 5.0) -> Progress:
-    """Return a progress function: a bar if a person watches, else a line every ``every_s`` s."""
-    begin = last = time.monotonic()
-    first, began = 0, begin  # step and time of the first call: it may come late, or after a resume
-    bar: Any = None
-
-    def lines(step: int, steps: int, row: Row) -> None:
-        nonlocal first, began, last
-        now = time.monotonic()
-        if first == 0 or step <= first:
-            first, began = step, now
-        if now - last < every_s and step < steps:
-            return
-        last = now
-        times = f"{now - begin:.0f} s"
-        if step > first:
-            times += f", {(now - began) / (step - first) * (steps - step):.0f} s left"
-        print(f"{label} {step}/{steps}  loss {row['loss']:.3f}  {times}", flush=True)
-
-    def bars(step: int, steps: int, row: Row) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(desc=label, total=steps, initial=step - 1)
-        bar.set_postfix(loss=row["loss"], refresh=False)
-        bar.update(step - bar.n)
-        if step == steps:
-            bar.close()
-            bar = None  # some methods train several times
-
-    return bars if watched() else lines
-
-
-def watched() -> bool:
-    """Return whether a person sees the output: in a terminal, or in a notebook they run."""
-    in_notebook = "ipykernel" in sys.modules and os.environ.get("UMSF_HEADLESS") != "1"
-    return in_notebook or sys.stderr.isatty()
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
