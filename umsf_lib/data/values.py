@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
-from scipy import ndimage
 
 from .form import tags_of
 from .layout import Layout, Sensor
@@ -141,6 +140,8 @@ def margins(band: NDArray[Any], known: NDArray[np.bool_]) -> Iterator[tuple[str,
     fills = {*TYPICAL_FILLS, *(side[0] for side in sides if (side == side[0]).all())}
     for value in values[counts >= LEAST_OUTLINE * 2 * sum(band.shape)]:
         if value in fills or value in (band[known].min(), band[known].max()):
+            from scipy import ndimage  # slow to import, and few scenes need it
+
             parts, _ = ndimage.label((band == value) & known)
             sizes = np.bincount(parts.ravel()) / band.size
             touching = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
