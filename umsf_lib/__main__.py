@@ -268,8 +268,8 @@ def _align(options: argparse.Namespace) -> None:
 
     layout, progress = load_layout(options.layout), print_progress("align")
     files = align(options.path, layout, options.output, options.resampling, progress=progress)
-    for path in files:
-        print(f"resampled: {path}")
+    for path, share in files.items():
+        print(f"resampled: {path}, {share:.1%} of it holds data")
     print(f"{options.output}: {len(files)} resampled, the others copied")
     command = ("umsf", "data", "check", str(options.output), "--layout", options.layout)
     _end("aligned", options.output, *command)

@@ -47,6 +47,10 @@ class DataError(UmsfError):
     """A file or folder is missing, cannot be read, or does not match the others."""
 
 
+class WriteError(DataError, OSError):
+    """A file cannot be written: the disk is full, or the folder is closed to this user."""
+
+
 class ConfigError(UmsfError):
     """A parameter is unknown, has the wrong type or is out of range."""
 

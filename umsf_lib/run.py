@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -40,6 +41,7 @@ from .config import (
     ConfigError,
     DataError,
     MissingStageError,
+    WriteError,
     expanded,
     load_config,
 )
@@ -50,6 +52,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; reading and checking data do
 
 LONGEST_NAME = 200  # of a run, in bytes of UTF-8
 ODD = re.compile(rf"""[/\\:*?"<>|]|{CONTROL.pattern}""")  # no part of a run's name
+MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk"
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "rasterio", "papermill")
 # Stage -> notebook that runs it, for the error message when the stage is missing.
 MAKERS = {
@@ -74,20 +77,25 @@ def project_root() -> Path:
     return Path(os.path.realpath(expanded(os.environ.get("UMSF_ROOT") or CHECKOUT)))
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the ``with`` block, which writes a file or folder, into one sentence.
 
     Raises:
-        DataError: it cannot be written, for example because a file is in the way.
+        WriteError: the disk is full, or nothing may be written there.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        yield
     except OSError as error:
-        raise DataError(
-            f"{folder} cannot be written ({error.strerror}); choose another place, or set "
-            "UMSF_ROOT to a folder that you may write to."
+        if isinstance(error, WriteError):
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WriteError(
+                f"The disk of {path.parent} is full; {MORE_SPACE} ({error})."
+            ) from error
+        raise WriteError(
+            f"{path} cannot be written ({error}); check the right to write there, or choose "
+            "(with UMSF_ROOT, for runs) another folder."
         ) from error
 
 
@@ -96,20 +104,24 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
     ``write`` fills the temporary file, which is then synced and renamed to ``path``. A reader sees
     the old file or the complete new one, even after a power cut.
+
+    Raises:
+        WriteError: see ``writing``.
     """
-    make_folder(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp creates it readable by the owner only
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)  # mkstemp creates it readable by the owner only
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

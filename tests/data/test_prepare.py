@@ -320,14 +320,16 @@ def test_synthetic_scenes_are_written_once_with_their_split(project, monkeypatch
     calls = []
 
     def write(folder: Path, names: list[str], seed: int, *size: int, difficulty: str) -> None:
-        calls.append((len(names), seed, size, difficulty))
+        calls.extend((name, seed, size, difficulty) for name in names)
         for name in names:
             write_fake(folder, "whu-opt-sar", Path(name).stem)
 
     monkeypatch.setattr(synthetic, "write_scenes", write)
     run = open_run(project, seed=3)
     folder = synthesize(run)
-    assert folder == synthesize(run) and calls == [(5, 3, (128, 128), "easy")]
+    assert folder == synthesize(run)
+    assert len({name for name, *_ in calls}) == 5  # 2 + 1 + 2, each once
+    assert [about for _, *about in calls] == 5 * [[3, (128, 128), "easy"]]
     assert folder.parent == project / "data" / "synthetic"
     scenes = load_data(run)
     assert {part: len(names) for part, names in scenes.split.items()} == {
@@ -337,7 +339,7 @@ def test_synthetic_scenes_are_written_once_with_their_split(project, monkeypatch
     }
     assert sorted(sum(scenes.split.values(), [])) == [r.name for r in scenes.records]
     (folder / "split.txt").unlink()  # as after an interruption
-    assert synthesize(run) == folder and len(calls) == 2
+    assert synthesize(run) == folder and len(calls) == 10
     for change in ({"size_px": 64}, {"train": 4}):
         other = dataclasses.replace(run.config.synthetic, **change)
         more = synthesize(Run(run.folder, dataclasses.replace(run.config, synthetic=other), {}))

@@ -143,9 +143,14 @@ def test_sheets_touch_by_their_coordinates_or_by_their_names(
     assert ground.origin[at[EAST]].tolist() == [0, 80]
     assert ground.origin[at[south]].tolist() == [80, 0]
     height, width = ground.pixel_m[at[WEST]].tolist()
-    degree = 2 * math.pi * 6371e3 / 360
-    assert height == pytest.approx(degree / 6 / 80, rel=1e-3)
-    assert width == pytest.approx(degree / 4 / 80 * math.cos(math.radians(32 - 1 / 12)), rel=1e-3)
+    latitude = math.radians(32 - 1 / 12)
+    meridian_m = parallel_m = 6371e3  # by names on a sphere, by coordinates on the ellipsoid WGS 84
+    if georeferenced:
+        flat = 1 - 0.00669438 * math.sin(latitude) ** 2
+        meridian_m, parallel_m = 6378137 * (1 - 0.00669438) / flat**1.5, 6378137 / flat**0.5
+    assert height == pytest.approx(math.radians(1 / 6 / 80) * meridian_m, rel=1e-4)
+    width_m = math.radians(1 / 4 / 80) * parallel_m * math.cos(latitude)
+    assert width == pytest.approx(width_m, rel=1e-4)
     assert ground.pixel_m[at["place"]].tolist() == [7.0, 7.0]
 
 

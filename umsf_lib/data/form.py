@@ -26,7 +26,7 @@ def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
     file = f"{SPOKEN[role]} file {path}"
     with opened(path) as source:
         bands = data_bands(source, len(names))
-        _check_placed(file, source)
+        check_placed(file, source)
         stored, (scale, offset) = np.dtype(source.dtypes[0]), scaling_of(source, bands)
         nodata = sorted({source.nodatavals[i - 1] for i in bands} - {None})
     found, tags = [], tags_of(scale, offset)
@@ -72,7 +72,7 @@ def _dtype_defects(file: str, sensor: Sensor | None, stored: np.dtype[Any], tags
     return []
 
 
-def _check_placed(file: str, source: Any) -> None:
+def check_placed(file: str, source: Any) -> None:
     """Refuse a file that control points or RPCs place, with the command that warps it."""
     (points, crs), rpcs = source.gcps, source.rpcs
     if not source.transform.is_identity or not (points or rpcs):

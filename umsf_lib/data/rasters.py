@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +18,20 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+from rasterio.transform import xy
 from rasterio.warp import transform as project
 from rasterio.windows import Window
 
 from ..config import DataError
 from ..run import write_atomically
+from .faults import explained, unreadable
 
 TOLERANCE_PX = 0.01
-DEGREE_M = 111_195.0  # one degree on a sphere of radius 6371 km
 SAID_PARTS = 4  # listed in a message
 STRIP_PX = 256  # rows read at a time, to limit memory use
 
@@ -66,7 +69,7 @@ class NumpyRaster:
     """
 
     crs, transform, nodata, descriptions = None, Affine.identity(), None, (None,)
-    gcps, rpcs = ((), None), None
+    gcps, rpcs, subdatasets = ((), None), None, ()
 
     def __init__(self, path: Path) -> None:
         """Open the file.
@@ -82,18 +85,18 @@ class NumpyRaster:
                     f"{path} holds Python objects, and reading them could run any code; save a "
                     "plain array instead (data/README.md, 'Sentinel-2 tiles')."
                 ) from error
-            raise _unreadable(path, error) from error
+            raise DataError(unreadable(path, error)) from error
         if array.ndim == 2:
             array = array[None]
         elif array.ndim != 3 or array.shape[0] == array.shape[2]:
             what = f"its shape {array.shape} does not tell bands from rows and columns"
-            raise _unreadable(path, what)
+            raise DataError(unreadable(path, what))
         elif array.shape[2] < array.shape[0]:
             array = array.transpose(2, 0, 1)
         self.array = array  # (C, h, w)
         self.count, self.height, self.width = array.shape
         self.shape, self.indexes = array.shape[1:], range(1, self.count + 1)
-        self.dtypes = (array.dtype.name,)
+        self.dtypes = (array.dtype.name,) * self.count
         self.nodatavals = (None,) * self.count
         self.scales, self.offsets = (1.0,) * self.count, (0.0,) * self.count
         self.mask_flag_enums = ([MaskFlags.all_valid],) * self.count
@@ -115,21 +118,40 @@ class NumpyRaster:
 def pixel_size_m(grid: Grid) -> tuple[float, float] | None:
     """Return height and width on the ground, in metres, of the pixel at the centre of a raster.
 
-    They are computed on a sphere. A "10 m" Mercator grid, for example, has pixels of about 8 m at
-    34 degrees north. The result is None without a geographic or projected CRS.
+    They are lengths on the ellipsoid WGS 84. A "10 m" Mercator grid, for example, has pixels of
+    about 8 m at 34 degrees north. The result is None without a geographic or projected CRS, or if
+    the centre has no place on Earth.
+    """
+    row, col = grid.height / 2, grid.width / 2
+    ends = _on_earth(grid, [row - 0.5, row + 0.5, row, row], [col, col, col - 0.5, col + 0.5])
+    return None if ends is None else (_apart_m(*ends[:2]), _apart_m(*ends[2:]))
+
+
+def apart_km(grid: Grid, other: Grid) -> float | None:
+    """Return the distance of the centres of two grids in km; None if one has no place on Earth."""
+    a, b = (_on_earth(each, [each.height / 2], [each.width / 2]) for each in (grid, other))
+    return None if a is None or b is None else _apart_m(a[0], b[0]) / 1000
+
+
+def _on_earth(grid: Grid, rows: list[float], cols: list[float]) -> NDArray[np.float64] | None:
+    """Return geocentric coordinates ``(N, 3)`` in metres of places on the ellipsoid WGS 84.
+
+    Unlike degrees, they have no jump at the antimeridian and no pole.
     """
     if grid.crs is None or not (grid.crs.is_geographic or grid.crs.is_projected):
         return None
-    t, column, row = grid.transform, grid.width / 2, grid.height / 2
-    x, y = t.c + column * t.a + row * t.b, t.f + column * t.d + row * t.e
-    ends = project(grid.crs, "EPSG:4326", [x, x + t.b, x + t.a], [y, y + t.e, y + t.d])
-    longitudes, latitudes = ends[:2]  # of the pixel, the one below, the one to the right
-    shrink = math.cos(math.radians(latitudes[0]))
-    down, right = (
-        DEGREE_M * math.hypot(shrink * (longitudes[i] - longitudes[0]), latitudes[i] - latitudes[0])
-        for i in (1, 2)
-    )
-    return down, right
+    x, y = xy(grid.transform, rows, cols, offset="ul")
+    try:
+        found = np.array(project(grid.crs, "EPSG:4978", x, y, [0.0] * len(rows))).T
+    except (RasterioError, CPLE_BaseError):  # on the Moon, or outside of the projection
+        return None
+    return found if np.isfinite(found).all() else None
+
+
+def _apart_m(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Return the length of the arc between two places ``(3,)``, from that of its chord."""
+    diameter = float(np.linalg.norm(a) + np.linalg.norm(b))
+    return diameter * math.asin(min(float(np.linalg.norm(a - b)) / diameter, 1.0))
 
 
 @contextmanager
@@ -137,36 +159,49 @@ def opened(path: Path) -> Iterator[Any]:
     """Open a raster as a rasterio dataset or a ``NumpyRaster``.
 
     Raises:
-        DataError: the file cannot be opened, or rasterio fails to read it in the ``with`` block.
+        DataError: the file cannot be opened or used, or rasterio fails in the ``with`` block.
     """
+    with explained(path), _open(path) as source:
+        if unfit := _unfit(source):
+            raise DataError(f"{path} {unfit}.")
+        yield source
+
+
+def _open(path: Path) -> Any:
     if path.suffix.lower() == ".npy":
-        yield NumpyRaster(path)
-        return
-    try:
-        with _open(path) as source:
-            if parts := source.subdatasets:
-                raise DataError(
-                    f"{path} holds {len(parts)} rasters, and only one could be read: "
-                    f"{', '.join(parts[:SAID_PARTS])}{', ...' if parts[SAID_PARTS:] else ''}; "
-                    f"write each one you need to a file: gdal_translate '{parts[0]}' OUT.tif."
-                )
-            yield source
-    except RasterioError as error:
-        raise _unreadable(path, error.__cause__ or error) from error
-
-
-def _open(path: Path, mode: str = "r", **form: Any) -> Any:
+        return nullcontext(NumpyRaster(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates are fine
-        return rasterio.open(path, mode, **form)
+        return rasterio.open(path)
 
 
-def _unreadable(path: Path, reason: BaseException | str) -> DataError:
-    size = f"{path.stat().st_size} bytes" if path.is_file() else "missing"
-    return DataError(
-        f"{path} ({size}) cannot be read: it is truncated, damaged or not a raster "
-        f"({' '.join(str(reason).split()).rstrip('.')}); copy or download it again."
-    )
+def _unfit(source: Any) -> str:
+    """Say why an opened dataset can be no file of a scene, and what to do; empty if it can."""
+    if parts := source.subdatasets:
+        more = ", ..." if parts[SAID_PARTS:] else ""
+        return (
+            f"holds {len(parts)} rasters, and only one could be read: "
+            f"{', '.join(parts[:SAID_PARTS])}{more}; write each one you need to a file: "
+            f"gdal_translate '{parts[0]}' OUT.tif"
+        )
+    if 0 in (source.count, source.height, source.width):
+        size = f"{source.count} bands of {source.width} x {source.height} px"
+        return f"is empty ({size}); write the part that you need as a GeoTIFF"
+    bands = zip(source.dtypes, source.colorinterp, strict=True)
+    types = sorted({dtype for dtype, meaning in bands if meaning is not ColorInterp.alpha})
+    if any(dtype.startswith("complex") for dtype in types):
+        return (
+            f"is complex ({', '.join(types)}), as single-look SAR with its phase is; compute the "
+            "intensity first (calibrate, multilook), for example with SNAP"
+        )
+    if len(types) > 1:
+        listed = ", ".join(types)
+        return f"has bands of several types ({listed}); write them in one (`gdal_translate -ot`)"
+    t = source.transform
+    turned = t.a * t.e - t.b * t.d  # 0 if columns or rows have no length, or all one direction
+    if not math.isfinite(turned + t.c + t.f) or not turned:
+        return f"has no usable place: its transform is {tuple(t)[:6]}; correct it or leave it out"
+    return ""
 
 
 def grid_of(source: Any) -> Grid:
@@ -287,16 +322,21 @@ def write_raster(
     transform: Affine,
     nodata: float | None = None,
     descriptions: Sequence[str] | None = None,
+    units: NDArray[np.float64] | None = None,
     colors: Mapping[int, tuple[int, int, int]] | None = None,
     class_names: Mapping[int, str] | None = None,
     overviews: str | None = None,
 ) -> None:
     """Write ``(C, h, w)``, or ``(h, w)`` for one band, as a tiled, deflated GeoTIFF, atomically.
 
-    Without a CRS, coordinates are in pixels. ``descriptions`` are the names of the bands. A single
-    uint8 band may have ``colors`` (value -> red, green, blue) and ``class_names`` (value -> name),
-    which go to ``<path>.aux.xml``, where GDAL and QGIS read them. With ``overviews`` ("mode" or
-    "average", of the pixels below), it is a cloud optimized GeoTIFF, fast at any zoom of a GIS.
+    Without a CRS, coordinates are in pixels. ``descriptions`` are the names of the bands, ``units``
+    ``(2, C)`` their scales and offsets, which are declared, not applied. A single uint8 band may
+    have ``colors`` (value -> red, green, blue) and ``class_names`` (value -> name), which go to
+    ``<path>.aux.xml``, where GDAL and QGIS read them. With ``overviews`` ("mode" or "average", of
+    the pixels below), it is a cloud optimized GeoTIFF, fast at any zoom of a GIS.
+
+    Raises:
+        DataError: rasterio cannot write this, the disk is full, or nothing may be written there.
     """
     bands = array if array.ndim == 3 else array[None]  # (C, h, w)
     form: dict[str, Any] = {"compress": "deflate", "bigtiff": "if_safer"}
@@ -307,8 +347,10 @@ def write_raster(
     form |= dict(zip(("count", "height", "width"), bands.shape, strict=True))
     form |= {"crs": crs, "transform": transform, "nodata": nodata, "dtype": bands.dtype.name}
 
-    def write(temporary: Path) -> None:
-        with _open(temporary, "w", **form) as target:
+    # In memory: on a disk that fills up with the last block, GDAL would report success.
+    with explained(path), MemoryFile() as memory, warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates are fine
+        with memory.open(**form) as target:
             target.write(bands)
             if overviews and len(bands) == 3:  # a plain GeoTIFF says so by itself
                 target.colorinterp = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
@@ -316,8 +358,9 @@ def write_raster(
                 target.write_colormap(1, {code: (*rgb, 255) for code, rgb in colors.items()})
             if descriptions:
                 target.descriptions = descriptions
-
-    write_atomically(path, write)
+            if units is not None:
+                target.scales, target.offsets = units
+        write_atomically(path, lambda temporary: temporary.write_bytes(memory.getbuffer()))
     _write_names(Path(f"{path}.aux.xml"), class_names)
 
 

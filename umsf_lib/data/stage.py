@@ -6,7 +6,6 @@ the source files. Windows can thus be cut without decoding files (``windows.py``
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import shutil
@@ -20,14 +19,22 @@ from rasterio.windows import Window
 
 from ..config import ConfigError, DataError
 from ..progress import Progress, each
-from ..run import Run, code_digest, digest, make_folder, project_root, sha256_of, write_json
+from ..run import (
+    MORE_SPACE,
+    Run,
+    code_digest,
+    digest,
+    project_root,
+    sha256_of,
+    write_json,
+    writing,
+)
+from .files import deciding_files
 from .layout import Layout, load_layout
 from .rasters import strips
 from .scene import Scene, find_scenes, split_scenes, unit_defects
 from .scene_set import NORMALISATION, SceneRecord, SceneSet, normalisation, physical
 from .synthetic import synthesize
-
-MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk."
 
 
 def load_data(run: Run, *, progress: Progress | None = None) -> SceneSet:
@@ -73,7 +80,7 @@ def prepare(
     """
     scenes = find_scenes(root, layout)
     split = split_scenes(root, layout, scenes)
-    key = digest([layout.source.read_text(encoding="utf-8"), [_stamp(s) for s in scenes]])
+    key = digest([layout.source.read_text(encoding="utf-8"), _stamp(scenes)])
     folder = (target or project_root() / "data" / "prepared") / key
     manifest = folder / "manifest.json"
     there = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
@@ -89,12 +96,16 @@ def prepare(
     return SceneSet(folder, layout, records, split, {s.name: s for s in scenes})
 
 
-def _stamp(scene: Scene) -> list[Any]:
-    """Return path, size and time of each file; the maps are made anew if any of them changes."""
-    paths = [path for path, _ in scene.files().values()]
-    if gone := [path for path in paths if not path.is_file()]:
+def _stamp(scenes: list[Scene]) -> list[Any]:
+    """Return path, size and time of each file that decides the pixels, sidecars included.
+
+    The maps are made anew if any of them changes or another one appears.
+    """
+    paths = [path for scene in scenes for path, _ in scene.files().values()]
+    if gone := [path for path in paths if not path.exists()]:
         raise DataError(f"{gone[0]} is missing: its link is broken; restore the file there.")
-    return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
+    files = [(path.resolve(), path.stat()) for path in deciding_files(paths)]
+    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
 
 
 def _check_arrays(folder: Path, progress: Progress | None) -> None:
@@ -114,18 +125,17 @@ def _make_folder(
     folder: Path, scenes: list[Scene], layout: Layout, progress: Progress | None
 ) -> None:
     """Write the arrays to a temporary folder, which becomes ``folder`` when it is complete."""
-    make_folder(folder.parent)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
-    try:
-        _write_scenes(scenes, layout, temporary, progress)
-        temporary.chmod(0o755)  # mkdtemp creates it accessible to the owner only
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.replace(folder)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise DataError(f"The disk of {folder.parent} is full; {MORE_SPACE}") from error
-        raise
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tmp-"))
+        try:
+            _write_scenes(scenes, layout, temporary, progress)
+            temporary.chmod(0o755)  # mkdtemp creates it accessible to the owner only
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.replace(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def _write_scenes(
@@ -163,7 +173,7 @@ def _open_maps(scenes: list[Scene], folder: Path, total: int) -> dict[str, np.me
     if needed > (free := shutil.disk_usage(folder).free):
         raise DataError(
             f"Preparing {len(scenes)} scenes needs {needed / 1e9:.3f} GB in {folder.parent}, but "
-            f"{free / 1e9:.3f} GB are free; {MORE_SPACE}"
+            f"{free / 1e9:.3f} GB are free; {MORE_SPACE}."
         )
     return {
         role: np.lib.format.open_memmap(folder / f"{role}.npy", mode="w+", dtype=dtype, shape=shape)

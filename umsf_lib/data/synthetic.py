@@ -15,6 +15,7 @@ from ..config import DataError
 from ..progress import Progress, each
 from ..run import Run, code_digest, digest, project_root, write_atomically, write_json
 from ..simulation.sensors import simulate_scene
+from .faults import explained
 from .layout import load_layout
 from .map_sheets import sheet_of
 from .rasters import write_raster
@@ -56,10 +57,12 @@ def write_scenes(
     """
     layout = load_layout("whu-opt-sar")
     colors = {c.code: c.rgb for c in layout.classes}
+    with explained(folder):
+        degrees = CRS.from_epsg(4326)
     for name in names:
         own = int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0])
         scene = simulate_scene(own, height, width, difficulty)
-        grid = {"crs": CRS.from_epsg(4326), "transform": sheet_transform(name)}
+        grid = {"crs": degrees, "transform": sheet_transform(name)}
         write_raster(folder / "optical" / name, scene["optical"], nodata=0, **grid)
         write_raster(folder / "sar" / name, scene["sar"], nodata=0, **grid)
         write_raster(folder / "lbl" / name, scene["label"], nodata=0, colors=colors, **grid)

@@ -223,7 +223,7 @@ def class_table(path: Path) -> list[LandClass]:
         names = [node.text or "" for node in ElementTree.parse(names_path).iter("Category")]
         with opened(path) as source:
             colors = source.colormap(1)
-    except (OSError, ElementTree.ParseError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, DataError) as error:
         raise DataError(
             f"{path} has no colour table, or {names_path.name} beside it no class names "
             f"({error}): run notebooks/06_tsne_and_maps.ipynb again."

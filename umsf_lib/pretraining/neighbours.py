@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ..config import PretrainConfig
 from ..data.map_sheets import SHEET_DEGREES, sheet_of
-from ..data.rasters import DEGREE_M, Grid, pixel_size_m
+from ..data.rasters import Grid, pixel_size_m
 from ..data.scene_set import SceneSet, physical, standardisation
 
 CANDIDATES = 32  # places drawn per neighbour; the first suitable one is taken
 SAMPLES = 8  # pixels looked at along each side of a window to tell whether two are alike
+DEGREE_M = 111_195.0  # one degree of a map sheet, on a sphere of radius 6371 km
 SAME_STEP = 1e-3  # relative difference of pixel sizes that still count as one grid
 
 Corners = tuple[Tensor, Tensor, Tensor]  # scene, row, col of windows' first pixels, (B,) int64
