@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from rasterio.warp import Resampling, reproject
 
 from ..config import DataError
@@ -16,6 +17,7 @@ from ..run import write_atomically
 from .layout import Layout, Sensor
 from .rasters import grid_defect, grid_of, opened, write_raster
 from .scene import Scene, find_scenes
+from .stack import files_of
 
 RESAMPLINGS = ("nearest", "bilinear", "cubic", "average")
 
@@ -46,17 +48,24 @@ def align(root: Path, layout: Layout, target: Path, resampling: str = "bilinear"
     resampled = []
     for scene in find_scenes(root, layout):
         grid = scene.profile()
-        for role, (path, sensor) in scene.files().items():
+        for path, role, sensor in (
+            (path, role, sensor)
+            for role, (raster, sensor) in scene.files().items()
+            for path in files_of(raster)  # bands are resampled one by one
+        ):
             files.add(path)
             with opened(path) as source:
                 same = not grid_defect(scene.optical, grid, path, grid_of(source))
-            if not same:
+            if role != "optical" and not same:
                 method = Resampling["nearest" if role == "label" else resampling]
                 resampled.append(target / path.relative_to(root))
                 _write_aligned(path, resampled[-1], scene, sensor, method)
     for path in sorted(files):
         copy = target / path.relative_to(root)
-        if copy not in resampled:
+        if path.suffix.lower() == ".vrt" and copy not in resampled:
+            # A plain copy would look for its sources relative to the new folder.
+            write_atomically(copy, partial(rasterio.shutil.copy, path.resolve(), driver="VRT"))
+        elif copy not in resampled:
             write_atomically(copy, partial(shutil.copyfile, path))
     return resampled
 

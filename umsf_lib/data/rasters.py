@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from rasterio.windows import Window
 
 from ..config import DataError
 from ..run import write_atomically
+from .stack import BandFiles, Raster, stacked
 
 TOLERANCE_PX = 0.01
 DEGREE_M = 111_195.0  # one degree on a sphere of radius 6371 km
@@ -120,12 +121,23 @@ def pixel_size_m(grid: Grid) -> tuple[float, float] | None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def opened(path: Raster) -> Iterator[Any]:
     """Open a raster as a rasterio dataset or a ``NumpyRaster``.
 
     Raises:
         DataError: the file cannot be opened, or rasterio fails to read it in the ``with`` block.
     """
+    if isinstance(path, BandFiles):
+        with ExitStack() as files:
+            document = stacked(path.paths, [files.enter_context(opened(p)) for p in path.paths])
+        try:
+            with _open(document) as source:
+                yield source
+        except RasterioError as error:
+            named = [p for p in path.paths if p.name in str(error.__cause__)]
+            damaged = max(named, key=lambda p: len(p.name), default=path.paths[0])
+            raise _unreadable(damaged, error.__cause__ or error) from error
+        return
     if path.suffix.lower() == ".npy":
         yield NumpyRaster(path)
         return
@@ -136,7 +148,7 @@ def opened(path: Path) -> Iterator[Any]:
         raise _unreadable(path, error.__cause__ or error) from error
 
 
-def _open(path: Path, mode: str = "r", **form: Any) -> Any:
+def _open(path: Path | str, mode: str = "r", **form: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates are fine
         return rasterio.open(path, mode, **form)
@@ -155,7 +167,7 @@ def grid_of(source: Any) -> Grid:
     return Grid(source.height, source.width, source.crs, source.transform)
 
 
-def read_window(path: Path, window: Window | None) -> tuple[NDArray[Any], float | None]:
+def read_window(path: Raster, window: Window | None) -> tuple[NDArray[Any], float | None]:
     """Return values ``(C, h, w)`` in the file's dtype, and the nodata value that it declares.
 
     Raises:
@@ -174,7 +186,7 @@ def strips(grid: Grid) -> Iterator[Window]:
         yield Window(0, top, grid.width, min(STRIP_PX, grid.height - top))
 
 
-def grid_defect(path: Path, grid: Grid, other_path: Path, other: Grid) -> list[str]:
+def grid_defect(path: Raster, grid: Grid, other_path: Raster, other: Grid) -> list[str]:
     """Say in one sentence how two files' grids differ by more than 1/100 pixel, if they do."""
     if (grid.height, grid.width) != (other.height, other.width):
         what = "sizes"

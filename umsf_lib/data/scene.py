@@ -17,6 +17,7 @@ from .layout import DTYPES, LandClass, Layout, Sensor
 from .pairing import SPOKEN, Pairing, pair_files
 from .rasters import Grid, grid_defect, grid_of, opened, read_window, strips
 from .split import split_names
+from .stack import Raster, files_of
 
 LARGEST = 1e30  # in any unit; larger magnitudes are overflows or fill values such as -3.4e38
 SAID_CODES = 12  # listed in a message; a label with lossy compression can have a hundred
@@ -50,7 +51,7 @@ def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[st
     Raises:
         DataError: the split list is malformed or leaves no training scenes.
     """
-    files = {scene.name: [path for path, _ in scene.files().values()] for scene in scenes}
+    files = {s.name: [p for file, _ in s.files().values() for p in files_of(file)] for s in scenes}
     return split_names(Path(root), layout.split, sorted(files), files)
 
 
@@ -60,17 +61,17 @@ class Scene:
 
     name: str
     layout: Layout
-    optical: Path
-    sar: Path | None = None
-    dem: Path | None = None
-    label: Path | None = None
+    optical: Raster
+    sar: Raster | None = None
+    dem: Raster | None = None
+    label: Raster | None = None
 
     def profile(self) -> Grid:
         """Return the grid of the optical file, which the other files share (see ``check``)."""
         with opened(self.optical) as source:
             return grid_of(source)
 
-    def files(self) -> dict[str, tuple[Path, Sensor | None]]:
+    def files(self) -> dict[str, tuple[Raster, Sensor | None]]:
         """Return role -> file and its sensor (None for a label), optical first."""
         paths = {"optical": self.optical, "sar": self.sar, "dem": self.dem, "label": self.label}
         return {role: (p, self.layout.in_file(role)) for role, p in paths.items() if p}
@@ -78,7 +79,7 @@ class Scene:
     @property
     def whole_tile_class(self) -> LandClass | None:
         """Class of every pixel where folders are the labels, else None."""
-        return self.layout.class_folders.get(self.optical.parent.name)
+        return self.layout.class_folders.get(files_of(self.optical)[0].parent.name)
 
     def check(self) -> None:
         """Compare the files with the layout and with each other; see ``defects``.
@@ -163,7 +164,7 @@ class Scene:
         )
 
 
-def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
+def form_defects(path: Raster, sensor: Sensor | None, role: str) -> list[str]:
     """List the defects in a file's header compared with the layout: bands, dtype, nodata.
 
     ``role`` is ``optical``, ``sar``, ``dem`` or ``label``, which has no ``sensor``.
@@ -202,7 +203,7 @@ def _is_grey(bands: int, names: Sequence[str]) -> bool:
     return bands == 3 and len(names) == 1
 
 
-def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
+def checked_grid(path: Raster, sensor: Sensor | None) -> Grid:
     """Return the grid of a file after checking its last row; ``sensor`` is None for a label.
 
     Raises:
@@ -224,7 +225,7 @@ def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
 
 
 def read_sensor(
-    path: Path, sensor: Sensor, window: Window | None
+    path: Raster, sensor: Sensor, window: Window | None
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Read values ``(C, h, w)`` as stored, and the mask ``(h, w) bool`` of valid pixels.
 
@@ -256,7 +257,7 @@ def _has_data(values: NDArray[Any], sensor: Sensor, declared: float | None) -> N
     return known
 
 
-def class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int64]:
+def class_ids(codes: NDArray[Any], layout: Layout, path: Raster) -> NDArray[np.int64]:
     """Convert label codes to class ids, ``IGNORE`` for nodata codes.
 
     Raises:
@@ -270,7 +271,7 @@ def class_ids(codes: NDArray[Any], layout: Layout, path: Path) -> NDArray[np.int
     return ids
 
 
-def unknown_codes(counts: Mapping[int, int], layout: Layout, path: Path) -> list[str]:
+def unknown_codes(counts: Mapping[int, int], layout: Layout, path: Raster) -> list[str]:
     """Say in one sentence which codes of a label (code -> pixels) its layout lacks, if any."""
     unknown = sorted(counts.keys() - _known_codes(layout).keys())
     if not unknown:
