@@ -11,6 +11,7 @@ from typing import Any
 from .config import Config, ConfigError, DataError, UmsfError, load_config
 from .data.align import RESAMPLINGS, align
 from .data.check import guess_layout, report, survey
+from .data.draft import draft_layout
 from .data.layout import load_layout
 from .data.stage import load_data
 from .experiments.pipeline import run_everything
@@ -97,6 +98,8 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     about = "report what a folder holds and all its defects; exit status 2 if there are any"
     check = command("check", _check, about)
     check.add_argument("--layout", default="", help="layout name or YAML file; default: guessed")
+    about = "write a first layout for a folder, as YAML with comments: umsf data layout F > my.yaml"
+    command("layout", _layout, about)
     about = "write a copy with SAR and labels resampled to the grid of their optical file"
     aligned = command("align", _align, about)
     aligned.add_argument("--layout", required=True, help="layout name or YAML file")
@@ -180,6 +183,13 @@ def _check(options: argparse.Namespace) -> None:
     print(f"Layout: {layout.name}: {why}", *report(found), sep="\n")
     if found.defects:
         raise DataError(f"{options.path} has {len(found.defects)} defects, listed above.")
+
+
+def _layout(options: argparse.Namespace) -> None:
+    print(f"looking at the rasters of {options.path}", file=sys.stderr)
+    text = draft_layout(options.path)
+    print(text, end="")
+    print(f"{text.count('# check')} lines to check", file=sys.stderr)
 
 
 def _align(options: argparse.Namespace) -> None:
