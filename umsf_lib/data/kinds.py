@@ -23,7 +23,7 @@ from .rasters import grid_of, opened
 ENDINGS = {e: e for e in ("tif", "jp2", "vrt", "png", "jpg", "npy", "img")}
 ENDINGS |= {"tiff": "tif", "jpeg": "jpg"}  # as in a pattern
 WORDS = {  # role -> words in names of folders and files; those of the first role count most
-    "label": "labels?|lbls?|masks?|lulc|lc|landcover|worldcover|dfc|classes|gt|ann|annotations?|truth",
+    "label": "labels?|lbls?|masks?|lulc|lc|(land|world)cover|dfc|classes|gt|ann(otation)?s?|truth",
     "dem": "dem|dsm|dtm|elevation|srtm",
     "sar": "s1[abc]?|sentinel1|sar|radar|gf3|grd|rtc|palsar|vv|vh|hh|hv",
     "optical": "s2[abc]?|sentinel2|optical|opt|rgb|msi|images?|gf[12]|hls|landsat|naip",

@@ -266,14 +266,15 @@ class Layout(Entry):
         """Return band -> pattern of its file, or "" -> pattern of a file with all bands.
 
         Raises:
-            ValueError: the bands of the pattern are not those of the sensor.
+            ValueError: these bands are not those of the sensor.
         """
         given = self.pattern[role]
         if isinstance(given, str):
             return {"": given}
-        sensor = {"optical": self.optical, "sar": self.sar}.get(role)
+        if role not in ("optical", "sar"):
+            raise ValueError(f"pattern of {role} is for bands, but only optical and sar have them")
         added = self.dem.bands if self.dem else ()
-        bands = [band for band in sensor.bands if band not in added] if sensor else []
+        bands = [band for band in self.sensor(role).bands if band not in added]
         if given.keys() != set(bands):
             raise ValueError(
                 f"pattern of {role} is for the bands {[*given]}, not for all of {bands}"
