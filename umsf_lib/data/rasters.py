@@ -127,31 +127,28 @@ def opened(path: Raster) -> Iterator[Any]:
     Raises:
         DataError: the file cannot be opened, or rasterio fails to read it in the ``with`` block.
     """
-    if isinstance(path, BandFiles):
-        with ExitStack() as files:
-            document = stacked(path.paths, [files.enter_context(opened(p)) for p in path.paths])
-        try:
-            with _open(document) as source:
-                yield source
-        except RasterioError as error:
-            named = [p for p in path.paths if p.name in str(error.__cause__)]
-            damaged = max(named, key=lambda p: len(p.name), default=path.paths[0])
-            raise _unreadable(damaged, error.__cause__ or error) from error
-        return
-    if path.suffix.lower() == ".npy":
+    if isinstance(path, Path) and path.suffix.lower() == ".npy":
         yield NumpyRaster(path)
         return
     try:
         with _open(path) as source:
             yield source
     except RasterioError as error:
-        raise _unreadable(path, error.__cause__ or error) from error
+        reason = error.__cause__ or error
+        file = path.named_in(str(reason)) if isinstance(path, BandFiles) else path
+        raise _unreadable(file, reason) from error
 
 
-def _open(path: Path | str, mode: str = "r", **form: Any) -> Any:
+def _open(path: Raster, mode: str = "r", **form: Any) -> Any:
+    name: Path | str
+    if isinstance(path, BandFiles):
+        with ExitStack() as files:
+            name = stacked(path.paths, [files.enter_context(opened(file)) for file in path.paths])
+    else:
+        name = path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates are fine
-        return rasterio.open(path, mode, **form)
+        return rasterio.open(name, mode, **form)
 
 
 def _unreadable(path: Path, reason: BaseException | str) -> DataError:

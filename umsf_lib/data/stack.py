@@ -29,6 +29,11 @@ class BandFiles:
         """Name the first file, for messages."""
         return f"{self.paths[0]} (with {len(self.paths) - 1} more band files)"
 
+    def named_in(self, reason: str) -> Path:
+        """Return the file that an error of GDAL names, else the first."""
+        named = [path for path in self.paths if path.name in reason]
+        return max(named, key=lambda path: len(path.name), default=self.paths[0])
+
 
 Raster = Path | BandFiles
 
