@@ -253,7 +253,7 @@ def test_sar_bands_are_aligned_one_by_one(tmp_path: Path) -> None:
     write(folder / "S1A_20200103_vh.tif", VH[::2, ::2], grid(20, 1))
     layout = own_layout(tmp_path)
     vh = tmp_path / "out" / "scenes" / "valley" / "S1A_20200103_vh.tif"
-    assert align(root, layout, tmp_path / "out", "nearest") == [vh]
+    assert [*align(root, layout, tmp_path / "out", "nearest")] == [vh]
     (scene,) = find_scenes(tmp_path / "out", layout)
     assert scene.defects() == []
     moved = np.full((HEIGHT, WIDTH), np.nan)
@@ -298,7 +298,7 @@ def test_vrts_are_read_and_a_copy_still_finds_their_files(tmp_path: Path) -> Non
         pattern={"optical": "*.tif", "sar": "*.vrt"},
         optical={"bands": "blue", "rgb": ["blue"] * 3, "scaling": "reflectance"},
     )
-    assert align(root, layout, tmp_path / "deep" / "out") == []
+    assert not align(root, layout, tmp_path / "deep" / "out")
     for folder in (root, tmp_path / "deep" / "out"):
         (scene,) = find_scenes(folder, layout)
         assert scene.defects() == []
