@@ -17,7 +17,7 @@ from ..run import write_atomically
 from .layout import Layout, Sensor
 from .rasters import grid_defect, grid_of, opened, write_raster
 from .scene import Scene, find_scenes
-from .stack import files_of
+from .stack import paths_of
 
 RESAMPLINGS = ("nearest", "bilinear", "cubic", "average")
 
@@ -51,7 +51,7 @@ def align(root: Path, layout: Layout, target: Path, resampling: str = "bilinear"
         for path, role, sensor in (
             (path, role, sensor)
             for role, (raster, sensor) in scene.files().items()
-            for path in files_of(raster)  # bands are resampled one by one
+            for path in paths_of(raster)  # bands are resampled one by one
         ):
             files.add(path)
             with opened(path) as source:

@@ -177,8 +177,9 @@ def _label_lines(root: Path, kind: Kind) -> list[str]:
     ignored = sorted(
         declared | {code for code in counts if code < 0 or (code == 255 and len(counts) > 2)}
     )
-    lines = [f"label_nodata: {ignored}  # check: codes that mean 'no label'", "classes:"]
     classes = sorted(counts.keys() - set(ignored))
+    lines = [f"label_nodata: {ignored}  # check: codes that mean 'no label'"]
+    lines.append("classes:" if classes else "classes: []  # the labels hold nothing else")
     for number, code in enumerate(classes):
         hue = colorsys.hsv_to_rgb(number / len(classes), 0.5 + number % 2 / 2, 0.9 - number % 3 / 5)
         rgb = [round(255 * value) for value in hue]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..config import DataError
 from .layout import Layout
-from .stack import BandFiles, Raster, files_of
+from .stack import BandFiles, Raster, paths_of
 
 SPELLINGS = {"tif": "tiff?", "jpg": "jpe?g"}  # of extensions, in any case
 SPOKEN = {"optical": "optical", "sar": "SAR", "dem": "DEM", "label": "label"}
@@ -56,7 +56,7 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
     whole = set.intersection(*(set(files[role]) for role in files if role != "label"))
     if not whole:
         images = {role: found for role, found in files.items() if role != "label"}
-        there = {r: _some([files_of(f)[0].name for f in images[r].values()]) for r in images}
+        there = {r: _some([paths_of(f)[0].name for f in images[r].values()]) for r in images}
         others = " and ".join(f"a {SPOKEN[role]}" for role in there if role != "optical")
         listed = "; ".join(f"{SPOKEN[role]}: {names}" for role, names in there.items())
         raise DataError(
@@ -68,11 +68,11 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
     for key in sorted(whole):
         found = {role: files[role][key] for role in files if key in files[role]}
         wildcards = 0 if length else next(iter(layout.patterns("optical").values())).count("*")
-        name = _join(key[-wildcards:]) or _join(key) or files_of(found["optical"])[0].stem
+        name = _join(key[-wildcards:]) or _join(key) or paths_of(found["optical"])[0].stem
         if name in scenes:
-            first, second = (files_of(f["optical"])[0] for f in (scenes[name], found))
+            first, second = (paths_of(f["optical"])[0] for f in (scenes[name], found))
             defects.append(_two_of(name, first, second))
-        if all(len(files_of(found[role])) == len(layout.patterns(role)) for role in found):
+        if all(len(paths_of(found[role])) == len(layout.patterns(role)) for role in found):
             scenes.setdefault(name, found)
     return Pairing(dict(sorted(scenes.items())), sorted(set(defects)))
 

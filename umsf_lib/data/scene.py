@@ -17,7 +17,7 @@ from .layout import DTYPES, LandClass, Layout, Sensor
 from .pairing import SPOKEN, Pairing, pair_files
 from .rasters import Grid, grid_defect, grid_of, opened, read_window, strips
 from .split import split_names
-from .stack import Raster, files_of
+from .stack import Raster, paths_of
 
 LARGEST = 1e30  # in any unit; larger magnitudes are overflows or fill values such as -3.4e38
 SAID_CODES = 12  # listed in a message; a label with lossy compression can have a hundred
@@ -51,7 +51,7 @@ def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[st
     Raises:
         DataError: the split list is malformed or leaves no training scenes.
     """
-    files = {s.name: [p for file, _ in s.files().values() for p in files_of(file)] for s in scenes}
+    files = {s.name: [p for file, _ in s.files().values() for p in paths_of(file)] for s in scenes}
     return split_names(Path(root), layout.split, sorted(files), files)
 
 
@@ -79,7 +79,7 @@ class Scene:
     @property
     def whole_tile_class(self) -> LandClass | None:
         """Class of every pixel where folders are the labels, else None."""
-        return self.layout.class_folders.get(files_of(self.optical)[0].parent.name)
+        return self.layout.class_folders.get(paths_of(self.optical)[0].parent.name)
 
     def check(self) -> None:
         """Compare the files with the layout and with each other; see ``defects``.

@@ -38,7 +38,7 @@ class BandFiles:
 Raster = Path | BandFiles
 
 
-def files_of(raster: Raster) -> tuple[Path, ...]:
+def paths_of(raster: Raster) -> tuple[Path, ...]:
     """Return the file of a raster, or the files of its bands."""
     return raster.paths if isinstance(raster, BandFiles) else (raster,)
 

@@ -24,7 +24,7 @@ from .layout import Layout, load_layout
 from .rasters import strips
 from .scene import Scene, find_scenes, split_scenes
 from .scene_set import NORMALISATION, SceneRecord, SceneSet, normalisation, physical
-from .stack import files_of
+from .stack import paths_of
 from .synthetic import synthesize
 
 MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk."
@@ -89,7 +89,7 @@ def prepare(root: Path, layout: Layout, target: Path | None = None) -> SceneSet:
 
 def _stamp(scene: Scene) -> list[Any]:
     """Return path, size and time of each file; the maps are made anew if any of them changes."""
-    paths = [path for raster, _ in scene.files().values() for path in files_of(raster)]
+    paths = [path for raster, _ in scene.files().values() for path in paths_of(raster)]
     if gone := [path for path in paths if not path.is_file()]:
         raise DataError(f"{gone[0]} is missing: its link is broken; restore the file there.")
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
