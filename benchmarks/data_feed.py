@@ -91,7 +91,7 @@ def link_scenes(source: Path, folder: Path, names: list[str]) -> None:
             path.hardlink_to(source / role / scene_names(DIFFERENT)[number % DIFFERENT])
             place = ", ".join(map(repr, sheet_transform(name).to_gdal()))
             text = f"<PAMDataset><GeoTransform>{place}</GeoTransform></PAMDataset>"
-            Path(f"{path}.aux.xml").write_text(text)
+            Path(f"{path}.aux.xml").write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -101,7 +101,11 @@ def peak_anonymous_gb() -> Iterator[list[float]]:
 
     def watch() -> None:
         while status.exists() and not done.wait(0.01):
-            line = next(x for x in status.read_text().splitlines() if x.startswith("RssAnon"))
+            line = next(
+                x
+                for x in status.read_text(encoding="utf-8").splitlines()
+                if x.startswith("RssAnon")
+            )
             seen[0] = max(seen[0], int(line.split()[1]) * 1024 / 1e9)
 
     watcher = threading.Thread(target=watch)

@@ -74,7 +74,7 @@ class Kit:
     def keep(self, part: str, **values: Any) -> None:
         """Add values to the results of a part; they are on disk when this returns."""
         path = self.out / "gpu.json"
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding="utf-8"))
         known["parts"][part] |= values
         write_json(path, known)
         print(f"{part}: {json.dumps(values)}", flush=True)
@@ -578,7 +578,7 @@ def run_part(part: str, options: argparse.Namespace, bound: float) -> str:
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """Start a process that can be stopped together with its child processes."""
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         return subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -639,7 +639,7 @@ def wait_for_scenes(kit: Kit, helper: subprocess.Popen[bytes], work: Path) -> st
         status = None
     if status != 0:
         return f"its scenes were not made within {SCENES_S} s (see scenes.log)."
-    took = json.loads((work / "scenes.json").read_text())
+    took = json.loads((work / "scenes.json").read_text(encoding="utf-8"))
     kit.keep("pays", **took, scenes_waited_for_s=round(time.monotonic() - since, 1))
     return ""
 

@@ -20,7 +20,7 @@ def table(folder: Path) -> str:
     Args:
         folder: holds ``gpu.json`` files under any names; those of ``--small`` do not count.
     """
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     devices: dict[str, dict[str, Any]] = {}
     for record in sorted((r for r in found if not r["small"]), key=lambda r: r["date"]):
         known = devices.setdefault(record["device"], {})

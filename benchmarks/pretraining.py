@@ -104,7 +104,7 @@ class Pixels:
     @classmethod
     def prepared(cls, folder: Path, device: torch.device) -> Pixels:
         """Load memory maps that the tutorial has prepared to the device."""
-        scenes = json.loads((folder / "manifest.json").read_text())["scenes"]
+        scenes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["scenes"]
         flats = {role: torch.from_numpy(np.load(folder / f"{role}.npy")) for role in BANDS}
         for role, flat in flats.items():
             if flat.dtype != torch.uint8 or len(flat) != BANDS[role]:
@@ -448,7 +448,7 @@ def profile(step: Callable[[], Any], device: torch.device, steps: int = 2) -> di
         seconds(step, steps, device)
     with tempfile.TemporaryDirectory() as folder:
         profiler.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+        events = json.loads(Path(folder, "trace.json").read_text(encoding="utf-8"))["traceEvents"]
     work = ("kernel", "gpu_memcpy", "gpu_memset") if device.type == "cuda" else ("cpu_op",)
     found = sorted((e for e in events if e.get("cat") in work), key=lambda e: e["ts"])
     begin = end = found[0]["ts"]

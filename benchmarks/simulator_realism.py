@@ -70,7 +70,9 @@ def main() -> None:
 def make_scenes(folder: Path, options: argparse.Namespace) -> SceneSet:
     names, size = scene_names(options.scenes), options.size
     write_scenes(folder, names, options.seed, size, size, difficulty=options.difficulty)
-    (folder / "split.txt").write_text("\n".join(["train:", *names, "val:", "test:"]) + "\n")
+    (folder / "split.txt").write_text(
+        "\n".join(["train:", *names, "val:", "test:"]) + "\n", encoding="utf-8"
+    )
     return prepare(folder, load_layout("whu-opt-sar"), folder / "prepared")
 
 

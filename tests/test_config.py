@@ -10,7 +10,14 @@ import yaml
 from papermill.translators import PythonTranslator
 
 from umsf_lib import config as module
-from umsf_lib.config import PROFILES, Config, ConfigError, ModelConfig, load_config
+from umsf_lib.config import (
+    PROFILES,
+    Config,
+    ConfigError,
+    ModelConfig,
+    load_config,
+    read_yaml,
+)
 from umsf_lib.notebooks import PARAMETERS, check_parameters, injected_parameters
 
 
@@ -279,3 +286,75 @@ def test_right_parameters_pass() -> None:
     known = PARAMETERS | {"share": float}
     check_parameters(injected(seed=3, run="mine", share=1), known, "this notebook")
     check_parameters({}, known, "this notebook")
+
+
+# -- YAML ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("12", 12),
+        ("-3", -3),
+        ("0.5", 0.5),
+        ("true", True),
+        ("no", False),
+        ("~", None),
+        ("08", "08"),
+        ("010", "010"),
+        ("1.10", "1.10"),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("0x1F", "0x1F"),
+        ("2020-01-01", "2020-01-01"),
+        ("'12'", "12"),
+        ("=", "="),
+        ("{<<: {a: 1}, b: 2}", {"a": 1, "b": 2}),
+    ],
+)
+def test_yaml_means_what_it_looks_like(text: str, value: object) -> None:
+    found = read_yaml(text, "here")
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: 2\na: 3", "line 3: 'a' is there twice"),
+        ("a:\n  - {x: 1, x: 2}", "line 2: 'x' is there twice"),
+        ("a:\n\tb: 1", "line 2: found character"),
+        ("a: [1", "line 1: expected"),
+    ],
+)
+def test_yaml_that_cannot_be_right_names_the_line(text: str, says: str) -> None:
+    message = said(read_yaml, text, "mine.yaml")
+    assert message.startswith("mine.yaml cannot be read as YAML: ") and says in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lr"),
+    [("pretrain.lr=.5", 0.5), ("pretrain.lr=1.50", 1.5), ("pretrain.lr=2.", 2.0)],
+)
+def test_numbers_in_other_spellings_are_numbers(overrides: str, lr: float) -> None:
+    assert load_config("tiny", overrides=overrides).pretrain.lr == lr
+
+
+@pytest.mark.parametrize("value", ["010", "1:30", "0x10"])
+def test_whole_numbers_in_other_spellings_are_refused(value: str) -> None:
+    assert f"it is '{value}' (str)" in said(load_config, "tiny", overrides=f"cluster.steps={value}")
+
+
+def test_clusters_must_fit_a_byte() -> None:
+    assert load_config("tiny", overrides="cluster.num_clusters=254").cluster.num_clusters == 254
+    message = said(load_config, "tiny", overrides="cluster.num_clusters=255")
+    assert "cluster.num_clusters" in message and "254" in message and "255" in message
+
+
+def test_a_mistake_names_its_line(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "PROFILES", tmp_path)
+    (tmp_path / "mine.yaml").write_text("cluster:\n  rounds: 1\n  steps: 010\n")
+    assert said(load_config, "mine").startswith("Line 3: cluster.steps in mine.yaml")
+    (tmp_path / "mine.yaml").write_text("model:\n  despeckle: true\npretrain:\n  epocs: 3\n")
+    assert said(load_config, "mine").startswith("Line 4: 'pretrain.epocs' is not")
+    (tmp_path / "mine.yaml").write_bytes("# Höhe\ncluster: {rounds: 1}\n".encode("utf-16"))
+    assert load_config("mine").cluster.rounds == 1

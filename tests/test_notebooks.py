@@ -15,7 +15,7 @@ import papermill
 import pytest
 from PIL import Image
 
-from umsf_lib.config import ConfigError, UmsfError
+from umsf_lib.config import ConfigError, MissingStageError, UmsfError
 from umsf_lib.notebooks import (
     FURTHER,
     GALLERY_BYTES,
@@ -39,9 +39,8 @@ def read(name: str) -> nbformat.NotebookNode:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("root")
-    (folder / "notebooks").symlink_to(FOLDER)
-    return folder
+    """A root outside the checkout, where there are no notebooks."""
+    return tmp_path_factory.mktemp("root")
 
 
 @pytest.fixture
@@ -131,6 +130,11 @@ def test_the_gallery_shows_the_notebooks_as_they_are() -> None:
         path = FOLDER.parent / "gallery" / f"{name}.ipynb"
         assert path.stat().st_size <= GALLERY_BYTES
         assert sources_of(nbformat.read(path, as_version=4)) == sources_of(read(name)), name
+
+
+def test_a_gallery_needs_a_tutorial_that_was_run(tmp_path: Path) -> None:
+    with pytest.raises(MissingStageError, match=r"01_data_preparation\.ipynb is missing; run"):
+        write_gallery(tmp_path)
 
 
 def test_parameters_are_refused_before_anything_runs(inside: Path) -> None:

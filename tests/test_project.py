@@ -239,3 +239,27 @@ def test_no_file_names_a_path_of_one_machine() -> None:
 )
 def test_recorded_benchmarks_are_records(path: Path) -> None:
     assert json.loads(path.read_text())
+
+
+def text_without_encoding(path: Path) -> Iterator[str]:
+    """Calls that read or write text in the encoding of the locale."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        given = {keyword.arg for keyword in node.keywords}
+        position = {"read_text": 0, "write_text": 1, "open": 3, "fdopen": 3}.get(name, -1)
+        of = ast.unparse(node.func).removesuffix(f".{name}").rpartition(".")[2]
+        if position < 0 or "encoding" in given or of in ("Image", "Run", "rasterio", "cls"):
+            continue
+        words = [a.value for a in node.args if isinstance(a, ast.Constant)]
+        if name.endswith("open") and any(isinstance(w, str) and "b" in w for w in words):
+            continue
+        if len(node.args) <= position:
+            yield f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}"
+
+
+def test_text_is_utf_8_whatever_the_locale() -> None:
+    files = [*LIBRARY.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert len(files) > 80
+    assert [text for path in sorted(files) for text in text_without_encoding(path)] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import yaml
 
 import umsf_lib
 from umsf_lib import run as runs
+from umsf_lib.__main__ import main
 from umsf_lib.config import Config, ConfigError, DataError, MissingStageError, load_config
 from umsf_lib.notebooks import open_notebook
 from umsf_lib.run import (
@@ -38,6 +40,8 @@ from umsf_lib.run import (
     write_json,
 )
 from umsf_lib.training.checkpoints import write_state
+
+from .fakes import write_fake
 
 TINY = load_config("tiny")
 
@@ -463,3 +467,65 @@ def test_a_run_of_the_version_before_is_refused_in_one_sentence(
     with pytest.raises(ConfigError, match=rf"mine was made by umsf {version or '0.1'}, .*run name"):
         Run.open(TINY, "mine", tmp_path)
     assert json.loads((folder / "manifest.json").read_text()) == old
+
+
+# -- names and places ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/b", "..", ".", "../x", "a\\b", ".hidden", "C:x", "a\nb", "x ", "a*", "é" * 101, "\ud800"],
+)
+def test_a_name_that_could_leave_or_hide_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of a run") as caught:
+        Run.open(TINY, name, tmp_path / "runs")
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["site 2020 (b)", "湖北", "v1.5+x", "é" * 100])
+def test_other_names_make_a_folder_right_below_runs(tmp_path: Path, name: str) -> None:
+    assert Run.open(TINY, name, tmp_path).folder == tmp_path / name
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_default_name_is_a_good_one_whatever_the_data_are_called() -> None:
+    config = dataclasses.replace(TINY, data="/data/a:b\nc")
+    assert Run.folder_of(config, root=Path("runs")) == Path("runs", "tiny-a-b-c-0")
+
+
+def test_a_root_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("UMSF_ROOT", str(tmp_path / "file" / "root"))
+    for command in ("synthesize", "map", "sweep", "tutorial"):
+        assert main([command, "--profile", "tiny"]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "file" in said and "UMSF_ROOT" in said
+    assert main(["report", "--profile", "tiny", "--run", "../x"]) == 2
+    assert "cannot be the name of a run" in capsys.readouterr().err
+
+
+def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    folder = Run.open(TINY, "mine", tmp_path).folder
+    (folder / "manifest.json").write_text('{"run": ')
+    with pytest.raises(DataError, match=r"mine.manifest\.json cannot be read .*run name"):
+        Run.open(TINY, "mine", tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_narrow_output_shows_other_letters_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    write_fake(tmp_path, "pairs", "湖1")
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+    assert main(["data", "check", str(tmp_path), "--layout", "pairs"]) == 0
+    sys.stdout.flush()
+    assert b"Scenes: 1 (\\u6e561)" in raw.getvalue()
+
+
+def test_an_error_stays_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(tmp_path / "a\nb")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "a\\nb" in said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import shlex
 import signal
 import sys
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, ConfigError, DataError, UmsfError, load_config
+from .config import Config, ConfigError, DataError, UmsfError, expanded, load_config
 from .progress import print_progress
 from .run import Run, project_root, settings_of
 
@@ -29,11 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 on success, 2 after such an error, 128 + the signal number after a signal.
     """
-    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a code page may lack letters of a path
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
+        options = _parser().parse_args(arguments)
         options.function(options)
     except UmsfError as error:
-        print(f"umsf: {error}", file=sys.stderr)
+        print("umsf:", str(error).replace("\n", "\\n"), file=sys.stderr)  # one line
         return 2
     except KeyboardInterrupt as error:  # a training that stops says more: ``Stopped``
         print(f"umsf: {str(error) or 'stopped by Ctrl-C.'}", file=sys.stderr)
@@ -82,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--suite", default="first", help=SUITE_HELP)
         added.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
         stand_in = "file with records of runs not in runs/ (default: that of RESULTS.md)"
-        added.add_argument("--records", type=Path, help=stand_in)
+        added.add_argument("--records", type=expanded, help=stand_in)
     report.add_argument("--keep", action="store_true", help="write the runs to that file")
     command("gallery", _gallery, "copy a run's executed notebooks to gallery/")
     data = commands.add_parser("data", help="check, describe or align a folder of scenes")
@@ -96,7 +101,7 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     def command(name: str, function: Any, about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about)
         added.set_defaults(function=function)
-        added.add_argument("path", type=Path, help="data folder")
+        added.add_argument("path", type=expanded, help="data folder")
         return added
 
     about = "report what a folder holds and all its defects; exit status 2 if there are any"
@@ -107,17 +112,18 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     about = "write a copy with SAR and labels resampled to the grid of their optical file"
     aligned = command("align", _align, about)
     aligned.add_argument("--layout", required=True, help="layout name or YAML file")
-    aligned.add_argument("--output", type=Path, required=True, help="new data folder")
+    aligned.add_argument("--output", type=expanded, required=True, help="new data folder")
     how = "for SAR: nearest, bilinear (default), cubic or average; labels always use nearest"
     aligned.add_argument("--resampling", default="bilinear", help=how)
 
 
 def _config(options: argparse.Namespace) -> Config:
-    own = options.layout.endswith((".yaml", ".yml")) and Path(options.layout).is_file()
+    own = expanded(options.layout)
+    own_file = own.suffix in (".yaml", ".yml") and own.is_file()
     return load_config(
         options.profile,
-        data=str(Path(options.data).resolve()) if options.data else "",
-        layout=str(Path(options.layout).resolve()) if own else options.layout,
+        data=os.path.realpath(expanded(options.data)) if options.data else "",
+        layout=str(own.resolve()) if own_file else options.layout,
         seed=options.seed,
         overrides=options.overrides + options.stale,
     )

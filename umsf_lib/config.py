@@ -7,14 +7,18 @@ each value against the type beside it; then the values are frozen. An override s
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import difflib
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import (
     BeforeValidator,
     ConfigDict,
@@ -29,6 +33,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 IGNORE = 255  # label id of pixels that are never scored
+MOST_CLASSES = 254  # and clusters: maps are uint8, where 0 is nodata and 255 is ``IGNORE``
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # no part of a name
 PROFILES = Path(__file__).parent / "profiles"
 HARDWARE = ("device", "deterministic", "stale")  # settings that may change when a run is resumed
 
@@ -57,13 +63,92 @@ class CheckpointError(UmsfError):
     """A checkpoint is damaged or was made with other settings."""
 
 
-def _with_exponent(value: Any) -> Any:
-    """Convert text such as 1e-3, which YAML does not read as a number."""
-    is_number = isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d*)?[eE][+-]?\d+", value)
-    return float(value) if is_number else value
+def expanded(path: str | Path) -> Path:
+    """Return a path that a user gave, with ``~`` replaced by the home folder.
+
+    Raises:
+        ConfigError: it holds bytes that are not text in this locale.
+    """
+    if re.search("[\ud800-\udfff]", str(path)):
+        raise ConfigError(
+            f"{str(path)!r} is not text in this locale; set PYTHONUTF8=1, or rename the folder."
+        )
+    return Path(os.path.expanduser(path))  # Path.expanduser fails where there is no such user
 
 
-Number = Annotated[float, BeforeValidator(_with_exponent)]
+def composed(text: str) -> str:
+    """Return text with composed characters (NFC), because macOS decomposes names of files."""
+    return unicodedata.normalize("NFC", text)
+
+
+def read_text(path: Path) -> str:
+    """Read a text that a user wrote: UTF-8, or UTF-16 that begins with its mark; see ``composed``.
+
+    Raises:
+        DataError: the file cannot be read or has another encoding.
+    """
+    try:
+        content = path.read_bytes()
+        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if marked else "utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path} line {line} is not UTF-8; save the file as UTF-8.") from error
+    if "\0" in text:
+        raise DataError(f"{path} holds null bytes, so it is not UTF-8; save the file as UTF-8.")
+    return composed(text)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads as numbers only what is spelled as such, and refuses a key that is there twice.
+
+    YAML 1.1 would read 010 as 8, 1:30 as 90, 1.10 as 1.1 and 2020-01-01 as a date; here they stay
+    text, which names keep and numbers convert or refuse.
+    """
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+        tag: str = super().resolve(kind, value, implicit)
+        typed = kind is yaml.ScalarNode and implicit[0] and not tag.endswith((":null", ":bool"))
+        if typed and not re.fullmatch(r"-?(0|[1-9]\d*)(\.(0|\d*[1-9]))?|-?\.inf|\.nan|<<", value):
+            return "tag:yaml.org,2002:str"
+        return tag
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = []
+        for key, _ in node.value:
+            if key.value in seen:
+                problem = f"'{key.value}' is there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.append(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str, where: str) -> Any:
+    """Read YAML 1.1 without its surprises (see ``_Loader``).
+
+    Raises:
+        ConfigError: the text is not YAML or has a key twice; the message names the line.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        reason = " ".join((getattr(error, "problem", "") or str(error)).split())
+        raise ConfigError(
+            f"{where} cannot be read as YAML: {line}{reason}; correct it there."
+        ) from error
+
+
+def _number(value: Any) -> Any:
+    """Convert the text of a number that is not spelled as Python prints it, as in 1e-3 or .50."""
+    spelled = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+    return float(value) if isinstance(value, str) and re.fullmatch(spelled, value) else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
@@ -186,7 +271,8 @@ class PretrainConfig(Settings):
 class ClusterConfig(Settings):
     """Local statistics, teacher mixture and self-training of the clustering head."""
 
-    num_clusters: NonNegativeInt = 0  # 0: the number of classes of the data set
+    # 0: the number of classes of the data set
+    num_clusters: Annotated[NonNegativeInt, Field(le=MOST_CLASSES)] = 0
     sigmas_px: Sigmas = (1.5, 5.0)
     max_dims: PositiveInt = 16  # of the statistics; PCA reduces them where there are more
     tokens: PositiveInt = 16000
@@ -290,41 +376,58 @@ def load_config(
         ConfigError: the profile, a section or a key is unknown, or a value has the wrong type, is
             not one of the choices, is out of range or does not go with another value.
     """
-    import yaml  # here, because building networks from these dataclasses needs no YAML
-
     path = PROFILES / f"{profile}.yaml"
     check_choice("profile", profile, sorted(p.stem for p in PROFILES.glob("*.yaml")))
-    tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    text = read_text(path)
+    tree = read_yaml(text, path.name) or {}
     for pair in overrides.split():
-        name, equals, text = pair.partition("=")
+        name, equals, spelled = pair.partition("=")
         section, dot, key = name.partition(".")
         if not equals or not (dot or name in HARDWARE):
             raise ConfigError(f"override '{pair}' does not have the form section.key=value.")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(
-                f"override '{pair}': '{text}' is not valid YAML; write a plain value."
-            ) from error
+        value = read_yaml(spelled, f"override '{pair}': '{spelled}'")
         if dot:
             tree[section] = (tree.get(section) or {}) | {key: value}
         else:
             tree[name] = value
     top = {"profile": profile, "data": data, "layout": layout or "whu-opt-sar", "seed": seed}
-    return _checked(top | tree, path.name)
+    return _checked(top | tree, path.name, "" if overrides else text)
 
 
-def _checked(tree: Mapping[str, Any], where: str) -> Config:
+def _checked(tree: Mapping[str, Any], where: str, text: str = "") -> Config:
     """Build settings from plain data, read as JSON: strict pydantic takes no dict for a section."""
     try:
         return TypeAdapter(Config).validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        raise ConfigError(first_mistake(error, where)) from error
+        raise ConfigError(first_mistake(error, where, text)) from error
 
 
-def first_mistake(error: ValidationError, where: str) -> str:
-    """Return one sentence about the first mistake that pydantic found ``where``."""
+def first_mistake(error: ValidationError, where: str, yaml_text: str = "") -> str:
+    """Return one sentence about the first mistake that pydantic found ``where``.
+
+    It begins with the line, if the mistake is in ``yaml_text``.
+    """
     found = error.errors()[0]
+    line = _line_of((*found["loc"], found.get("ctx", {}).get("name")), yaml_text)
+    return (f"Line {line}: " if line else "") + _sentence(found, where)
+
+
+def _line_of(steps: Sequence[Any], text: str) -> int:
+    """Return the line that a path of keys and positions leads to, as far as it goes; 0: none."""
+    node, line = yaml.compose(text, _Loader), 0
+    for step in steps:
+        if isinstance(node, yaml.MappingNode):
+            key, node = next((pair for pair in node.value if pair[0].value == step), (None, node))
+        elif isinstance(node, yaml.SequenceNode) and step in range(len(node.value)):
+            key = node = node.value[step]
+        else:
+            break
+        line = key.start_mark.line + 1 if key else line
+    return line
+
+
+def _sentence(found: Any, where: str) -> str:
+    """Say what is wrong with one value."""
     name, value, text = ".".join(map(str, found["loc"])), found["input"], found["msg"]
     if found["type"] == "unknown_name":
         prefix, context = name and f"{name}.", found["ctx"]
@@ -336,7 +439,8 @@ def first_mistake(error: ValidationError, where: str) -> str:
     place = f"{name} in {where}" if name else where
     _, should, wanted = text.partition(" should ")  # as in 'Input should be a valid integer'
     if should:
-        return f"{place} must {wanted}, but it is {value!r} ({type(value).__name__})."
+        quotes = "; put a word such as no in quotes" if isinstance(value, bool) else ""
+        return f"{place} must {wanted}, but it is {value!r} ({type(value).__name__}){quotes}."
     return f"{place}: {text.removeprefix('Value error, ')}."
 
 

@@ -20,10 +20,19 @@ from .config import (
     MissingStageError,
     UmsfError,
     check_choice,
+    expanded,
     load_config,
     unknown_name,
 )
-from .run import Run, project_root, seed_everything, versions, write_atomically
+from .run import (
+    CHECKOUT,
+    Run,
+    make_folder,
+    project_root,
+    seed_everything,
+    versions,
+    write_atomically,
+)
 
 # Parameters of all notebooks; each may add its own (see ``open_notebook``).
 PARAMETERS: dict[str, type] = {
@@ -99,7 +108,7 @@ def open_notebook(namespace: Mapping[str, Any], *, create: bool = True, **own: t
     data = values["data"]
     config = load_config(
         values["profile"],
-        data=str((project_root() / data).resolve()) if data else "",
+        data=os.path.realpath(project_root() / expanded(data)) if data else "",
         layout=values["layout"],
         seed=values["seed"],
         overrides=values["overrides"],
@@ -158,7 +167,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     check_choice("notebook", name.removeprefix("solutions/"), NOTEBOOKS + FURTHER)
     import papermill
 
-    source = project_root() / "notebooks" / f"{name}.ipynb"
+    source = CHECKOUT / "notebooks" / f"{name}.ipynb"
     known = {key: PARAMETERS.get(key, str) for key in papermill.inspect_notebook(str(source))}
     check_parameters(parameters, known, f"notebooks/{name}.ipynb")
     given = {k: parameters[k] for k in ("data", "layout", "seed", "overrides") if k in parameters}
@@ -167,7 +176,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     if name.endswith(READER):
         Run.open(config, folder.name, create=False)
     target = folder / "notebooks" / f"{name}.ipynb"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     os.environ["UMSF_HEADLESS"] = "1"  # inherited by the kernel; widgets become pictures
     try:
         papermill.execute_notebook(
@@ -175,7 +184,7 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
             str(target),
             parameters=dict(parameters),
             kernel_name="python3",
-            cwd=str(project_root()),
+            cwd=os.getcwd(),  # so that a relative path means the same in both
             execution_timeout=timeout_s,
             progress_bar=False,
             stdout_file=sys.stdout,

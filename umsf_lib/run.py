@@ -35,12 +35,14 @@ from filelock import FileLock, Timeout
 
 from . import __version__
 from .config import (
+    CONTROL,
     HARDWARE,
     Config,
     ConfigError,
     DataError,
     MissingStageError,
     WriteError,
+    expanded,
     load_config,
 )
 
@@ -49,6 +51,8 @@ if TYPE_CHECKING:  # torch takes seconds to import; reading and checking data do
     from torch import Tensor
 
 MORE_SPACE = "free some space or set UMSF_ROOT to a folder on another disk"
+LONGEST_NAME = 200  # of a run, in bytes of UTF-8
+ODD = re.compile(rf"""[/\\:*?"<>|]|{CONTROL.pattern}""")  # no part of a run's name
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "rasterio", "papermill")
 # Stage -> notebook that runs it, for the error message when the stage is missing.
 MAKERS = {
@@ -62,15 +66,27 @@ MAKERS = {
 }
 
 
+CHECKOUT = Path(__file__).resolve().parents[1]
 # Results that the benchmarks recorded; RESULTS.md and some notebooks read them.
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-SAMPLES = Path(__file__).resolve().parents[1] / "data" / "samples"  # two real pairs
+RESULTS = CHECKOUT / "benchmarks" / "results"
+SAMPLES = CHECKOUT / "data" / "samples"  # two real pairs
 
 
 def project_root() -> Path:
-    """Return the folder with ``data/`` and ``runs/``: UMSF_ROOT, or else this checkout."""
-    chosen = os.environ.get("UMSF_ROOT")
-    return Path(chosen).resolve() if chosen else Path(__file__).resolve().parents[1]
+    """Return the folder where ``data/`` and ``runs/`` are written: UMSF_ROOT, or the checkout."""
+    return Path(os.path.realpath(expanded(os.environ.get("UMSF_ROOT") or CHECKOUT)))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        WriteError: it cannot be written, for example because a file is in the way.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 @contextlib.contextmanager
@@ -90,8 +106,8 @@ def writing(path: Path) -> Iterator[None]:
                 f"The disk of {path.parent} is full; {MORE_SPACE} ({error})."
             ) from error
         raise WriteError(
-            f"{path} cannot be written ({error}); check the right to write there, or choose "
-            "another folder."
+            f"{path} cannot be written ({error}); choose another place, or set UMSF_ROOT to a "
+            "folder that you may write to."
         ) from error
 
 
@@ -123,7 +139,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write plain data as indented JSON, atomically."""
     text = json.dumps(value, indent=1, sort_keys=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
@@ -215,7 +231,7 @@ def code_digest(*modules: str) -> str:
         folder, text = home / package, ""
         paths = sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
         for path in paths:
-            tree = ast.parse(path.read_text())
+            tree = ast.parse(path.read_text(encoding="utf-8"))
             depth = len(path.relative_to(home).parts)  # of relative imports that reach the top
             for node in ast.walk(tree):
                 if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
@@ -253,27 +269,40 @@ class Run:
         """
         folder = cls.folder_of(config, name, root)
         plain, path = _plain(config), folder / "manifest.json"
-        if not create and not path.is_file():
+        there = os.path.isfile(path)  # False also where it may not be read; writing says so
+        if not create and not there:
             raise MissingStageError(
                 f"There is no run '{folder.name}' in {folder.parent}; make it with 'umsf map', or "
                 "choose another run name."
             )
         pick_device(config.device)
-        if path.is_file():
-            found = json.loads(path.read_text())
+        if there:
+            found = _read_manifest(path)
             _refuse_older_version(folder, found.get("version", "0.1"))
             _refuse_other_settings(folder, found["config"], plain)
         else:
             found = {"run": folder.name, "version": __version__, "config": plain, "stages": {}}
             text = yaml.safe_dump(plain, sort_keys=False)
-            write_atomically(folder / "config.yaml", lambda t: t.write_text(text))
+            write_atomically(folder / "config.yaml", lambda t: t.write_text(text, encoding="utf-8"))
             write_json(path, found)
         return cls(folder, config, found)
 
     @staticmethod
     def folder_of(config: Config, name: str = "", root: Path | None = None) -> Path:
-        """Return the folder of a run; the default name is made of profile, data and seed."""
-        return (root or project_root() / "runs") / (name or default_name(config))
+        """Return the folder of a run; the default name is made of profile, data and seed.
+
+        Raises:
+            ConfigError: the name cannot be that of a folder on every system.
+        """
+        name = name or default_name(config)
+        ends = name.startswith((".", " ")) or name.endswith((".", " "))
+        if ends or ODD.search(name) or len(name.encode("utf-8")) > LONGEST_NAME:
+            raise ConfigError(
+                f'{name!r} cannot be the name of a run, which has no / \\ : * ? " < > | or line '
+                f"break, no dot or blank at its ends, and at most {LONGEST_NAME} bytes; choose "
+                "another run name."
+            )
+        return (root or project_root() / "runs") / name
 
     def variant(self, name: str, keep: Sequence[str], **changes: Mapping[str, Any]) -> Run:
         """Open a run beside this one that differs only in some settings.
@@ -317,7 +346,7 @@ class Run:
         """Read which stages other notebooks have finished in the meantime."""
         path = self.path("manifest.json")
         if path.is_file():
-            self.manifest["stages"] = json.loads(path.read_text())["stages"]
+            self.manifest["stages"] = _read_manifest(path)["stages"]
 
     def stage(
         self,
@@ -436,8 +465,20 @@ class Run:
 
 def default_name(config: Config) -> str:
     """Return the default name of a run, for example ``quick-synthetic-0``."""
-    data = Path(config.data).name if config.data else "synthetic"
+    data = ODD.sub("-", Path(config.data).name) if config.data else "synthetic"
     return f"{config.profile}-{data}-{config.seed}"
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Read the manifest of a run."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); choose another run name, or delete the folder to "
+            "start again."
+        ) from error
+    return found
 
 
 def _plain(config: Config) -> dict[str, Any]:
@@ -477,9 +518,9 @@ def settings_of(folder: Path) -> dict[str, Any]:
         ConfigError: the run was made by an older version.
     """
     path = folder / "manifest.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = _read_manifest(path)
     _refuse_older_version(folder, found.get("version", "0.1"))
     made = found["config"]
     named = {name: made[name] for name in ("profile", "data", "layout", "seed")}
@@ -542,7 +583,7 @@ def measure_cost() -> Iterator[dict[str, float]]:
     """
     cost: dict[str, float] = {}
     with contextlib.suppress(OSError):
-        CLEAR.write_text("5")  # resets the high-water mark
+        CLEAR.write_text("5", encoding="utf-8")  # resets the high-water mark
     torch = sys.modules.get("torch")  # not imported only for this
     if torch and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
@@ -550,7 +591,7 @@ def measure_cost() -> Iterator[dict[str, float]]:
     yield cost
     cost["wall_s"] = round(time.perf_counter() - start, 2)
     with contextlib.suppress(OSError):
-        if found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text(encoding="utf-8")):
             cost["peak_gb"] = round(int(found[1]) * 1024 / 1e9, 3)
     if torch and torch.cuda.is_initialized():
         cost["peak_gpu_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)

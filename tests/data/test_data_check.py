@@ -139,4 +139,8 @@ def test_the_command_prints_the_report_and_its_status(tmp_path: Path, capsys) ->
     assert "Layout: whu-opt-sar: as given" in printed.out and "no SAR partner" in printed.out
     assert "defects, listed above" in printed.err and printed.err.count("\n") == 1
     assert main(["data", "check", str(tmp_path / "nowhere")]) == 2
+    said = capsys.readouterr().err
+    assert "nowhere" in said and "does not exist" in said and "No known layout" not in said
+    (tmp_path / "other" / "photos").mkdir(parents=True)
+    assert main(["data", "check", str(tmp_path / "other")]) == 2
     assert "No known layout fits" in capsys.readouterr().err

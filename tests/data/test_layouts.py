@@ -416,3 +416,78 @@ def test_a_broken_dem_entry_says_what_is_wrong(
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"own\.yaml.*" + says):
         load_layout(str(tmp_path / "own.yaml"))
+
+
+# -- what YAML makes of words and numbers ------------------------------------------------------
+
+
+def own_layout(folder: Path, old: str, new: str) -> Layout:
+    text = load_layout("whu-opt-sar").source.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (folder / "own.yaml").write_text(text.replace(old, new), encoding="utf-8")
+    return load_layout(str(folder / "own.yaml"))
+
+
+@pytest.mark.parametrize("name", ["2020-01-01", "1:30", "007", "1.10", "1e3", "0x1F", "'no'"])
+def test_names_are_kept_as_they_are_spelled(tmp_path: Path, name: str) -> None:
+    layout = own_layout(tmp_path, "name: water", f"name: {name}")
+    assert layout.classes[3].name == name.strip("'")
+    layout = own_layout(tmp_path, "sar: sar\n", f"sar: {name}\n")
+    assert layout.folders["sar"] == (name.strip("'"),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("name: water", "name: off", "Line 23: classes.3.name .* put a word such as no in quotes"),
+        ("code: 40", "code: 1:30", "Line 23: classes.3.code .*'1:30'"),
+        ("code: 40", "code: yes", "Line 23: classes.3.code .* must be a number, .* as true"),
+        ("code: 40", "code:", "Line 23: classes.3.code .* must be a valid integer, .* None"),
+        ("  nodata: 0  # observed range of the imagery", "  nodata: no  #", "Line 13: .* number"),
+        ("  label: lbl", "  label:", "Line 7: folders.label.0 .* must be a valid string"),
+        ("  sar: sar\n", "  sar: sar\n  sar: VH\n", "line 7: 'sar' is there twice"),
+        ("pattern:", "patern:", "Line 8: 'patern' is not a parameter"),
+    ],
+)
+def test_a_mistake_in_a_layout_names_its_line(
+    tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        own_layout(tmp_path, old, new)
+    assert "own.yaml" in str(caught.value)
+
+
+def test_other_spellings_of_numbers_are_read_as_numbers(tmp_path: Path) -> None:
+    assert own_layout(tmp_path, "code: 40", "code: [041, 42]").classes[3].codes == (41, 42)
+    nodata = "  nodata: 0  # observed range of the imagery"
+    found = own_layout(tmp_path, nodata, "  nodata: -3.4028234663852886e+38  #").optical.nodata
+    assert found == float(np.finfo(np.float32).min)
+
+
+def test_a_layout_may_be_saved_by_any_editor(tmp_path: Path) -> None:
+    text = load_layout("pairs").source.read_text(encoding="utf-8").replace("name: p", "name: ö-p")
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "own.yaml").write_text(text, encoding=encoding)
+        assert load_layout(str(tmp_path / "own.yaml")).name == "ö-pairs"
+    (tmp_path / "own.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"Layout .*own\.yaml line \d+ is not UTF-8; save"):
+        load_layout(str(tmp_path / "own.yaml"))
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"folder\.yaml is a folder"):
+        load_layout(str(tmp_path / "folder.yaml"))
+
+
+@pytest.mark.parametrize(("count", "fine"), [(254, True), (255, False), (300, False)])
+def test_classes_must_fit_a_byte(tmp_path: Path, count: int, fine: bool) -> None:
+    rows = "".join(
+        f"\n  - {{id: {i}, name: c{i}, code: {2 * i + 1}, rgb: [{i % 256}, 0, 0]}}"
+        for i in range(count)
+    )
+    text = load_layout("whu-opt-sar").source.read_text(encoding="utf-8")
+    head, tail = text.index("classes:"), text.index("split:")
+    (tmp_path / "own.yaml").write_text(f"{text[:head]}classes:{rows}\n{text[tail:]}", "utf-8")
+    if fine:
+        assert load_layout(str(tmp_path / "own.yaml")).classes[-1].codes == (507,)
+    else:
+        with pytest.raises(ConfigError, match=f"there are {count} classes, .* at most 254"):
+            load_layout(str(tmp_path / "own.yaml"))

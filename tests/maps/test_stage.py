@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,9 +17,11 @@ from torch import Tensor
 from umsf_lib.clustering.inference import Classifier
 from umsf_lib.clustering.stage import clustered_classifier, load_clustered
 from umsf_lib.clustering.task import ClusteringTask
+from umsf_lib.config import ConfigError
+from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import load_data, prepare
 from umsf_lib.evaluation.stage import fitted_matching
-from umsf_lib.maps.stage import write_maps
+from umsf_lib.maps.stage import legend_of, write_maps
 from umsf_lib.run import Run
 
 from ..fakes import bands, codes, load_layout, write_fake
@@ -125,3 +128,17 @@ def test_another_classifier_rewrites_the_maps(run: Run) -> None:
     assert (prediction() != first).any()
     assert write_maps(run, task, ours, mapping, which)
     np.testing.assert_array_equal(prediction(), first)
+
+
+def test_codes_of_further_clusters_fit_a_byte(whu: SceneSet) -> None:
+    """A class may have the code 255; the next free one would be 256."""
+    classes = [replace(land, code=249 + land.id) for land in whu.layout.classes]
+    high = replace(whu, layout=replace(whu.layout, classes=tuple(classes)))
+    kept = legend_of(high, 7, np.arange(7))
+    assert [c.code for c in kept.classes] == [249, 250, 251, 252, 253, 254, 255]
+    found = legend_of(high, 9, np.array([0, 1, -1, 2, 3, 4, 5, 6, -1]))
+    assert [c.code for c in found.classes] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert found.of_cluster.tolist() == [0, 1, 7, 2, 3, 4, 5, 6, 8]
+    assert len(legend_of(high, 247, np.full(247, -1)).classes) == 254
+    with pytest.raises(ConfigError, match=r"7 classes and 248 clusters .* 254; lower cluster\.num"):
+        legend_of(high, 248, np.full(248, -1))

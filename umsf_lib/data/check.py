@@ -14,9 +14,10 @@ from ..progress import Progress, each
 from .form import form_defects
 from .layout import Layout, layout_names, load_layout
 from .map_sheets import leakage
-from .pairing import pair_files
+from .pairing import pair_files, require_folder
 from .rasters import Grid, grid_of, opened
-from .scene import Scene, scenes_of, split_scenes, unit_defects
+from .scene import Scene, files_of, scenes_of, unit_defects
+from .split import Split, divide
 from .values import SAMPLE, Look, look_at, table, warnings_of
 
 LOOKED_AT = 200  # number of scenes read to guess a layout, at most
@@ -42,6 +43,7 @@ class Survey:
     layout: Layout
     scenes: tuple[SceneFacts, ...]
     split: dict[str, list[str]]
+    split_notes: list[str]  # how it came about, in a few words each
     defects: list[str]  # of the folder and of all scenes, one sentence each
     warnings: list[str]  # what looks wrong, but may be right
 
@@ -58,13 +60,14 @@ def survey(root: Path, layout: Layout, *, progress: Progress | None = None) -> S
     facts = tuple(_facts(scene, share) for scene in each(scenes, progress, "read"))
     defects = pairing.defects + [text for scene in facts for text in scene.defects]
     looks = {scene.name: scene.looks for scene in facts if scene.looks}
-    split: dict[str, list[str]] = {}
+    split, files = Split({}), files_of(scenes)
     try:
         defects += unit_defects([scene for scene in scenes if scene.name in looks])
-        split = split_scenes(root, layout, scenes)
+        split = divide(root, layout.split, sorted(files), files)
+        defects += split.doubts
     except DataError as error:
         defects.append(str(error))
-    return Survey(layout, facts, split, defects, warnings_of(layout, looks))
+    return Survey(layout, facts, split.parts, split.notes, defects, warnings_of(layout, looks))
 
 
 def _size(scene: Scene) -> int:
@@ -119,7 +122,7 @@ def report(found: Survey) -> list[str]:
     lines += table([s.looks for s in scenes if s.looks])
     lines += _label_lines(layout, scenes)
     parts = ", ".join(f"{len(members)} {part}" for part, members in found.split.items())
-    lines.append(f"Split ({layout.split.rule}): {parts or 'none'}")
+    lines.append(f"Split ({layout.split.rule}): {'; '.join([parts or 'none', *found.split_notes])}")
     if beside := leakage(found.split):
         lines.append(
             f"Leakage: {len(beside.touching)} of {beside.tested} test scenes touch a training or "
@@ -166,8 +169,9 @@ def guess_layout(root: Path) -> tuple[Layout, str]:
     counts and dtypes. Of a large set of tiles only a sample is read, spread over the whole set.
 
     Raises:
-        DataError: no layout fits, or several do.
+        DataError: no layout fits, or several do, or there is no such folder (``require_folder``).
     """
+    require_folder(root)
     fitting: dict[str, tuple[Layout, str]] = {}
     unpaired, misfits = [], []
     for name in layout_names():

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import (
     BeforeValidator,
@@ -28,7 +27,16 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from ..config import ConfigError, Settings, first_mistake
+from ..config import (
+    MOST_CLASSES,
+    ConfigError,
+    DataError,
+    Settings,
+    expanded,
+    first_mistake,
+    read_text,
+    read_yaml,
+)
 from ..run import project_root
 
 if TYPE_CHECKING:  # reading a layout does not need torch
@@ -52,8 +60,17 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
+def _refuse_truth(value: Any) -> Any:
+    """Refuse ``no`` and its like, which YAML reads as false and pydantic as 0."""
+    if isinstance(value, bool):
+        raise ValueError(f"it must be a number, but YAML reads it as {str(value).lower()}")
+    return value
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
-Byte = Annotated[int, Field(ge=0, le=255)]
+Whole = Annotated[int, BeforeValidator(_refuse_truth)]
+Nodata = Annotated[float, BeforeValidator(_refuse_truth)]
+Byte = Annotated[Whole, Field(ge=0, le=255)]
 
 
 @dataclass(frozen=True, config=ConfigDict(coerce_numbers_to_str=True))
@@ -67,7 +84,7 @@ class Sensor(Entry):
 
     bands: Names
     scaling: str  # key of DTYPES
-    nodata: float | None = None  # None: as the file declares; NaN and Inf are always invalid
+    nodata: Nodata | None = None  # None: as the file declares; NaN and Inf are always invalid
     # "scene": with its own mean and std; "set": with those of the training scenes.
     standardise: Literal["scene", "set"] = "set"
 
@@ -127,11 +144,11 @@ class Dem(Sensor):
 class LandClass(Entry):
     """One row of the class table, used by figures, GeoTIFFs, legends and the browser."""
 
-    id: NonNegativeInt  # 0, 1, ...
+    id: Whole  # 0, 1, ...
     name: str
-    code: int  # in the label file; the id where folders are the labels
+    code: Whole  # in the label file; the id where folders are the labels
     rgb: tuple[Byte, Byte, Byte]
-    more_codes: tuple[int, ...] = ()  # further codes of this class in the label file
+    more_codes: tuple[Whole, ...] = ()  # further codes of this class in the label file
     folder: str = ""  # folder whose tiles have this class, if folders are the labels
 
     @model_validator(mode="before")
@@ -175,8 +192,8 @@ class NamesRule(Entry):
     """Scenes whose names match the patterns of ``val`` or ``test``; the others train."""
 
     rule: Literal["names"]
-    val: Names
     test: Names
+    val: Names | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +222,7 @@ class Layout(Entry):
     source: Path  # the file with this layout
     sar: Sar | None = None
     dem: Dem | None = None
-    label_nodata: tuple[int, ...] = ()
+    label_nodata: tuple[Whole, ...] = ()
     classes: tuple[LandClass, ...] = ()
 
     @field_validator("pattern", mode="before")
@@ -228,6 +245,9 @@ class Layout(Entry):
             )
         if self.pattern.keys() != self.folders.keys():
             raise ValueError(f"pattern is for {[*self.pattern]}, not for all of {[*self.folders]}")
+        for text in (text for names in self.folders.values() for text in names):
+            if not text.strip("/") or ".." in PurePath(text).parts or expanded(text).is_absolute():
+                raise ValueError(f"folders holds {text!r}, not a folder inside the data folder")
         self._check_patterns()
         self._check_classes()
 
@@ -246,6 +266,11 @@ class Layout(Entry):
             raise ValueError(f"the patterns {every} differ in the number of *")
 
     def _check_classes(self) -> None:
+        if len(self.classes) > MOST_CLASSES:
+            raise ValueError(
+                f"there are {len(self.classes)} classes, but maps hold at most {MOST_CLASSES} "
+                "(0 is nodata, 255 is 'ignore')"
+            )
         if [land.id for land in self.classes] != list(range(len(self.classes))):
             raise ValueError(
                 f"classes must have the ids 0, 1, ..., not {[c.id for c in self.classes]}"
@@ -309,10 +334,9 @@ def load_layout(name_or_path: str) -> Layout:
     """
     path = _layout_file(name_or_path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"Layout {path} cannot be read: {reason}; correct the file.") from error
+        tree = read_yaml(text := read_text(path), f"Layout {path}")
+    except DataError as error:
+        raise ConfigError(f"Layout {error}") from error
     if isinstance(tree, dict):
         tree["source"] = path
     try:
@@ -321,7 +345,7 @@ def load_layout(name_or_path: str) -> Layout:
             bands = layout.optical.bands + layout.dem.bands
             return replace(layout, optical=replace(layout.optical, bands=bands))
     except ValidationError as error:
-        mistake = first_mistake(error, f"layout {path}").removesuffix(".")
+        mistake = first_mistake(error, f"layout {path}", text).removesuffix(".")
         raise ConfigError(f"{mistake}; see {FOLDER / 'pairs.yaml'}.") from error
     folders = {role: names for role, names in layout.folders.items() if role != "dem"}
     pattern = {role: layout.pattern[role] for role in folders}
@@ -342,10 +366,12 @@ def _layout_file(name_or_path: str) -> Path:
             f"Layout '{name_or_path}' is unknown; choose one of {', '.join(layout_names())}, or "
             "give the path of your own file, ending in .yaml."
         )
-    for path in (Path(name_or_path), project_root() / name_or_path):
+    own = expanded(name_or_path)
+    for path in (own, project_root() / own):
         if path.is_file():
             return path.resolve()
-    raise ConfigError(f"Layout file {Path(name_or_path).resolve()} does not exist.")
+    what = "is a folder" if own.is_dir() else "does not exist"
+    raise ConfigError(f"Layout file {own.absolute()} {what}; check the path.")
 
 
 Values = TypeVar("Values", NDArray[Any], "Tensor")

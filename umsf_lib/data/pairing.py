@@ -8,17 +8,20 @@ file per scene, or one per band.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
-from ..config import DataError
+from ..config import CONTROL, DataError, composed
 from .layout import Layout
 from .stack import BandFiles, Raster, paths_of
 
 SPELLINGS = {"tif": "tiff?", "jpg": "jpe?g"}  # of extensions, in any case
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 SPOKEN = {"optical": "optical", "sar": "SAR", "dem": "DEM", "label": "label"}
 Key = tuple[str, ...]  # the texts that the wildcards of folder and file name match
 
@@ -42,11 +45,13 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
 
     A label may be missing; such a scene is mapped but not scored. These are defects: an optical,
     SAR or DEM file without a partner, a label without images, a band without a file, two files of
-    one scene and role, and a folder that is not a class where folders are the labels.
+    one scene and role, a folder in place of a file, a name with control characters, and a folder
+    that is not a class where folders are the labels.
 
     Raises:
         DataError: a folder is missing, no file matches a pattern, or no files form a pair.
     """
+    require_folder(root)
     defects: list[str] = []
     matches = {role: _matches(root, layout, role, defects) for role in layout.folders}
     length = _key_length(matches, layout)
@@ -56,7 +61,7 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
     whole = set.intersection(*(set(files[role]) for role in files if role != "label"))
     if not whole:
         images = {role: found for role, found in files.items() if role != "label"}
-        there = {r: _some([paths_of(f)[0].name for f in images[r].values()]) for r in images}
+        there = {r: some([paths_of(f)[0].name for f in images[r].values()]) for r in images}
         others = " and ".join(f"a {SPOKEN[role]}" for role in there if role != "optical")
         listed = "; ".join(f"{SPOKEN[role]}: {names}" for role, names in there.items())
         raise DataError(
@@ -68,7 +73,7 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
     for key in sorted(whole):
         found = {role: files[role][key] for role in files if key in files[role]}
         wildcards = 0 if length else next(iter(layout.patterns("optical").values())).count("*")
-        name = _join(key[-wildcards:]) or _join(key) or paths_of(found["optical"])[0].stem
+        name = _join(key[-wildcards:]) or _join(key) or composed(paths_of(found["optical"])[0].stem)
         if name in scenes:
             first, second = (paths_of(f["optical"])[0] for f in (scenes[name], found))
             defects.append(_two_of(name, first, second))
@@ -80,30 +85,32 @@ def pair_files(root: Path, layout: Layout) -> Pairing:
 def _matches(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[str, list[Match]]:
     """Find the files of each band of a role, of all bands ("") if they are in one file."""
     folders, classes = _folders_of(root, layout, role), layout.class_folders
-    found: dict[str, list[Match]] = {}
+    found, odd = dict[str, list[Match]](), dict[Path, str]()
     for band, pattern in layout.patterns(role).items():
         inner, _, name = pattern.rpartition("/")
         stem, _, extension = name.rpartition(".")
         ending = "|".join(SPELLINGS.get(e, re.escape(e)) for e in extension.lower().split("|"))
-        regex = re.compile(rf"{'(.*)'.join(map(re.escape, stem.split('*')))}\.(?i:{ending})")
+        text = "(.*)".join(map(re.escape, stem.split("*")))
+        regex = re.compile(rf"(?s:{text})\.(?i:{ending})")
         found[band] = []
         for where, folder in folders:
-            paths = sorted((folder / inner).glob("*"))
-            named = [(path, regex.fullmatch(path.name)) for path in paths if path.name[0] != "."]
-            files = [(where, match.groups(), path) for path, match in named if match]
-            if classes and folder.name not in classes and files:
+            paths = listing(folder / inner) if (folder / inner).is_dir() else []
+            named = [(path, regex.fullmatch(composed(path.name))) for path in paths]
+            odd |= {path: text for path, match in named if match and (text := _oddity(path))}
+            files = [(where, m.groups(), path) for path, m in named if m and path not in odd]
+            if classes and composed(folder.name) not in classes and files:
                 defects.append(
                     f"Folder {folder} holds {len(files)} files, but it is not one of the classes "
                     f"{', '.join(classes)} of {layout.source}; add it there or move it away."
                 )
             else:
                 found[band] += files
+    defects += odd.values()
     if folders and role != "label" and not any(found.values()):
         wanted = "' or '".join(layout.patterns(role).values())
-        raise DataError(
-            f"No file in {folders[0][1]} matches '{wanted}' (layout '{layout.name}'); check the "
-            "data path and the layout's pattern."
-        )
+        none = f"No file in {folders[0][1]} matches '{wanted}' (layout '{layout.name}'); check the "
+        none += "data path and the layout's pattern."
+        raise DataError(next(iter(odd.values()), none))
     return found
 
 
@@ -112,15 +119,14 @@ def _folders_of(root: Path, layout: Layout, role: str) -> list[tuple[Key, Path]]
     names, classes = layout.folders[role], layout.class_folders
     candidates = (_folders(root, name) for name in names)
     folders = next(
-        (c for c in candidates if any(not classes or f.name in classes for _, f in c)), []
+        (c for c in candidates if any(not classes or composed(f.name) in classes for _, f in c)), []
     )
-    if folders or (role == "label" and root.is_dir()):
+    if folders or role == "label":
         return folders
-    there = _some([p.name for p in root.iterdir()], 12) or "nothing" if root.is_dir() else ""
     raise DataError(
         f"Data folder {root} has no {role} folder ({' or '.join(names)}/"
         f"{' called ' + ', '.join(classes) if classes else ''}, layout '{layout.name}'): "
-        f"it {'holds ' + there if there else 'does not exist'}; check the data path and the "
+        f"it holds {some([p.name for p in listing(root)], 12)}; check the data path and the "
         "layout."
     )
 
@@ -184,17 +190,73 @@ def _without_partner(files: dict[str, dict[Key, Raster]]) -> list[str]:
 
 def _folders(root: Path, name: str) -> list[tuple[Key, Path]]:
     """List the folders that match a name with wildcards, each with the texts that these match."""
+    name = PurePosixPath(name).as_posix()  # without ./ and / at its ends
     if name == ".":  # files of all roles side by side
-        return [((), root)] if root.is_dir() else []
+        return [((), root)]
     regex = re.compile("([^/]*)".join(map(re.escape, name.split("*"))))
+    literal = re.sub(r"([?[])", r"[\1]", name)
+    paths = {path for form in ("NFC", "NFD") for path in root.glob(normalize(form, literal))}
     matches = (
-        (regex.fullmatch(p.relative_to(root).as_posix()), p) for p in sorted(root.glob(name))
+        (regex.fullmatch(composed(p.relative_to(root).as_posix())), p) for p in sorted(paths)
     )
     return [
         (match.groups(), path)
         for match, path in matches
         if match and path.is_dir() and not path.name.startswith(".")
     ]
+
+
+def listing(folder: Path) -> list[Path]:
+    """Return what a folder holds, sorted by name, without hidden files.
+
+    Raises:
+        DataError: the folder cannot be opened.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(
+            f"Folder {folder} cannot be opened ({error.strerror}); check its permissions and links."
+        ) from error
+
+
+def require_folder(root: Path) -> None:
+    """Refuse a data folder that is missing, a file, an archive or empty.
+
+    Raises:
+        DataError: it is one of these, or it cannot be opened.
+    """
+    if root.is_file():
+        what = "an archive; unpack it and" if _is_archive(root) else "a file, not a folder;"
+        raise DataError(f"{root} is {what} give the folder that holds the scenes.")
+    if not os.path.lexists(root):
+        raise DataError(
+            f"Data folder {root} has no optical folder or any other: it does not exist; check the "
+            "data path."
+        )
+    there = listing(root)
+    if not there:
+        raise DataError(f"Data folder {root} is empty; check the data path.")
+    if all(map(_is_archive, there)):
+        names = some([path.name for path in there])
+        raise DataError(f"Data folder {root} holds only archives ({names}); unpack them first.")
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() in ARCHIVES and path.is_file()
+
+
+def _oddity(path: Path) -> str:
+    """Say in one sentence why a path of the right name is no file to read; empty if it is one."""
+    if CONTROL.search(path.name):
+        return (
+            f"The name of {str(path)!r} holds a line break or something else that is not text; "
+            "rename the file (or set PYTHONUTF8=1 if it is right)."
+        )
+    if path.exists() and not path.is_file():
+        what = "folder" if path.is_dir() else "device"
+        return f"{path} is a {what}, not a file; move it away."
+    return ""  # reading says it if a link is broken
 
 
 def _join(texts: Key) -> str:
@@ -205,5 +267,6 @@ def _two_of(name: str, first: Path, second: Path) -> str:
     return f"Two files are called {name}: {first} and {second}; rename or move one of them away."
 
 
-def _some(names: Sequence[str], limit: int = 3) -> str:
+def some(names: Sequence[str], limit: int = 3) -> str:
+    """List the first names, and show whether there are more."""
     return ", ".join(sorted(names)[:limit]) + (", ..." if len(names) > limit else "")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from ..config import IGNORE, DataError
+from ..config import IGNORE, DataError, composed
 from .form import form_defects, is_grey
 from .layout import LandClass, Layout, Sensor
 from .pairing import SPOKEN, Pairing, pair_files
@@ -62,8 +62,13 @@ def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[st
     Raises:
         DataError: the split list is malformed or leaves no training scenes.
     """
-    files = {s.name: [p for file, _ in s.files().values() for p in paths_of(file)] for s in scenes}
+    files = files_of(scenes)
     return split_names(Path(root), layout.split, sorted(files), files)
+
+
+def files_of(scenes: Sequence[Scene]) -> dict[str, list[Path]]:
+    """Return name -> files of each scene, optical first."""
+    return {s.name: [p for file, _ in s.files().values() for p in paths_of(file)] for s in scenes}
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Scene:
     @property
     def whole_tile_class(self) -> LandClass | None:
         """Class of every pixel where folders are the labels, else None."""
-        return self.layout.class_folders.get(paths_of(self.optical)[0].parent.name)
+        return self.layout.class_folders.get(composed(paths_of(self.optical)[0].parent.name))
 
     def check(self) -> None:
         """Compare the files with the layout and with each other; see ``defects``.

@@ -123,7 +123,9 @@ def normalisation_of(run: Run) -> dict[str, dict[str, Any]]:
         MissingStageError: the stage has not run.
     """
     run.outputs_of("data")
-    found: dict[str, dict[str, Any]] = json.loads(run.path(NORMALISATION).read_text())
+    found: dict[str, dict[str, Any]] = json.loads(
+        run.path(NORMALISATION).read_text(encoding="utf-8")
+    )
     return found
 
 

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ..config import DataError
-from .layout import PARTS, FileRule, ListsRule, NamesRule, PlainRule, SplitRule
+from ..config import DataError, composed, read_text
+from .layout import PARTS, FileRule, ListsRule, NamesRule, SplitRule
+from .pairing import some
 
 Parts = dict[str, list[str]]  # train, val, test -> names of scenes
+IMAGE = re.compile(
+    r"\.(tiff?|jpe?g|jp2|png|bmp|gif|img|vrt|np[yz]|mat|hdf5?|h5|nc)$", re.IGNORECASE
+)
+HEADER = re.compile(r"(train|val|test)(ing|id|idation)?\s*[:\uff1a]", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Scenes of each part, and how they came there."""
+
+    parts: Parts
+    notes: list[str] = field(default_factory=list)  # in a few words each
+    doubts: list[str] = field(default_factory=list)  # sentences: what matches no scene at all
 
 
 def split_names(
@@ -19,12 +36,26 @@ def split_names(
     names: Sequence[str],
     files: Mapping[str, Sequence[Path]] | None = None,
 ) -> Parts:
+    """Return the parts of ``divide``; each doubt is a warning.
+
+    Raises:
+        DataError: see ``divide``.
+    """
+    split = divide(root, rule, names, files or {})
+    for doubt in split.doubts:
+        warnings.warn(doubt, stacklevel=2)
+    return split.parts
+
+
+def divide(
+    root: Path, rule: SplitRule, names: Sequence[str], files: Mapping[str, Sequence[Path]]
+) -> Split:
     """Split scenes into ``train``, ``val`` and ``test`` by a layout's split rule.
 
     Listed scenes that do not exist are skipped, so any subset works; scenes that are not listed are
-    in no part. Without a list (in each folder separately), or if a part of ``names`` would be
-    empty, scenes are split 60/20/20 in the order of their names. If there are no validation scenes,
-    the last training scenes are used.
+    in no part. Without a list (in each folder separately), or if ``names`` leaves no training
+    scenes, scenes are split 60/20/20 in the order of their names. If there are no validation
+    scenes, the last training scenes are used. The notes say which of this happened.
 
     Args:
         root: data folder.
@@ -36,38 +67,53 @@ def split_names(
         DataError: a list is malformed, missing while another exists, names a scene twice or leaves
             no training scenes, or a folder is not a part.
     """
-    files = files or {}
-    if isinstance(rule, NamesRule):
-        parts = _by_patterns(rule, names)
-        return parts if all(parts.values()) else _in_order(names, {})
-    if isinstance(rule, PlainRule):
-        if rule.rule != "folders":
-            return {"train": list(names), "val": [], "test": list(names)}
-        parts = _by_folders(files, names)
+    if isinstance(rule, FileRule | ListsRule):
+        lists = _lists(root, rule)
+        if not lists:
+            wanted = rule.files if isinstance(rule, FileRule) else (*rule.train, *rule.test)
+            return Split(
+                _in_order(names, files), [f"in order of names, without {', '.join(wanted)}"]
+            )
+        split = _by_lists(root, rule, lists, _finder(names, files), set(names))
+    elif isinstance(rule, NamesRule):
+        split = _by_patterns(rule, names)
+    elif rule.rule == "folders":
+        split = Split(_by_folders(files, names))
     else:
-        listed = _by_lists(root, rule, names, files)
-        if listed is None:
-            return _in_order(names, files)
-        parts = listed
-    if not parts["val"]:  # none are listed, or none of those listed exist
+        return Split({"train": list(names), "val": [], "test": list(names)})
+    parts = split.parts
+    if not parts["val"] and len(parts["train"]) > 1:  # none are listed, or none of those exist
         parts |= _hold_out(parts["train"])
+        split.notes.append("val is the end of train, because no other scenes are for validation")
     if not parts["train"]:
         where = " or ".join(getattr(rule, "files", getattr(rule, "train", ["train/"])))
         raise DataError(
-            f"None of the training scenes in {root}: {where} is among the "
-            f"{len(names)} scenes found ({', '.join(names[:3])}{', ...' if names[3:] else ''}); "
-            "correct or remove the lists."
+            f"None of the training scenes in {root}: {where} is among the {len(names)} scenes "
+            f"found ({some(names)}); correct or remove the lists."
         )
-    return parts
+    used = {name for members in parts.values() for name in members}
+    if left := [name for name in names if name not in used]:
+        split.notes.append(f"{len(left)} scenes are in no part ({some(left)})")
+    return split
 
 
-def _by_patterns(rule: NamesRule, names: Sequence[str]) -> Parts:
+def _by_patterns(rule: NamesRule, names: Sequence[str]) -> Split:
     parts: Parts = {part: [] for part in PARTS}
+    held = {"val": rule.val or (), "test": rule.test}
     for name in names:
-        held = {"val": rule.val, "test": rule.test}.items()
-        found = [part for part, globs in held if any(fnmatchcase(name, glob) for glob in globs)]
+        found = [p for p, globs in held.items() if any(fnmatchcase(name, g) for g in globs)]
         parts[found[0] if found else "train"].append(name)
-    return parts
+    doubts = [
+        f"split.{part} in the layout is {', '.join(globs)}, which matches none of the {len(names)} "
+        f"scenes ({some(names)}); correct it there."
+        for part, globs in held.items()
+        if globs and not parts[part]
+    ]
+    if parts["train"]:
+        return Split(parts, [], doubts)
+    doubt = "split.val and split.test in the layout match every scene, so none is left to train, "
+    doubt += "and scenes are split in the order of their names; correct the patterns there."
+    return Split(_in_order(names, {}), [], [*doubts, doubt])
 
 
 def _by_folders(files: Mapping[str, Sequence[Path]], names: Sequence[str]) -> Parts:
@@ -86,43 +132,27 @@ def _by_folders(files: Mapping[str, Sequence[Path]], names: Sequence[str]) -> Pa
 def _by_lists(
     root: Path,
     rule: FileRule | ListsRule,
-    names: Sequence[str],
-    files: Mapping[str, Sequence[Path]],
-) -> Parts | None:
-    """Read the members of the parts from lists; None if there is no list.
-
-    A line names a scene, or its files separated by commas or blanks.
-    """
-    paths = _lists(root, rule)
-    if not paths:
-        return None
-    scenes = {path.stem: name for name, paths in files.items() for path in paths}
-    scenes |= {name: name for name in names}
-    parts: Parts = {part: [] for part in PARTS}
-    seen: dict[str, str] = {}
-    for part, path in paths.items():
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-            text = line.strip()
-            header = re.fullmatch(r"(train|val|test)\s*:", text, re.IGNORECASE)
-            if header and isinstance(rule, FileRule):
-                part = header[1].lower()
-            elif text and not part:
-                raise DataError(
-                    f"{path} line {number}: '{text}' comes before train:, val: or test:."
-                )
-            elif text:
-                stems = [Path(word).stem for word in (text, *re.split(r"[,\s]+", text))]
-                name = next((scenes[stem] for stem in stems if stem in scenes), stems[0])
-                if name in seen:
-                    raise DataError(
-                        f"{path} line {number}: {name} is already in {seen[name]}; keep one entry."
-                    )
-                seen[name] = part
-                parts[part].append(name)
+    paths: Mapping[str, Path],
+    find: Callable[[str], str | None],
+    there: Set[str],
+) -> Split:
+    """Read the members of the parts from lists, and keep those that are there."""
+    parts = _read_lists(paths, find)
+    lost = {part: [n for n in listed if n not in there] for part, listed in parts.items()}
+    doubts = [
+        f"None of the {len(unknown)} names of {part} in {paths.get(part) or paths['']} "
+        f"({some(unknown)}) is a scene in {root}; correct or remove them."
+        for part, unknown in lost.items()
+        if unknown and len(unknown) == len(parts[part])
+    ]
+    notes, total = [], sum(map(len, parts.values()))
+    if unknown := [name for members in lost.values() for name in members]:
+        notes.append(f"{len(unknown)} of {total} listed names match no scene ({some(unknown)})")
     if isinstance(rule, FileRule) and not parts["val"]:
         parts |= _hold_out(parts["train"], rule.validation_tail)
-    there = set(names)  # there can be 100 000 names
-    return {part: [name for name in members if name in there] for part, members in parts.items()}
+        notes.append("val is the end of the listed train")
+    parts = {part: [name for name in members if name in there] for part, members in parts.items()}
+    return Split(parts, notes, doubts)
 
 
 def _lists(root: Path, rule: FileRule | ListsRule) -> dict[str, Path]:
@@ -132,7 +162,8 @@ def _lists(root: Path, rule: FileRule | ListsRule) -> dict[str, Path]:
     else:
         wanted = {"train": rule.train, **({"val": rule.val} if rule.val else {}), "test": rule.test}
     found = {
-        part: [root / n for n in names if (root / n).is_file()] for part, names in wanted.items()
+        part: [root / n for n in names if os.path.lexists(root / n)]
+        for part, names in wanted.items()
     }
     paths = {part: files[0] for part, files in found.items() if files}
     lacking = [part for part in wanted if part not in paths]
@@ -143,6 +174,79 @@ def _lists(root: Path, rule: FileRule | ListsRule) -> dict[str, Path]:
             "the order of names."
         )
     return paths
+
+
+def _read_lists(paths: Mapping[str, Path], find: Callable[[str], str | None]) -> Parts:
+    """Return the names listed for each part: of a scene, or as listed if there is no such scene."""
+    parts: Parts = {part: [] for part in PARTS}
+    seen: dict[str, str] = {}
+    for part, path in paths.items():
+        sections = not part
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
+            text, place = line.strip(), f"{path} line {number}"
+            header = HEADER.fullmatch(text) if sections else None
+            if header:
+                part = header[1].lower()
+                continue
+            name = _scene_on(text, find, place)
+            if not name:
+                continue
+            if sections and name.endswith(":"):
+                raise DataError(f"{place}: '{text}' is not one of train:, val: and test:.")
+            if not part:
+                raise DataError(f"{place}: '{text}' comes before train:, val: or test:.")
+            if name in seen:
+                raise DataError(f"{place}: {name} is already in {seen[name]}; keep one entry.")
+            seen[name] = part
+            parts[part].append(name)
+    return parts
+
+
+def _scene_on(line: str, find: Callable[[str], str | None], place: str) -> str:
+    """Return the scene that a line names; the line if there is no such scene, '' for a comment.
+
+    The line holds a name or a file, with or without folders, or several files of one scene.
+    """
+    if name := None if line.startswith("#") and re.search(r"[\s/\\]", line) else find(line):
+        return name
+    if line.startswith("#"):
+        return ""
+    line = re.split(r"\s#", line)[0]
+    for fields in ([line], re.split(r"[,;\t]", line), re.split(r"[,;\s]+", line)):
+        found = sorted({name for text in fields if (name := find(text))})
+        if len(found) > 1:
+            raise DataError(f"{place} names {len(found)} scenes ({some(found)}); keep one.")
+        if found:
+            return found[0]
+    return line
+
+
+def _finder(
+    names: Sequence[str], files: Mapping[str, Sequence[Path]]
+) -> Callable[[str], str | None]:
+    """Return a function that finds the scene of a name or file; None: there is none.
+
+    Case counts only where scenes differ in nothing else. A dot begins an extension only if that of
+    an image follows.
+    """
+    exact = {composed(key): n for n, ps in files.items() for p in ps for key in (p.stem, p.name)}
+    exact |= {name: name for name in names}
+    loose: dict[str, set[str]] = {}
+    for key, name in exact.items():
+        loose.setdefault(key.casefold(), set()).add(name)
+
+    def find(text: str) -> str | None:
+        file = re.split(r"[/\\]", text.strip(" \t\"'"))[-1].strip()
+        keys = [file, IMAGE.sub("", file).strip()]
+        for key in keys:
+            if key in exact:
+                return exact[key]
+        for key in keys:
+            if len(found := loose.get(key.casefold(), set())) == 1:
+                return next(iter(found))
+        return None
+
+    return find
 
 
 def _hold_out(train: list[str], tail: int = 0) -> Parts:

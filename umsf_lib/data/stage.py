@@ -81,10 +81,10 @@ def prepare(
     """
     scenes = find_scenes(root, layout)
     split = split_scenes(root, layout, scenes)
-    key = digest([layout.source.read_text(), _stamp(scenes)])
+    key = digest([layout.source.read_text(encoding="utf-8"), _stamp(scenes)])
     folder = (target or project_root() / "data" / "prepared") / key
     manifest = folder / "manifest.json"
-    there = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    there = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
     if there and there.get("code") != code_digest(__name__):
         print(f"scenes {folder.name} were prepared by older code; they are prepared again.")
         there = {}
@@ -92,7 +92,7 @@ def prepare(
         _check_arrays(folder, progress)
     else:
         _make_folder(folder, scenes, layout, progress)
-    there = json.loads(manifest.read_text())
+    there = json.loads(manifest.read_text(encoding="utf-8"))
     records = tuple(SceneRecord(**record) for record in there["scenes"])
     return SceneSet(folder, layout, records, split, {s.name: s for s in scenes})
 
@@ -113,7 +113,7 @@ def _stamp(scenes: list[Scene]) -> list[Any]:
 def _check_arrays(folder: Path, progress: Progress | None) -> None:
     """Compare the SHA-256 of the arrays with the recorded ones, to detect damaged files."""
     manifest = folder / "manifest.json"
-    files = json.loads(manifest.read_text())["files"]
+    files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
     for file, wanted in each(list(files.items()), progress, "verify"):
         path = folder / file
         if (found := sha256_of(path) if path.is_file() else "none, it is missing") != wanted:

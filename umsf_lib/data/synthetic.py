@@ -77,7 +77,7 @@ def synthesize(run: Run, progress: Progress | None = None) -> Path:
     folder = project_root() / "data" / "synthetic" / f"{settings.difficulty}-{digest(wanted)}"
     simulator, made = code_digest("umsf_lib.simulation.sensors"), folder / "simulator.json"
     if (folder / "split.txt").is_file():
-        if made.is_file() and json.loads(made.read_text()) == simulator:
+        if made.is_file() and json.loads(made.read_text(encoding="utf-8")) == simulator:
             return folder
         print(f"scenes {folder.name} were simulated by older code; they are made again.")
         (folder / "split.txt").unlink()
@@ -90,5 +90,7 @@ def synthesize(run: Run, progress: Progress | None = None) -> Path:
     for part, count in counts.items():
         lines += [f"{part}:", *(next(rest) for _ in range(count))]
     # Written last, so that an incomplete folder is not mistaken for a complete one.
-    write_atomically(folder / "split.txt", lambda t: t.write_text("\n".join(lines) + "\n"))
+    write_atomically(
+        folder / "split.txt", lambda t: t.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    )
     return folder

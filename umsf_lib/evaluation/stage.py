@@ -204,7 +204,12 @@ def records(
 def load_records(folders: Iterable[Path]) -> pd.DataFrame:
     """Load the records of runs, scores of maps and of frozen features, as one table."""
     paths = (folder / name for folder in folders for name in RECORDS)
-    rows = [row for path in paths if path.is_file() for row in json.loads(path.read_text())]
+    rows = [
+        row
+        for path in paths
+        if path.is_file()
+        for row in json.loads(path.read_text(encoding="utf-8"))
+    ]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float})
 
 

@@ -71,7 +71,7 @@ def is_evaluated(folder: Path) -> bool:
 
 def read_run(folder: Path) -> RunRecord:
     """Read the record of a run folder, which must be evaluated (see ``is_evaluated``)."""
-    rows = json.loads((folder / "metrics.json").read_text())
+    rows = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     fitted = {(row["method"], row["protocol"]) for row in rows if row["matching"] == "validation"}
     tables, matchings = {}, {}
     with np.load(folder / "confusions.npz") as saved:
@@ -81,7 +81,7 @@ def read_run(folder: Path) -> RunRecord:
             tables[key] = saved[name]
             matchings[key] = {"validation": mapping} if key in fitted else {}
             matchings[key]["test"] = hungarian(tables[key].sum(axis=0))
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     return RunRecord(folder.name, manifest, tables, matchings)
 
 

@@ -168,7 +168,11 @@ class Sweep:
         for variant, seed, name, config in self.planned():
             wanted = set(self.variants[variant]) - set(CEILING)  # not all data has it
             same = name in kept and not other_settings(kept[name].manifest["config"], config)
-            if same and wanted <= kept[name].methods and not is_evaluated(self.folder / name):
+            if (
+                same
+                and wanted <= kept[name].methods
+                and not is_evaluated(Run.folder_of(config, name))
+            ):
                 why = f"{self.records} has it with the same settings"
                 print(f"run {name}: skipped, {why}", flush=True)
                 continue
@@ -186,7 +190,7 @@ class Sweep:
         """
         kept = read_records(self.records)
         for variant, seed, name, config in self.planned():
-            own = is_evaluated(folder := self.folder / name)
+            own = is_evaluated(folder := Run.folder_of(config, name))
             record = read_run(folder) if own else kept.get(name)
             if record is None:
                 continue

@@ -209,7 +209,9 @@ def print_report(sweep: Sweep) -> None:
         for ending, table in (("scores", scores), ("margins", gains)):
             path = sweep.folder / f"{start}-{ending}.csv"
             write_atomically(path, partial(table.to_csv, index=False))
-        write_atomically(sweep.folder / f"{start}.md", lambda path: path.write_text(text))
+        write_atomically(
+            sweep.folder / f"{start}.md", lambda path: path.write_text(text, encoding="utf-8")
+        )
     print(text)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ..clustering.inference import Classifier
 from ..clustering.task import ClusteringTask
-from ..config import IGNORE
+from ..config import IGNORE, MOST_CLASSES, ConfigError
 from ..data.layout import LandClass
 from ..data.rasters import write_raster
 from ..data.scene_set import SceneSet, valid_labels
@@ -89,15 +89,24 @@ def legend_of(scenes: SceneSet, num_clusters: int, mapping: np.ndarray | None) -
         scenes: prepared scenes, whose layout has the class table.
         num_clusters: number of clusters K'.
         mapping: ``(K',)`` cluster -> class id, fitted on labels, -1 for none; None without labels.
+
+    Raises:
+        ConfigError: classes and clusters without a class are too many for codes of one byte.
     """
     numbered = cluster_classes(num_clusters)
     if mapping is None:
         return Legend(numbered, np.arange(num_clusters))
-    table = list(scenes.layout.classes)
-    if any(not NODATA < c.code <= 255 for c in table):  # a data set may use code 0 for a class
+    table, rows = list(scenes.layout.classes), np.array(mapping)
+    further = np.flatnonzero(rows < 0)  # more clusters than classes: keep them apart
+    if len(table) + len(further) > MOST_CLASSES:
+        raise ConfigError(
+            f"{len(table)} classes and {len(further)} clusters without a class are too many for a "
+            f"map, which holds {MOST_CLASSES}; lower cluster.num_clusters."
+        )
+    codes = [c.code for c in table]
+    if min(codes) <= NODATA or max(codes) + len(further) > 255:  # 0 may be a class of a data set
         table = [replace(c, code=c.id + 1) for c in table]
-    rows = np.array(mapping)
-    for cluster in np.flatnonzero(rows < 0):  # more clusters than classes: keep them apart
+    for cluster in further:
         code = max(c.code for c in table) + 1
         rows[cluster] = len(table)
         table.append(replace(numbered[cluster], id=len(table), code=code))
