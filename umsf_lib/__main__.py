@@ -90,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--records", type=expanded, help=stand_in)
     report.add_argument("--keep", action="store_true", help="write the runs to that file")
     command("gallery", _gallery, "copy a run's executed notebooks to gallery/")
-    _add_data_commands(commands.add_parser("data", help="check or align a folder of scenes"))
+    data = commands.add_parser("data", help="check, describe or align a folder of scenes")
+    _add_data_commands(data)
     return parser
 
 
@@ -106,6 +107,8 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
     about = "report what a folder holds and all its defects; exit status 2 if there are any"
     check = command("check", _check, about)
     check.add_argument("--layout", default="", help="layout name or YAML file; default: guessed")
+    about = "write a first layout for a folder, as YAML with comments: umsf data layout F > my.yaml"
+    command("layout", _layout, about)
     about = "write a copy with SAR and labels resampled to the grid of their optical file"
     aligned = command("align", _align, about)
     aligned.add_argument("--layout", required=True, help="layout name or YAML file")
@@ -260,6 +263,16 @@ def _check(options: argparse.Namespace) -> None:
     alone = () if layout.sar else ("--overrides", "model.sensors=optical")
     place = ("--data", str(options.path), "--layout", options.layout or layout.name)
     _end("checked", options.path, "umsf", "map", *place, *alone)
+
+
+def _layout(options: argparse.Namespace) -> None:
+    from .data.draft import draft_layout
+
+    print(f"looking at the rasters of {options.path}", file=sys.stderr)
+    text = draft_layout(options.path)
+    print(text, end="")
+    command = ("umsf", "data", "check", str(options.path), "--layout", "my.yaml")
+    _end(f"{text.count('# check')} lines to check", options.path, *command, file=sys.stderr)
 
 
 def _align(options: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ from .rasters import (
     write_raster,
 )
 from .scene import Scene, find_scenes
+from .stack import paths_of
 
 RESAMPLINGS = ("nearest", "bilinear", "cubic", "average")
 
@@ -75,10 +76,14 @@ def align(
     moved, kept = {}, set()
     for scene in each(find_scenes(root, layout), progress, "resample"):
         grid = scene.profile()
-        for role, (path, sensor) in scene.files().items():
+        for path, role, sensor in (
+            (path, role, sensor)
+            for role, (raster, sensor) in scene.files().items()
+            for path in paths_of(raster)  # bands are resampled one by one
+        ):
             with opened(path) as source:
                 same = not grid_defect(scene.optical, grid, path, grid_of(source))
-            if same:
+            if same or role == "optical":
                 kept.add(path)
             else:
                 method = Resampling["nearest" if role == "label" else resampling]

@@ -15,6 +15,7 @@ from rasterio.env import PROJDataFinder, set_proj_data_search_path
 from rasterio.errors import CRSError, RasterioError
 
 from ..config import DataError, UmsfError
+from .stack import BandFiles, Raster
 
 # What rasterio raises about files; CRSError and UnicodeError are kinds of ValueError.
 FAILURES = (RasterioError, CPLE_BaseError, OSError, ValueError, TypeError, MemoryError)
@@ -23,7 +24,7 @@ PROJ_VARIABLES = ("PROJ_DATA", "PROJ_LIB", "GDAL_DATA")
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Raster) -> Iterator[None]:
     """Turn what rasterio, GDAL or PROJ raise about a file into a ``DataError``.
 
     Raises:
@@ -37,9 +38,10 @@ def explained(path: Path) -> Iterator[None]:
         raise DataError(_sentence(path, error)) from error
 
 
-def _sentence(path: Path, error: Exception) -> str:
+def _sentence(path: Raster, error: Exception) -> str:
     cause = error.__cause__ or error  # GDAL's own words
     reason = " ".join(str(cause).split()).rstrip(".")
+    path = path.named_in(reason) if isinstance(path, BandFiles) else path
     reason = reason if len(reason) < 300 else f"{reason[:300]} ..."
     file = str(path).encode(errors="backslashreplace").decode()  # names may be no Unicode
     if isinstance(error, UnicodeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,10 @@ from ..config import DataError
 from .layout import DTYPES, Sar, Sensor
 from .pairing import SPOKEN
 from .rasters import data_bands, opened, scaled_dtype, scaling_of
+from .stack import Raster
 
 
-def form_defects(path: Path, sensor: Sensor | None, role: str) -> list[str]:
+def form_defects(path: Raster, sensor: Sensor | None, role: str) -> list[str]:
     """List the defects in a file's header compared with the layout: bands, dtype, nodata, scale.
 
     ``role`` is ``optical``, ``sar``, ``dem`` or ``label``, which has no ``sensor``.

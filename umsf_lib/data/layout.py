@@ -215,7 +215,8 @@ class Layout(Entry):
 
     name: str
     folders: dict[str, Names]  # role -> possible names, with *
-    pattern: dict[str, str]  # the part of a file name that * matches is the scene name
+    # role -> pattern, or band -> pattern; the part of a file name that * matches is the scene name
+    pattern: dict[str, str | dict[str, str]]
     optical: Optical  # with the bands of the DEM at the end, if one is read
     split: Annotated[SplitRule, Field(discriminator="rule")]
     source: Path  # the file with this layout
@@ -247,13 +248,22 @@ class Layout(Entry):
         for text in (text for names in self.folders.values() for text in names):
             if not text.strip("/") or ".." in PurePath(text).parts or expanded(text).is_absolute():
                 raise ValueError(f"folders holds {text!r}, not a folder inside the data folder")
-        for text in self.pattern.values():
-            if not re.fullmatch(r"[^*?/\[\]|]*\*[^?/\[\]|]*\.\w+(\|\w+)*", text):
-                raise ValueError(f"pattern is {text!r}, not a file name with * as in '*.tif'")
-        if len({text.count("*") for text in self.pattern.values()}) > 1:
-            patterns = list(self.pattern.values())
-            raise ValueError(f"the patterns {patterns} differ in the number of *")
+        self._check_patterns()
         self._check_classes()
+
+    def _check_patterns(self) -> None:
+        patterns = {role: list(self.patterns(role).values()) for role in self.pattern}
+        starred = {role for role, names in self.folders.items() if any("*" in n for n in names)}
+        for role, texts in patterns.items():
+            for text in texts:
+                named = re.fullmatch(r"([^*?\[\]|]+/)?[^?/\[\]|]*\.\w+(\|\w+)*", text)
+                if not named or not ("*" in text or role in starred):
+                    raise ValueError(f"pattern is {text!r}, not a file name with * as in '*.tif'")
+            if len(texts) > 1 and any(".npy" in text for text in texts):
+                raise ValueError(f"pattern of {role} is for single bands, which cannot be .npy")
+        every = [text for texts in patterns.values() for text in texts]
+        if len({text.count("*") for text in every}) > 1 and not starred:
+            raise ValueError(f"the patterns {every} differ in the number of *")
 
     def _check_classes(self) -> None:
         if len(self.classes) > MOST_CLASSES:
@@ -276,6 +286,25 @@ class Layout(Entry):
                 raise ValueError(
                     f"the {kind} {values} of classes and label_nodata are not distinct"
                 )
+
+    def patterns(self, role: str) -> dict[str, str]:
+        """Return band -> pattern of its file, or "" -> pattern of a file with all bands.
+
+        Raises:
+            ValueError: these bands are not those of the sensor.
+        """
+        given = self.pattern[role]
+        if isinstance(given, str):
+            return {"": given}
+        if role not in ("optical", "sar"):
+            raise ValueError(f"pattern of {role} is for bands, but only optical and sar have them")
+        added = self.dem.bands if self.dem else ()
+        bands = [band for band in self.sensor(role).bands if band not in added]
+        if given.keys() != set(bands):
+            raise ValueError(
+                f"pattern of {role} is for the bands {[*given]}, not for all of {bands}"
+            )
+        return {band: given[band] for band in bands}
 
     def sensor(self, role: str) -> Optical | Sar:
         """Return the sensor of ``optical`` or ``sar``, which the data set must have."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from rasterio.windows import Window
 from ..config import DataError
 from ..run import write_atomically
 from .faults import explained, unreadable
+from .stack import BandFiles, Raster, stacked
 
 TOLERANCE_PX = 0.01
 SAID_PARTS = 4  # listed in a message
@@ -155,7 +156,7 @@ def _apart_m(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Any]:
+def opened(path: Raster) -> Iterator[Any]:
     """Open a raster as a rasterio dataset or a ``NumpyRaster``.
 
     Raises:
@@ -167,12 +168,17 @@ def opened(path: Path) -> Iterator[Any]:
         yield source
 
 
-def _open(path: Path) -> Any:
-    if path.suffix.lower() == ".npy":
+def _open(path: Raster) -> Any:
+    if isinstance(path, BandFiles):
+        with ExitStack() as files:
+            name = stacked(path.paths, [files.enter_context(opened(file)) for file in path.paths])
+    elif path.suffix.lower() == ".npy":
         return nullcontext(NumpyRaster(path))
+    else:
+        name = str(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # pixel coordinates are fine
-        return rasterio.open(path)
+        return rasterio.open(name)
 
 
 def _unfit(source: Any) -> str:
@@ -230,7 +236,7 @@ class Pixels(NamedTuple):
         return values.astype(scaled_dtype(self.stored.dtype))
 
 
-def read_window(path: Path, window: Window | None, named: int | None = None) -> Pixels:
+def read_window(path: Raster, window: Window | None, named: int | None = None) -> Pixels:
     """Read the data bands of a file, of which a layout names this many (default: all).
 
     Raises:
@@ -298,7 +304,7 @@ def strips(grid: Grid) -> Iterator[Window]:
         yield Window(0, top, grid.width, min(STRIP_PX, grid.height - top))
 
 
-def grid_defect(path: Path, grid: Grid, other_path: Path, other: Grid) -> list[str]:
+def grid_defect(path: Raster, grid: Grid, other_path: Raster, other: Grid) -> list[str]:
     """Say in one sentence how two files' grids differ by more than 1/100 pixel, if they do."""
     if (grid.height, grid.width) != (other.height, other.width):
         what = "sizes"

@@ -28,6 +28,7 @@ from .rasters import (
     strips,
 )
 from .split import split_names
+from .stack import Raster, paths_of
 
 LARGEST = 1e30  # in any unit; larger magnitudes are overflows or fill values such as -3.4e38
 SAID_CODES = 12  # listed in a message; a label with lossy compression can have a hundred
@@ -67,7 +68,7 @@ def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[st
 
 def files_of(scenes: Sequence[Scene]) -> dict[str, list[Path]]:
     """Return name -> files of each scene, optical first."""
-    return {scene.name: [path for path, _ in scene.files().values()] for scene in scenes}
+    return {s.name: [p for file, _ in s.files().values() for p in paths_of(file)] for s in scenes}
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,17 @@ class Scene:
 
     name: str
     layout: Layout
-    optical: Path
-    sar: Path | None = None
-    dem: Path | None = None
-    label: Path | None = None
+    optical: Raster
+    sar: Raster | None = None
+    dem: Raster | None = None
+    label: Raster | None = None
 
     def profile(self) -> Grid:
         """Return the grid of the optical file, which the other files share (see ``check``)."""
         with opened(self.optical) as source:
             return grid_of(source)
 
-    def files(self) -> dict[str, tuple[Path, Sensor | None]]:
+    def files(self) -> dict[str, tuple[Raster, Sensor | None]]:
         """Return role -> file and its sensor (None for a label), optical first."""
         paths = {"optical": self.optical, "sar": self.sar, "dem": self.dem, "label": self.label}
         return {role: (p, self.layout.in_file(role)) for role, p in paths.items() if p}
@@ -94,7 +95,7 @@ class Scene:
     @property
     def whole_tile_class(self) -> LandClass | None:
         """Class of every pixel where folders are the labels, else None."""
-        return self.layout.class_folders.get(composed(self.optical.parent.name))
+        return self.layout.class_folders.get(composed(paths_of(self.optical)[0].parent.name))
 
     def check(self) -> None:
         """Compare the files with the layout and with each other; see ``defects``.
@@ -189,7 +190,7 @@ def unit_defects(scenes: Sequence[Scene]) -> list[str]:
     Raises:
         DataError: a file cannot be opened.
     """
-    kinds: dict[tuple[str, bool], Path] = {}  # role, scaled? -> a file of this kind
+    kinds: dict[tuple[str, bool], Raster] = {}  # role, scaled? -> a file of this kind
     for scene in scenes:
         for role, (path, sensor) in scene.files().items():
             if sensor:
@@ -207,7 +208,7 @@ def unit_defects(scenes: Sequence[Scene]) -> list[str]:
     ]
 
 
-def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
+def checked_grid(path: Raster, sensor: Sensor | None) -> Grid:
     """Return the grid of a file after checking its last row; ``sensor`` is None for a label.
 
     Raises:
@@ -240,7 +241,7 @@ def checked_grid(path: Path, sensor: Sensor | None) -> Grid:
 
 
 def read_sensor(
-    path: Path, sensor: Sensor, window: Window | None
+    path: Raster, sensor: Sensor, window: Window | None
 ) -> tuple[Pixels, NDArray[np.bool_]]:
     """Read the bands of a sensor, and the mask ``(h, w) bool`` of valid pixels.
 
@@ -271,7 +272,7 @@ def _has_data(values: NDArray[Any], sensor: Sensor) -> NDArray[np.bool_]:
 
 
 def class_ids(
-    codes: NDArray[Any], known: NDArray[np.bool_], layout: Layout, path: Path
+    codes: NDArray[Any], known: NDArray[np.bool_], layout: Layout, path: Raster
 ) -> NDArray[np.int64]:
     """Convert label codes to class ids, ``IGNORE`` for nodata codes and where not ``known``.
 
@@ -286,7 +287,7 @@ def class_ids(
     return ids
 
 
-def nodata_classes(layout: Layout, path: Path) -> list[str]:
+def nodata_classes(layout: Layout, path: Raster) -> list[str]:
     """Say in one sentence which class of the layout a label file declares to be nodata, if any."""
     with opened(path) as source:
         nodata = source.nodatavals[0]
@@ -299,7 +300,7 @@ def nodata_classes(layout: Layout, path: Path) -> list[str]:
     ]
 
 
-def unknown_codes(counts: Mapping[int, int], layout: Layout, path: Path) -> list[str]:
+def unknown_codes(counts: Mapping[int, int], layout: Layout, path: Raster) -> list[str]:
     """Say in one sentence which codes of a label (code -> pixels) its layout lacks, if any."""
     unknown = sorted(counts.keys() - _known_codes(layout).keys())
     if not unknown:

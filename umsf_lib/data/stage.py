@@ -34,6 +34,7 @@ from .layout import Layout, load_layout
 from .rasters import strips
 from .scene import Scene, find_scenes, split_scenes, unit_defects
 from .scene_set import NORMALISATION, SceneRecord, SceneSet, normalisation, physical
+from .stack import paths_of
 from .synthetic import synthesize
 
 
@@ -101,7 +102,8 @@ def _stamp(scenes: list[Scene]) -> list[Any]:
 
     The maps are made anew if any of them changes or another one appears.
     """
-    paths = [path for scene in scenes for path, _ in scene.files().values()]
+    rasters = [raster for scene in scenes for raster, _ in scene.files().values()]
+    paths = [path for raster in rasters for path in paths_of(raster)]
     if gone := [path for path in paths if not path.exists()]:
         raise DataError(f"{gone[0]} is missing: its link is broken; restore the file there.")
     files = [(path.resolve(), path.stat()) for path in deciding_files(paths)]

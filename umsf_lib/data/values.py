@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from .layout import Layout, Sensor
 from .pairing import SPOKEN
 from .rasters import Pixels, data_bands, opened, scaling_of, strips
 from .scene import Scene, read_sensor
+from .stack import Raster
 
 SAMPLE = 2**18  # pixels of a folder from which medians are computed; all of a smaller folder
 THINNED_PX = 1024  # margins are searched on every n-th row and column, about this many
@@ -34,7 +34,7 @@ class Look:
     margins: value -> band -> share of the scene.
     """
 
-    def __init__(self, path: Path, sensor: Sensor, step: int) -> None:
+    def __init__(self, path: Raster, sensor: Sensor, step: int) -> None:
         """Read the header of a file, of which every ``step``-th row and column is kept."""
         with opened(path) as source:
             bands = data_bands(source, len(sensor.bands))[: len(sensor.bands)]
