@@ -250,7 +250,11 @@ def text_without_encoding(path: Path) -> Iterator[str]:
         given = {keyword.arg for keyword in node.keywords}
         position = {"read_text": 0, "write_text": 1, "open": 3, "fdopen": 3}.get(name, -1)
         of = ast.unparse(node.func).removesuffix(f".{name}").rpartition(".")[2]
-        if position < 0 or "encoding" in given or of in ("Image", "Run", "rasterio", "cls"):
+        if (
+            position < 0
+            or "encoding" in given
+            or of in ("Image", "Run", "rasterio", "memory", "cls")
+        ):
             continue
         words = [a.value for a in node.args if isinstance(a, ast.Constant)]
         if name.endswith("open") and any(isinstance(w, str) and "b" in w for w in words):

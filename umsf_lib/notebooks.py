@@ -27,11 +27,11 @@ from .config import (
 from .run import (
     CHECKOUT,
     Run,
-    make_folder,
     project_root,
     seed_everything,
     versions,
     write_atomically,
+    writing,
 )
 
 # Parameters of all notebooks; each may add its own (see ``open_notebook``).
@@ -176,7 +176,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     if name.endswith(READER):
         Run.open(config, folder.name, create=False)
     target = folder / "notebooks" / f"{name}.ipynb"
-    make_folder(target.parent)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     os.environ["UMSF_HEADLESS"] = "1"  # inherited by the kernel; widgets become pictures
     try:
         papermill.execute_notebook(

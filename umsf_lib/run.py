@@ -77,18 +77,6 @@ def project_root() -> Path:
     return Path(os.path.realpath(expanded(os.environ.get("UMSF_ROOT") or CHECKOUT)))
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
-
-    Raises:
-        WriteError: it cannot be written, for example because a file is in the way.
-    """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-
-
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn an ``OSError`` of the ``with`` block, which writes a file or folder, into one sentence.
