@@ -94,8 +94,8 @@ def writing(path: Path) -> Iterator[None]:
                 f"The disk of {path.parent} is full; {MORE_SPACE} ({error})."
             ) from error
         raise WriteError(
-            f"{path} cannot be written ({error}); check the right to write there, or choose "
-            "(with UMSF_ROOT, for runs) another folder."
+            f"{path} cannot be written ({error}); choose another place, or set UMSF_ROOT to a "
+            "folder that you may write to."
         ) from error
 
 
