@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rasterio import Affine
 
+from umsf_lib import __version__
 from umsf_lib.__main__ import main
 from umsf_lib.config import load_config
 from umsf_lib.experiments.sweep import SUITES
-from umsf_lib.run import Run
+from umsf_lib.run import SAMPLES, Run
 
 from .fakes import DEGREES, write_fake, write_set
 
@@ -46,9 +50,11 @@ def test_map_says_every_phase_then_where_the_maps_are(
     assert begins == [
         "data: check",
         "data: prepare",
+        "cluster: draw tokens",
         "cluster: restarts of the mixture",
         "cluster: posteriors of the teacher",
         "cluster: smooth the teacher",
+        "cluster",
         "cluster: merge components",
         "cluster: features of test scenes",
         "evaluate: fit methods",
@@ -214,3 +220,73 @@ def test_ctrl_c_ends_in_one_sentence(
     monkeypatch.setattr("umsf_lib.data.check.survey", stop)
     assert main(["data", "check", str(project), "--layout", "pairs"]) == 128 + signal.SIGINT
     assert capsys.readouterr().err == "umsf: stopped by Ctrl-C.\n"
+
+
+def test_sigterm_ends_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, project: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cleaned: list[bool] = []
+
+    def stop(*_: Any, **__: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    usual = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("umsf_lib.data.check.survey", stop)
+    assert main(["data", "check", str(project), "--layout", "pairs"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "umsf: stopped by SIGTERM.\n" and cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) == usual
+
+
+def test_a_reader_that_stops_ends_the_command_without_a_word() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "umsf_lib", "data", "layout", str(SAMPLES)]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert ended.returncode == 141
+    assert ended.stderr == f"looking at the rasters of {SAMPLES}\n".encode()
+
+
+def test_an_output_that_cannot_be_written_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("umsf_lib.data.check.survey", full)
+    assert main(["data", "check", str(SAMPLES), "--layout", "pairs"]) == 2
+    assert capsys.readouterr().err == "umsf: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ("0,1,0", "--seeds is '0,1,0'; give each seed once."),
+        ("1,-2", "seed in tiny.yaml must be greater than or equal to 0, but it is -2 (int)."),
+        ("4294967296", "seed in tiny.yaml must be less than 4294967296, but it is"),
+    ],
+)
+def test_what_is_no_seed_is_refused(
+    project: Path, capsys: pytest.CaptureFixture, seeds: str, said: str
+) -> None:
+    assert main(["report", "--profile", "tiny", "--seeds", seeds]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"umsf: {said}") and err.count("\n") == 1 and not project.exists()
+
+
+def test_a_solution_is_followed_by_the_next_notebook(
+    project: Path, executed: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["notebook", "solutions/05_evaluation", "--profile", "tiny"]) == 0
+    assert executed[0][0] == "solutions/05_evaluation"
+    after = "umsf notebook 06_tsne_and_maps --profile tiny"
+    assert last_line(capsys).endswith(f"; next: {after}")
+
+
+def test_the_version_is_shown(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"umsf {__version__}\n"

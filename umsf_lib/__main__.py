@@ -10,9 +10,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, ConfigError, DataError, UmsfError, expanded, load_config
+from . import __version__
+from .config import Config, ConfigError, DataError, Stopped, UmsfError, expanded, load_config
 from .progress import print_progress
 from .run import Run, project_root, settings_of
 
@@ -29,25 +31,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; print errors that a user can fix as one line on stderr.
 
     Returns:
-        Exit status: 0 on success, 2 after such an error, 128 + the signal number after a signal.
+        Exit status: 0 on success, 2 after such an error, 128 + the signal number after a signal,
+        141 if the output is a pipe that nobody reads any more.
     """
+    usual = signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):  # a code page may lack letters of a path
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         options = _parser().parse_args(arguments)
         options.function(options)
-    except UmsfError as error:
+        sys.stdout.flush()  # at exit nobody could say that the disk is full
+    except BrokenPipeError:  # as before ``| head``; 141 is what a shell says of other commands
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
+        return 141
+    except (UmsfError, OSError) as error:
         print("umsf:", str(error).replace("\n", "\\n"), file=sys.stderr)  # one line
         return 2
     except KeyboardInterrupt as error:  # a training that stops says more: ``Stopped``
         print(f"umsf: {str(error) or 'stopped by Ctrl-C.'}", file=sys.stderr)
         return 128 + getattr(error, "number", signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, usual)
     return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Stop as Ctrl-C does, so that no temporary files and no notebook's kernel are left."""
+    raise Stopped("stopped by SIGTERM.", number)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="umsf", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"umsf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: Any, about: str) -> argparse.ArgumentParser:
@@ -173,7 +189,7 @@ def _notebook(options: argparse.Namespace) -> None:
 
     executed = print_notebooks([options.name], _parameters(options))
     order = (*NOTEBOOKS, *FURTHER, NOTEBOOKS[-1])
-    after = order[order.index(options.name) + 1]
+    after = order[order.index(options.name.removeprefix("solutions/")) + 1]
     _end("executed", executed, "umsf", "notebook", after, *_again(options))
 
 
@@ -220,6 +236,10 @@ def _suite(options: argparse.Namespace) -> Sweep:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:
         raise ConfigError(f"--seeds is '{options.seeds}'; give numbers, as in 0,1,2.") from error
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds is '{options.seeds}'; give each seed once.")
+    for options.seed in seeds:
+        _config(options)  # refuses what is no seed
     options.records = options.records or RECORDS
     return Sweep(_config(options), options.suite, seeds, options.run, options.records)
 

@@ -63,6 +63,14 @@ class CheckpointError(UmsfError):
     """A checkpoint is damaged or was made with other settings."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal stopped the command; a training has written a checkpoint and says where."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number  # of the signal
+
+
 def expanded(path: str | Path) -> Path:
     """Return a path that a user gave, with ``~`` replaced by the home folder.
 
@@ -321,7 +329,7 @@ class Config(Settings):
     profile: str
     data: str = ""  # folder of scenes; empty: synthetic scenes
     layout: str = "whu-opt-sar"
-    seed: NonNegativeInt = 0
+    seed: Annotated[NonNegativeInt, Field(lt=2**32)] = 0  # scikit-learn takes no larger one
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a CUDA GPU if there is one
     deterministic: bool = False  # bit-identical pretraining on a GPU, but slower
     stale: Literal["say", "keep", "fresh"] = "say"  # of older code: keep and say; keep; train again

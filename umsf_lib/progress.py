@@ -24,6 +24,13 @@ def each(items: Sequence[Item], progress: Progress | None, phase: str) -> Iterat
         progress(len(items), len(items), {"phase": phase})
 
 
+def in_phase(progress: Progress | None, phase: str) -> Progress | None:
+    """Return ``progress`` for a training that is one ``phase`` of several."""
+    if progress is None:
+        return None
+    return lambda step, steps, row: progress(step, steps, {**row, "phase": phase})
+
+
 def print_progress(label: str, every_s: float = 5.0) -> Progress:
     """Return a progress function: a bar if a person watches, else a line every ``every_s`` s.
 
@@ -34,23 +41,22 @@ def print_progress(label: str, every_s: float = 5.0) -> Progress:
 
 
 def _lines(label: str, every_s: float) -> Progress:
-    phase, first, began = None, math.inf, 0.0  # of this phase: step and time of its first call,
-    begin = last = seen = time.monotonic()  # which may come late (after a resume), and its begin
+    phase, first = None, math.inf  # of this phase: its name, and the step of its first call,
+    begin = last = 0.0  # which is not 0 after a resume; times of that call and of the last line
 
     def lines(step: int, steps: int, row: Mapping[str, Any]) -> None:
-        nonlocal phase, first, began, begin, last, seen
+        nonlocal phase, first, begin, last
         now = time.monotonic()
         if step <= first or row.get("phase") != phase:
-            phase, first, began, begin = row.get("phase"), step, now, seen
-        seen = now
-        if now - last < every_s and 0 < step < steps:
+            phase, first, begin = row.get("phase"), step, now
+        elif now - last < every_s and step < steps:
             return
         last = now
         words = [f"{label}: {phase} {step}/{steps}" if phase else f"{label} {step}/{steps}"]
         words += [f"loss {row['loss']:.3f}"] if "loss" in row else []
-        words += [f"{now - begin:.0f} s"] if step else []
         if step > first:
-            words[-1] += f", {(now - began) / (step - first) * (steps - step):.0f} s left"
+            left = (now - begin) / (step - first) * (steps - step)
+            words.append(f"{now - begin:.0f} s, {left:.0f} s left")
         print("  ".join(words), flush=True)
 
     return lines
@@ -65,7 +71,7 @@ def _bars(label: str) -> Progress:
         nonlocal bar
         if bar is None:
             name = f"{label}: {row['phase']}" if "phase" in row else label
-            bar = tqdm(desc=name, total=steps, initial=max(0, step - 1))
+            bar = tqdm(desc=name, total=steps, initial=step)
         if "loss" in row:
             bar.set_postfix(loss=row["loss"], refresh=False)
         bar.update(step - bar.n)

@@ -87,7 +87,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, WriteError):
+        if isinstance(error, WriteError | BrokenPipeError):  # the pipe is that of the output
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise WriteError(

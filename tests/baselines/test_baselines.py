@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -312,15 +312,24 @@ def test_each_counted_baseline_from_end_to_end(unlabelled, name: str) -> None:
 def test_each_learned_baseline_from_end_to_end(unlabelled, name: str) -> None:
     run, task = unlabelled
     steps: list[tuple[int, int]] = []
+    phases: list[str] = []
+
+    def note(step: int, count: int, row: Mapping[str, Any]) -> None:
+        if "phase" in row:
+            phases.append(row["phase"])
+        else:
+            steps.append((step, count))
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # SCAN's fallback has a test of its own
-        classifier = LEARNED[name](run, task, progress=lambda s, n, row: steps.append((s, n)))
+        classifier = LEARNED[name](run, task, progress=note)
     assert (classifier.name, classifier.num_clusters) == (name, 6)
     check_posteriors(classifier, task)
     log = pd.read_csv(run.path(f"{name}.csv"))
     assert len(log) and log["loss"].notna().all()
     wanted = baseline_steps(task, pretrained=name != "deepcluster")
     assert steps[-1:] == [(wanted, wanted)] or (name == "scan" and not steps)
+    assert "draw tokens" in phases and ("linear heads" in phases) == (name == "scan")
 
     def never(step: int, steps: int, row: object) -> None:
         raise AssertionError("a finished baseline was trained again")

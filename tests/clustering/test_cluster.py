@@ -84,6 +84,12 @@ def test_the_mixture_separates_what_kmeans_cannot() -> None:
     assert adjusted_rand_score(truth, means) < 0.1
 
 
+def test_a_date_is_a_seed() -> None:
+    tokens = np.random.default_rng(0).normal(size=(40, 2))
+    first, again = (fit_mixture(tokens, 2, restarts=2, seed=20261127) for _ in range(2))
+    assert np.array_equal(first.posteriors(tokens), again.posteriors(tokens))
+
+
 def test_mixture_posteriors_obey_bayes() -> None:
     means, covariances, counts = [[0, 0], [4, 2]], [np.eye(2), [[2, 0.9], [0.9, 1]]], [4000, 1000]
     tokens, _ = gaussians(means, covariances, counts)

@@ -30,6 +30,7 @@ from umsf_lib.config import (
     ConfigError,
     DataError,
     MissingStageError,
+    Stopped,
     ViewConfig,
     load_config,
 )
@@ -54,7 +55,7 @@ from umsf_lib.pretraining.stage import (
     steps_per_epoch,
 )
 from umsf_lib.run import Run
-from umsf_lib.training.checkpoints import Checkpoints, Stopped
+from umsf_lib.training.checkpoints import Checkpoints
 
 from ..fakes import bands, write_fake
 from ..training.test_training import same

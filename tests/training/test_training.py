@@ -18,11 +18,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from umsf_lib.config import CheckpointError, ConfigError
+from umsf_lib.config import CheckpointError, ConfigError, Stopped
 from umsf_lib.run import sha256_of
 from umsf_lib.training.checkpoints import (
     Checkpoints,
-    Stopped,
     load_checkpoint,
     load_weights,
     random_state,
@@ -401,6 +400,33 @@ def test_a_signal_ends_the_training_after_its_step(tmp_path, unbroken, number) -
     assert_same(run(tmp_path), unbroken)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_the_last_checkpoint_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: list[Row], number: int
+) -> None:
+    def save(self: Checkpoints, step: int, state: dict[str, Any]) -> Path:
+        path = usual(self, step, state)
+        if step == STEPS:
+            os.kill(os.getpid(), number)
+        return path
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped("stopped", number)
+
+    usual, before = Checkpoints.save, signal.signal(number, stop)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    try:
+        with pytest.raises(Stopped) as caught:
+            run(tmp_path)
+    finally:
+        signal.signal(number, before)
+    assert caught.value.number == number
+    monkeypatch.undo()
+    told: list[int] = []
+    assert_same(run(tmp_path, progress=lambda step, *_: told.append(step)), unbroken)
+    assert told == []  # the last checkpoint was the end already
+
+
 def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     def twice() -> None:
         for _ in range(2):
@@ -491,14 +517,14 @@ def test_one_plain_step_is_that_of_the_optimizer() -> None:
 
 def test_progress_is_told_each_step_and_printed_seldom(capsys: pytest.CaptureFixture) -> None:
     told = []
-    run(None, progress=lambda step, steps, row: told.append((step, steps, row["step"])))
-    assert told[0] == (3, 20, 3) and told[-1] == (20, 20, 20) and len(told) == 18
+    run(None, progress=lambda step, steps, row: told.append((step, steps, row.get("step"))))
+    assert told[0] == (0, 20, None) and told[3] == (3, 20, 3)  # no row before step 3
+    assert told[-1] == (20, 20, 20) and len(told) == 21
     assert capsys.readouterr().out == ""
     run(None, progress=print_progress("pretrain", every_s=1000))
     lines = capsys.readouterr().out.splitlines()
-    assert (
-        len(lines) == 1 and lines[0].startswith("pretrain 20/20  loss ") and "0 s left" in lines[0]
-    )
+    assert lines[0] == "pretrain 0/20" and len(lines) == 2
+    assert lines[1].startswith("pretrain 20/20  loss ") and "0 s left" in lines[1]
 
 
 def test_a_person_who_watches_sees_a_bar(
@@ -514,4 +540,4 @@ def test_a_person_who_watches_sees_a_bar(
     monkeypatch.setenv("UMSF_HEADLESS", "1")  # a notebook in a batch run
     run(None, progress=print_progress("scan"))
     seen = capsys.readouterr()
-    assert seen.out.startswith("scan 20/20") and seen.err == ""
+    assert seen.out.startswith("scan 0/20\nscan 20/20") and seen.err == ""

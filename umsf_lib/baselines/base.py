@@ -145,7 +145,10 @@ def train_module(
 
 
 def training_tokens(
-    network: UmsfNet, task: ClusteringTask, read: Callable[[Tensor], Tensor]
+    network: UmsfNet,
+    task: ClusteringTask,
+    read: Callable[[Tensor], Tensor],
+    progress: Progress | None,
 ) -> Tensor:
     """Draw tokens ``(n, D)`` float32 of training scenes after ``read``.
 
@@ -159,4 +162,5 @@ def training_tokens(
         return scene_map(function, task.store, scene, network.stride, task.config.map)
 
     network.eval()
-    return torch.from_numpy(task.sample(of_scene, network.stride)).float().to(task.store.device)
+    tokens = task.sample(of_scene, network.stride, progress)
+    return torch.from_numpy(tokens).float().to(task.store.device)

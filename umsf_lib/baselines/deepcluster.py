@@ -165,6 +165,6 @@ def learn(
         return torch.stack(losses).mean(), {"prototypes_used": float(used)}
 
     _, rows = train_module(network, loss_of, steps, config, generator, progress=progress)
-    tokens = F.normalize(training_tokens(network, task, head.embed), dim=1)
+    tokens = F.normalize(training_tokens(network, task, head.embed, progress), dim=1)
     head.settle(now["centroids"], tokens)
     return network, rows

@@ -71,7 +71,11 @@ def learn(
 
     steps = baseline_steps(task, pretrained=True)
     _, rows = train_module(network, loss_of, steps, config, generator, progress=progress)
-    tokens = training_tokens(network, task, lambda x: torch.cat([h(x) for h in heads.all], dim=1))
+
+    def logits(features: Tensor) -> Tensor:
+        return torch.cat([head(features) for head in heads.all], dim=1)
+
+    tokens = training_tokens(network, task, logits, progress)
     losses = [clustering_loss(x.softmax(1), BALANCE) for x in tokens.chunk(len(heads.all), dim=1)]
     heads.chosen.fill_(int(torch.stack(losses).argmin()))
     return network, rows

@@ -23,7 +23,7 @@ from ..data.windows import draw_windows, training_tiles
 from ..models.speckle import draw_uniform
 from ..models.umsf_net import UmsfNet
 from ..pretraining.augmentations import View, make_view, resample
-from ..progress import Progress
+from ..progress import Progress, in_phase
 from ..run import Run
 from ..training.loop import Metrics, Row
 from .base import baseline_steps, learned, train_module, training_tokens
@@ -83,9 +83,9 @@ def learn(
     task: ClusteringTask, progress: Progress | None, network: UmsfNet
 ) -> tuple[UmsfNet, list[Row]]:
     """Run both steps; the second is skipped, with a warning, if no token is confident."""
-    tokens = training_tokens(network, task, lambda features: features)  # (n, C)
+    tokens = training_tokens(network, task, lambda features: features, progress)  # (n, C)
     neighbours = nearest_neighbours(tokens)
-    heads, rows = cluster_step(tokens, neighbours, task)
+    heads, rows = cluster_step(tokens, neighbours, task, in_phase(progress, "linear heads"))
     chosen = best_head(heads, tokens, neighbours)
     linear = network.clustering
     assert isinstance(linear, nn.Conv2d) and linear.bias is not None
@@ -106,7 +106,7 @@ def learn(
 
 
 def cluster_step(
-    tokens: Tensor, neighbours: Tensor, task: ClusteringTask
+    tokens: Tensor, neighbours: Tensor, task: ClusteringTask, progress: Progress | None = None
 ) -> tuple[LinearHeads, list[Row]]:
     """Train the heads of all entropy weights at once on frozen tokens ``(n, C)``."""
     config, device = task.config, tokens.device
@@ -123,7 +123,7 @@ def cluster_step(
         return losses.sum(), {}
 
     steps = HEAD_EPOCHS * max(1, len(tokens) // HEAD_BATCH)
-    return train_module(heads.to(device), loss_of, steps, config, generator)
+    return train_module(heads.to(device), loss_of, steps, config, generator, progress=progress)
 
 
 @torch.no_grad()

@@ -104,6 +104,6 @@ def learn(
         return loss, {"prototypes_used": float(used)}
 
     _, rows = train_module(network, loss_of, steps, config, generator, progress=progress)
-    tokens = F.normalize(training_tokens(network, task, head.embed), dim=1)
+    tokens = F.normalize(training_tokens(network, task, head.embed, progress), dim=1)
     head.settle(F.normalize(head.prototypes.detach(), dim=1)[None], tokens)
     return network, rows

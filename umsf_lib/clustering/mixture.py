@@ -122,11 +122,12 @@ def fit_mixture(
     solution that others find again is at least no accident. Agreement is the adjusted Rand index.
     """
     options = {"covariance_type": "full", "reg_covar": RIDGE, "max_iter": 200}
+    states = [(seed * 1000 + i) % 2**32 for i in range(restarts)]  # scikit-learn takes no others
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 200 rounds are enough
         models = [
-            GaussianMixture(num_clusters, **options, random_state=seed * 1000 + i).fit(tokens)
-            for i in each(range(restarts), progress, "restarts of the mixture")
+            GaussianMixture(num_clusters, **options, random_state=state).fit(tokens)
+            for state in each(states, progress, "restarts of the mixture")
         ]
     chosen = models[central([model.predict(tokens) for model in models])]
     return MixtureClusters(chosen, np.arange(num_clusters), num_clusters)

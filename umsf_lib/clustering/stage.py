@@ -100,7 +100,7 @@ def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
 
 def fit_teacher(task: ClusteringTask, *, progress: Progress | None = None) -> Clusterer:
     """Fit the label-free teacher: components of local statistics (``cluster.teacher``)."""
-    settings, tokens = task.config.cluster, task.sample(task.statistics, task.stride)
+    settings, tokens = task.config.cluster, task.sample(task.statistics, task.stride, progress)
     seed, count = task.config.seed, task.num_components
     return fit(settings.teacher, tokens, count, settings, seed, progress=progress)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import Config
 from ..data.scene_set import SceneSet
 from ..data.windows import PixelStore, open_store
+from ..progress import Progress
 from ..run import Run
 from .inference import Classifier
 from .mixture import fit, posterior_map
@@ -79,10 +80,13 @@ class ClusteringTask:
             token_map = PrincipalTokens(token_map, sample, dims)
         return lru_cache(maxsize=1)(token_map)  # methods ask for the same scene in turn
 
-    def sample(self, token_map: TokenMap, stride: int) -> np.ndarray:
+    def sample(
+        self, token_map: TokenMap, stride: int, progress: Progress | None = None
+    ) -> np.ndarray:
         """Draw tokens ``(n, D)`` float64 of the training scenes."""
-        train, settings = self.scenes.indices("train"), self.config.cluster
-        return draw_tokens(token_map, self.store, train, stride, settings.tokens, self.config.seed)
+        train, config = self.scenes.indices("train"), self.config
+        count = config.cluster.tokens
+        return draw_tokens(token_map, self.store, train, stride, count, config.seed, progress)
 
     def cluster(self, name: str, kind: str, token_map: TokenMap, stride: int) -> Classifier:
         """Fit ``kind`` (see ``mixture.fit``) to tokens of the training scenes."""

@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from ..data.windows import PixelStore
+from ..progress import Progress, each
 from .smoothing import Ground, valid_weight
 
 TokenMap = Callable[[int], Tensor]  # scene index -> (D, h, w)
@@ -139,10 +140,12 @@ def draw_tokens(
     stride: int,
     count: int,
     seed: int,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Draw about ``count`` tokens ``(n, D)`` float64, see ``draw_places``."""
     drawn = []
-    for scene, places in draw_places(store, scenes, stride, count, seed):
+    places_of = list(draw_places(store, scenes, stride, count, seed))
+    for scene, places in each(places_of, progress, "draw tokens"):
         tokens = token_map(scene).flatten(1).T.cpu().numpy()  # (D, h, w) -> (D, h w) -> (h w, D)
         drawn.append(tokens[np.sort(places)])
     return np.concatenate(drawn).astype(np.float64)

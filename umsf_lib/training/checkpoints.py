@@ -180,19 +180,12 @@ def restore_random_state(state: Mapping[str, Any], generator: torch.Generator) -
         torch.cuda.set_rng_state(state["cuda"])
 
 
-class Stopped(KeyboardInterrupt):
-    """Training was stopped by a signal after writing a checkpoint; the message says where."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.number = number  # of the signal
-
-
 @contextlib.contextmanager
 def delayed_signals(enabled: bool) -> Iterator[list[int]]:
     """Collect Ctrl-C and SIGTERM in a list, until the step is done; a second Ctrl-C stops at once.
 
-    Nothing is collected outside the main thread, the only one that Python lets handle signals.
+    One that came too late for a step, during the last checkpoint, takes effect at the end. Nothing
+    is collected outside the main thread, the only one that Python lets handle signals.
     """
     received: list[int] = []
 
@@ -209,3 +202,5 @@ def delayed_signals(enabled: bool) -> Iterator[list[int]]:
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])

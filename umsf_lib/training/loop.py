@@ -18,13 +18,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..config import ConfigError
+from ..config import ConfigError, Stopped
 from ..progress import Progress
 from ..progress import print_progress as print_progress  # handed on by the package
 from ..run import write_atomically
 from .checkpoints import (
     Checkpoints,
-    Stopped,
     delayed_signals,
     load_weights,
     random_state,
@@ -72,7 +71,7 @@ def train(
         after_step: called with the step number after the optimiser step.
         checkpoints: where to save and resume; Ctrl-C and SIGTERM then wait for the end of a step.
         log_every: number of steps between rows of the log; only these wait for the device.
-        progress: called after each step.
+        progress: told before the first step and after each one.
 
     Raises:
         ConfigError: the loss or a weight is not finite, or memory is full.
@@ -80,6 +79,13 @@ def train(
         Stopped: Ctrl-C or SIGTERM stopped the training.
     """
     state = _State(module, optimizer, generator, checkpoints)
+
+    def tell() -> None:
+        if progress:
+            progress(state.done, steps, state.rows[-1] if state.rows else {})
+
+    if state.done < steps:
+        tell()
     with delayed_signals(enabled=checkpoints is not None) as signals:
         while state.done < steps:
             with state.explained(batch):
@@ -88,8 +94,7 @@ def train(
                     after_step(state.done - 1)
                 if state.done % log_every == 0 or state.done == steps:
                     state.log(metrics)
-                if progress and state.rows:
-                    progress(state.done, steps, state.rows[-1])
+                tell()
                 state.save_if_due(steps, signals)
     return state.rows
 
