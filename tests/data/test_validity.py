@@ -99,6 +99,33 @@ def test_a_mask_in_the_file_or_beside_it_hides_pixels(tmp_path: Path, inside: bo
     valid_everywhere(tmp_path, layout, seen)
 
 
+@pytest.mark.parametrize(
+    ("shape", "tags", "says"),
+    [
+        ((2 * H, 2 * W), {"INTERNAL_MASK_FLAGS_1": "2"}, f"is {2 * W} x {2 * H} px, and the file"),
+        ((H, W), {}, "lacks the tag INTERNAL_MASK_FLAGS_1"),
+        (None, {}, "a.tif.msk (4 bytes) cannot be read"),
+    ],
+)
+def test_a_mask_file_that_gdal_reads_wrongly_or_not_at_all_is_refused(
+    tmp_path: Path, shape: tuple[int, int] | None, tags: dict[str, str], says: str
+) -> None:
+    layout = layout_of(tmp_path)
+    scene = scene_of(tmp_path, grey(3), layout=layout)
+    mask = tmp_path / "optical" / "a.tif.msk"
+    if shape:
+        write(tmp_path / "new.tif", np.full(shape, 255, np.uint8))
+        with rasterio.open(tmp_path / "new.tif", "r+") as file:
+            file.update_tags(**tags)
+        (tmp_path / "new.tif").rename(mask)
+    else:
+        mask.write_bytes(b"junk")
+    (text,) = scene.defects()
+    assert str(mask) in text and says in text
+    with pytest.raises(DataError, match="msk"):
+        scene.read()
+
+
 def test_a_mask_adds_to_nodata_of_the_file_and_of_the_layout(tmp_path: Path) -> None:
     layout = layout_of(tmp_path, optical="scaling: stretched8, nodata: 0")
     values, seen = grey(3), np.ones((H, W), bool)
@@ -326,11 +353,26 @@ def with_gcps(path: Path, array: np.ndarray, west: float, south: float) -> None:
     """Place the four corners of a file by control points in degrees."""
     corners = [(row, col) for row in (0, H) for col in (0, W)]
     points = [
-        GroundControlPoint(row, col, west + col / 1e4, south - row / 1e4) for row, col in corners
+        GroundControlPoint(row, col, (west + col / 1e4 + 180) % 360 - 180, south - row / 1e4)
+        for row, col in corners
     ]
     write(path, array, crs=None, transform=rasterio.Affine.identity())
     with rasterio.open(path, "r+") as file:
         file.gcps = points, rasterio.crs.CRS.from_epsg(4326)
+
+
+def without_crs(path: Path, array: np.ndarray, west: float, south: float) -> None:
+    """Place one corner by a control point in a plane that nothing names."""
+    write(path, array, crs=None, transform=rasterio.Affine.identity())
+    with rasterio.open(path, "r+") as file:
+        file.gcps = [GroundControlPoint(0, 0, west, south)], rasterio.crs.CRS()
+
+
+def with_arrays(path: Path, array: np.ndarray, west: float, south: float) -> None:
+    """Refer to rasters of longitudes and latitudes, as products of Sentinel-3 do."""
+    write(path, array, crs=None, transform=rasterio.Affine.identity())
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(ns="GEOLOCATION", X_DATASET="lon.tif", Y_DATASET="lat.tif")
 
 
 def with_rpcs(path: Path, array: np.ndarray, west: float, south: float) -> None:
@@ -349,7 +391,10 @@ def with_rpcs(path: Path, array: np.ndarray, west: float, south: float) -> None:
     [
         (with_gcps, 111.0, 31.0, "gdalwarp -tps -t_srs EPSG:32649 IN OUT.tif"),
         (with_gcps, -58.4, -34.6, "gdalwarp -tps -t_srs EPSG:32721 IN OUT.tif"),
+        (with_gcps, 179.9999, -20.0, "gdalwarp -tps -t_srs EPSG:32760 IN OUT.tif"),
         (with_rpcs, 2.3, 48.9, "gdalwarp -rpc -t_srs EPSG:32631 IN OUT.tif"),
+        (without_crs, 4e5, 3e6, "gdalwarp -tps -s_srs EPSG:... -t_srs EPSG:... IN OUT.tif"),
+        (with_arrays, 2.3, 48.9, "gdalwarp -geoloc -t_srs EPSG:... IN OUT.tif"),
     ],
 )
 def test_what_gcps_or_rpcs_place_is_refused_with_the_command(

@@ -111,7 +111,7 @@ class NumpyRaster:
         values = self.array[(slice(None) if band is None else np.array(band, int) - 1, *part)]
         return np.array(values, values.dtype.newbyteorder("="), order="C")
 
-    def tags(self, band: int = 0) -> dict[str, str]:
+    def tags(self, band: int = 0, ns: str = "") -> dict[str, str]:
         """Return the metadata of the file or of a band: an array has none."""
         return {}
 
@@ -163,7 +163,7 @@ def opened(path: Raster) -> Iterator[Any]:
         DataError: the file cannot be opened or used, or rasterio fails in the ``with`` block.
     """
     with explained(path), _open(path) as source:
-        if unfit := _unfit(source):
+        if unfit := _unfit(source) or _unfit_mask(Path(f"{path}.msk"), source):
             raise DataError(f"{path} {unfit}.")
         yield source
 
@@ -208,6 +208,20 @@ def _unfit(source: Any) -> str:
     if not math.isfinite(turned + t.c + t.f) or not turned:
         return f"has no usable place: its transform is {tuple(t)[:6]}; correct it or leave it out"
     return ""
+
+
+def _unfit_mask(path: Path, source: Any) -> str:
+    """Say why the mask file beside a dataset is none that GDAL reads rightly; empty if it is."""
+    if not path.is_file():
+        return ""
+    with opened(path) as mask:
+        size = f"{mask.width} x {mask.height} px"
+    if mask.shape == source.shape and MaskFlags.per_dataset in source.mask_flag_enums[0]:
+        return ""
+    why = "lacks the tag INTERNAL_MASK_FLAGS_1, so GDAL leaves it out"
+    if mask.shape != source.shape:
+        why = f"is {size}, and the file {source.width} x {source.height} px"
+    return f"has a mask {path} that {why}; write the mask anew (rasterio: write_mask) or remove it"
 
 
 def grid_of(source: Any) -> Grid:
