@@ -13,6 +13,7 @@ import pytest
 import rasterio
 from rasterio.io import MemoryFile
 
+from umsf_lib.config import DataError
 from umsf_lib.data.files import deciding_files, sidecars_of
 from umsf_lib.data.layout import load_layout
 from umsf_lib.data.scene_set import SceneSet
@@ -122,6 +123,15 @@ def test_links_may_be_renamed(tmp_path: Path, made) -> None:
     for link in links:
         link.rename(link.with_stem("b"))
     assert made().index("b") == 0
+
+
+def test_a_sidecar_that_is_a_broken_link_is_said(tmp_path: Path, made) -> None:
+    for ending in (".aux.xml", ".msk"):
+        link = tmp_path / "data" / "sar" / f"a.tif{ending}"
+        link.symlink_to(tmp_path / "gone")
+        with pytest.raises(DataError, match=f"a.tif{ending} is missing: its link is broken"):
+            made()
+        link.unlink()
 
 
 def test_sidecars_are_those_that_gdal_reads(tmp_path: Path) -> None:

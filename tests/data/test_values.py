@@ -265,6 +265,22 @@ def test_a_colour_table_is_said_unless_it_is_one_of_greys(tmp_path: Path) -> Non
     assert "has 1 bands" in text and "gdal_translate -expand rgb IN OUT.tif" in text
 
 
+@pytest.mark.parametrize(
+    ("nodata", "dtype", "fits"),
+    [("-9999", "uint16", False), ("65535", "int16", False), ("nan", "uint16", False)]
+    + [("-9999", "int16", True), ("nan", "float32", True), ("65535", "uint16", True)],
+)
+def test_nodata_that_no_file_can_hold_is_said(
+    tmp_path: Path, nodata: str, dtype: str, fits: bool
+) -> None:
+    layout = layout_of(tmp_path, 1, f"scaling: reflectance, nodata: {nodata}")
+    array = dn(dtype=dtype) / (10_000 if dtype == "float32" else 1)
+    write_raster(tmp_path / "optical" / "a.tif", array.astype(dtype), **PLACE)
+    texts = survey(tmp_path, layout).warnings
+    assert len(texts) == (not fits)
+    assert fits or f"are {dtype}, which cannot hold nodata {nodata} of the layout" in texts[0]
+
+
 def test_a_constant_band_is_no_margin() -> None:
     assert list(margins(np.zeros((9, 9), np.uint8), np.ones((9, 9), bool))) == []
 

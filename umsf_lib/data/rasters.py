@@ -6,6 +6,7 @@ Formats that GDAL opens (GeoTIFF, JPEG, PNG) and NumPy's ``.npy`` can be read; G
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -212,7 +213,7 @@ def _unfit(source: Any) -> str:
 
 def _unfit_mask(path: Path, source: Any) -> str:
     """Say why the mask file beside a dataset is none that GDAL reads rightly; empty if it is."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return ""
     with opened(path) as mask:
         size = f"{mask.width} x {mask.height} px"

@@ -104,10 +104,10 @@ def _stamp(scenes: list[Scene]) -> list[Any]:
     of status (ctime) shows new content even where the time of modification is kept or restored.
     """
     rasters = [raster for scene in scenes for raster, _ in scene.files().values()]
-    paths = [path for raster in rasters for path in paths_of(raster)]
+    paths = deciding_files(path for raster in rasters for path in paths_of(raster))
     if gone := [path for path in paths if not path.exists()]:
         raise DataError(f"{gone[0]} is missing: its link is broken; restore the file there.")
-    files = [(path.resolve(), path.stat()) for path in deciding_files(paths)]
+    files = [(path.resolve(), path.stat()) for path in paths]
     times = [[str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in files]
     return [[scene.name for scene in scenes], *times]
 

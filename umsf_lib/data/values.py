@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.dtypes import in_dtype_range
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
@@ -46,7 +47,7 @@ class Look:
             scale, offset = scaling_of(source, bands)
             self.tags = tags_of(scale, offset)
             self.integers = np.dtype(source.dtypes[0]).kind in "iu" and (scale == 1).all()
-            self.remarks = [*_remarks(source, bands, self.tags)]
+            self.remarks = [*_remarks(source, sensor, self.tags)]
             self.nodata = source.nodata if sensor.nodata is None else sensor.nodata
         self.sensor, self.step = sensor, step
         self.low = np.full(len(bands), math.inf)
@@ -92,9 +93,12 @@ class Look:
         self._samples, self._thinned = [], []
 
 
-def _remarks(source: Any, bands: Sequence[int], tags: str) -> Iterator[str]:
-    """Say what a header tells of the values that is not applied; ``tags`` are."""
-    named = (item for band in (0, *bands) for item in source.tags(band).items())
+def _remarks(source: Any, sensor: Sensor, tags: str) -> Iterator[str]:
+    """Say what a header means for the values; of their units, only ``tags`` are applied."""
+    dtype = source.dtypes[0]
+    if sensor.nodata is not None and not in_dtype_range(sensor.nodata, dtype):
+        yield f"are {dtype}, which cannot hold nodata {sensor.nodata:g} of the layout; correct it"
+    named = (item for band in (0, *source.indexes) for item in source.tags(band).items())
     units = [f"{k} {v}" for k, v in named if UNITS.search(k) and v.strip() not in NEUTRAL]
     if units and not tags:
         yield (
