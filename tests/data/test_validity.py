@@ -242,6 +242,16 @@ def test_nodata_and_masks_of_a_label_leave_pixels_unlabelled(tmp_path: Path) -> 
     assert f"ignored (no data, as the file declares): {hidden:.1%} of all pixels" in text
 
 
+def test_a_label_that_a_mask_hides_wholly_is_said(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, more=CLASSES)
+    path = write(tmp_path / "label" / "a.tif", np.ones((H, W), np.uint8))
+    with rasterio.open(path, "r+") as file:
+        file.write_mask(np.zeros((H, W), bool))
+    scene_of(tmp_path, layout=layout)
+    text = "\n".join(report(survey(tmp_path, layout)))
+    assert "ignored (no data, as the file declares): 100.0% of all pixels" in text
+
+
 def test_a_class_that_the_label_declares_to_be_nodata_is_a_defect(tmp_path: Path) -> None:
     layout = layout_of(tmp_path, more=CLASSES)
     write(tmp_path / "label" / "a.tif", np.ones((H, W), np.uint8), nodata=2)

@@ -143,7 +143,11 @@ def _tally(values: Iterable[str]) -> str:
 
 
 def _label_lines(layout: Layout, scenes: Sequence[SceneFacts]) -> list[str]:
-    read = [scene for scene in scenes if scene.codes and scene.grid]
+    read = [  # a mask may hide all codes
+        scene
+        for scene in scenes
+        if scene.grid and (scene.codes or (scene.valid_px and "label" in scene.dtypes))
+    ]
     if not read:
         return ["Labels: none read"]
     codes = sum((scene.codes for scene in read), Counter[int]())
