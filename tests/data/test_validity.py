@@ -17,7 +17,7 @@ from umsf_lib.__main__ import main
 from umsf_lib.config import IGNORE, DataError
 from umsf_lib.data.check import report, survey
 from umsf_lib.data.layout import Layout, load_layout
-from umsf_lib.data.rasters import declared_valid, grid_of, opened, pixel_size_m
+from umsf_lib.data.rasters import declared_valid, grid_of, opened, pixel_size_m, write_raster
 from umsf_lib.data.scene import Scene, find_scenes
 from umsf_lib.data.stage import prepare
 
@@ -126,6 +126,15 @@ def test_a_mask_file_that_gdal_reads_wrongly_or_not_at_all_is_refused(
         scene.read()
 
 
+def test_a_raster_does_not_inherit_the_mask_of_an_older_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", grey(1))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as file:
+        file.write_mask(np.zeros((H, W), bool))
+    write_raster(path, grey(1), crs=UTM, transform=METRES)
+    with opened(path) as file:
+        assert declared_valid(file).all()
+
+
 def test_a_mask_adds_to_nodata_of_the_file_and_of_the_layout(tmp_path: Path) -> None:
     layout = layout_of(tmp_path, optical="scaling: stretched8, nodata: 0")
     values, seen = grey(3), np.ones((H, W), bool)
@@ -181,6 +190,17 @@ def test_the_same_nodata_in_other_words_is_no_defect(tmp_path: Path, said: str) 
     expected = np.ones((H, W), bool)
     expected[:, :3] = False
     valid_everywhere(tmp_path, layout, expected)
+
+
+def test_nan_of_several_bands_is_said_once(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, optical="scaling: reflectance, nodata: 7")
+    array = np.ones((3, H, W), np.float32)
+    (text,) = scene_of(tmp_path, array, layout=layout, nodata=np.nan).defects()
+    assert "declares nodata nan, but the layout says 7" in text
+    layout = layout_of(tmp_path, optical="scaling: reflectance")
+    tag(tmp_path / "optical" / "a.tif", scales=np.nan)
+    (text,) = find_scenes(tmp_path, layout)[0].defects()
+    assert "declares scale nan, offset 0, of which" in text
 
 
 # -- alpha -----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def form_defects(path: Raster, sensor: Sensor | None, role: str) -> list[str]:
         bands = data_bands(source, len(names))
         check_placed(file, source)
         stored, (scale, offset) = np.dtype(source.dtypes[0]), scaling_of(source, bands)
-        nodata = sorted({source.nodatavals[i - 1] for i in bands} - {None})
+        declared = [source.nodatavals[i - 1] for i in bands]
         palette = ColorInterp.palette in source.colorinterp
     found, tags = [], tags_of(scale, offset)
     more = is_grey(len(bands), sensor) or (role == "dem" and len(bands) > len(names))
@@ -45,6 +45,7 @@ def form_defects(path: Raster, sensor: Sensor | None, role: str) -> list[str]:
         found.append(f"{file} declares {tags}, of which no value can be made; correct them.")
     found += _dtype_defects(file, sensor, stored, tags)
     wanted = sensor.nodata if sensor else None
+    nodata = np.unique([v for v in declared if v is not None])  # a set would keep each NaN
     others = [v for v in nodata if wanted is not None and not np.isclose(v, wanted, equal_nan=True)]
     if others:
         found.append(
@@ -58,7 +59,7 @@ def tags_of(scale: NDArray[np.float64], offset: NDArray[np.float64]) -> str:
     """Describe the scales and offsets ``(C,)`` of a file in a few words; empty if it has none."""
     if (scale == 1).all() and (offset == 0).all():
         return ""
-    said = (" to ".join(f"{v:g}" for v in sorted({x.min(), x.max()})) for x in (scale, offset))
+    said = (" to ".join(f"{v:g}" for v in np.unique([x.min(), x.max()])) for x in (scale, offset))
     return "scale {}, offset {}".format(*said)
 
 

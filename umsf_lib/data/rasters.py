@@ -382,6 +382,8 @@ def write_raster(
             if units is not None:
                 target.scales, target.offsets = units
         write_atomically(path, lambda temporary: temporary.write_bytes(memory.getbuffer()))
+    for ending in (".msk", ".ovr"):  # of an older raster
+        Path(f"{path}{ending}").unlink(missing_ok=True)
     _write_names(Path(f"{path}.aux.xml"), class_names)
 
 
