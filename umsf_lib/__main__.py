@@ -119,7 +119,7 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
 
 def _config(options: argparse.Namespace) -> Config:
     own = expanded(options.layout)
-    own_file = own.suffix in (".yaml", ".yml") and own.is_file()
+    own_file = own.suffix in (".yaml", ".yml") and os.path.isfile(own)
     return load_config(
         options.profile,
         data=os.path.realpath(expanded(options.data)) if options.data else "",
