@@ -469,6 +469,14 @@ def test_a_run_of_the_version_before_is_refused_in_one_sentence(
     assert json.loads((folder / "manifest.json").read_text()) == old
 
 
+@pytest.mark.parametrize("content", ["[1]", "null", '{"version": "x.y"}', '{"version": 1}'])
+def test_a_manifest_of_something_else_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json cannot be read .*another run name"):
+        Run.open(TINY, "mine", tmp_path)
+
+
 # -- names and places ------------------------------------------------------------------------
 
 
