@@ -60,7 +60,7 @@ def test_the_folder_in_a_pattern_may_be_decomposed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["y" * 300], "does not exist"),
+        (["y" * 300], "cannot be opened (File name too long)"),
         ([".", "--layout", "y" * 300], "is unknown"),
         ([".", "--layout", "y" * 300 + ".yaml"], "does not exist"),
     ],

@@ -229,12 +229,15 @@ def require_folder(root: Path) -> None:
     if os.path.isfile(root):  # unlike the method, it bears any name
         what = "an archive; unpack it and" if _is_archive(root) else "a file, not a folder;"
         raise DataError(f"{root} is {what} give the folder that holds the scenes.")
-    if not os.path.lexists(root):
+    try:
+        there = listing(root)
+    except DataError as error:
+        if os.path.islink(root) or not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise DataError(
             f"Data folder {root} has no optical folder or any other: it does not exist; check the "
             "data path."
-        )
-    there = listing(root)
+        ) from error
     if not there:
         raise DataError(f"Data folder {root} is empty; check the data path.")
     if all(map(_is_archive, there)):

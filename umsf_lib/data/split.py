@@ -101,23 +101,22 @@ def divide(
 
 
 def _by_patterns(rule: NamesRule, names: Sequence[str]) -> Split:
-    parts: Parts = {part: [] for part in PARTS}
-    held = {"val": rule.val or (), "test": rule.test}
-    for name in names:
-        found = [p for p, globs in held.items() if any(fnmatchcase(name, g) for g in globs)]
-        parts[found[0] if found else "train"].append(name)
+    globs = {"val": rule.val or (), "test": rule.test}
+    hits = {g: {n for n in names if fnmatchcase(n, g)} for part in globs.values() for g in part}
+    found = {part: {name for glob in globs[part] for name in hits[glob]} for part in globs}
+    val, test = found["val"], found["test"] - found["val"]
+    held = {"train": set(names) - val - test, "val": val, "test": test}
+    parts = {part: [name for name in names if name in held[part]] for part in PARTS}
     notes = []
-    globs = [glob for given in held.values() for glob in given]
-    if idle := [glob for glob in globs if not any(fnmatchcase(name, glob) for name in names)]:
-        notes.append(f"{len(idle)} of {len(globs)} patterns match no scene ({some(idle)})")
-    both = [n for n in parts["val"] if any(fnmatchcase(n, glob) for glob in rule.test)]
-    if both:
+    if idle := [glob for glob, matched in hits.items() if not matched]:
+        notes.append(f"{len(idle)} of {len(hits)} patterns match no scene ({some(idle)})")
+    if both := [name for name in names if name in val & found["test"]]:
         notes.append(f"{len(both)} scenes of val match test, too ({some(both)})")
     doubts = [
-        f"split.{part} in the layout is {', '.join(globs)}, which matches none of the {len(names)} "
-        f"scenes ({some(names)}); correct it there."
-        for part, globs in held.items()
-        if globs and not parts[part]
+        f"split.{part} in the layout is {', '.join(globs[part])}, which matches none of the "
+        f"{len(names)} scenes ({some(names)}); correct it there."
+        for part in globs
+        if globs[part] and not found[part]
     ]
     if parts["train"]:
         return Split(parts, notes, doubts)
