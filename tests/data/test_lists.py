@@ -175,6 +175,12 @@ def test_patches_listed_instead_of_scenes_are_shown(tmp_path: Path) -> None:
         divide(tmp_path, THREE, NAMES, {})
 
 
+def test_a_pattern_that_is_a_name_means_that_scene(tmp_path: Path) -> None:
+    names = ["Isar[1]", "Isar1", "Lech"]
+    split = divide(tmp_path, NamesRule("names", ("Lech",), ("Isar[1]",)), names, {})
+    assert split.parts == {"train": ["Isar1"], "val": ["Isar[1]"], "test": ["Lech"]}
+
+
 def test_idle_and_overlapping_patterns_are_counted(tmp_path: Path) -> None:
     rule = NamesRule("names", ("Weser*", "Oder*"), ("Oder_2", "Main*"))
     assert divide(tmp_path, rule, NAMES, {}).notes == [

@@ -102,7 +102,11 @@ def divide(
 
 def _by_patterns(rule: NamesRule, names: Sequence[str]) -> Split:
     globs = {"val": rule.val or (), "test": rule.test}
-    hits = {g: {n for n in names if fnmatchcase(n, g)} for part in globs.values() for g in part}
+    hits = {  # a pattern that is the name of a scene, such as a[1], means that one
+        glob: {glob} if glob in names else {name for name in names if fnmatchcase(name, glob)}
+        for part in globs.values()
+        for glob in part
+    }
     found = {part: {name for glob in globs[part] for name in hits[glob]} for part in globs}
     val, test = found["val"], found["test"] - found["val"]
     held = {"train": set(names) - val - test, "val": val, "test": test}
