@@ -89,6 +89,36 @@ def valid_everywhere(root: Path, layout: Layout, expected: np.ndarray) -> None:
 # -- masks and nodata ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("GDAL_DISABLE_READDIR_ON_OPEN", "EMPTY_DIR"), ("GDAL_PAM_ENABLED", "NO")],
+)
+def test_settings_for_speed_hide_no_sidecars(tmp_path: Path, setting: str, value: str) -> None:
+    layout, seen = layout_of(tmp_path), RNG.random((H, W)) < 0.7
+    scene = scene_of(tmp_path, layout=layout)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(scene.optical, "r+") as file:
+        file.write_mask(seen)
+    radar = grey(1)
+    radar[0, :, 4] = 0
+    write(tmp_path / "sar" / "a.tif", radar)
+    fill = '<PAMRasterBand band="1"><NoDataValue>0</NoDataValue></PAMRasterBand>'
+    (tmp_path / "sar" / "a.tif.aux.xml").write_text(f"<PAMDataset>{fill}</PAMDataset>")
+    seen[:, 4] = False
+    with rasterio.Env(**{setting: value}):
+        valid_everywhere(tmp_path, layout, seen)
+
+
+def test_a_setting_hides_no_damage(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", grey(1), compress="deflate")
+    path.write_bytes(path.read_bytes()[:-80] + bytes(80))
+    with (
+        rasterio.Env(GTIFF_IGNORE_READ_ERRORS=True),
+        pytest.raises(DataError, match="truncated, damaged"),
+        opened(path) as source,
+    ):
+        source.read()
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_mask_in_the_file_or_beside_it_hides_pixels(tmp_path: Path, inside: bool) -> None:
     layout, seen = layout_of(tmp_path), RNG.random((H, W)) < 0.7

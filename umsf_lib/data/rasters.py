@@ -35,6 +35,12 @@ from .stack import BandFiles, Raster, stacked
 TOLERANCE_PX = 0.01
 SAID_PARTS = 4  # listed in a message
 STRIP_PX = 256  # rows read at a time, to limit memory use
+# GDAL's own defaults. Another value in the environment would hide sidecars or damage in silence.
+GDAL_SETTINGS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": False,  # reads .aux.xml, .msk and world files
+    "GDAL_PAM_ENABLED": True,  # reads .aux.xml
+    "GTIFF_IGNORE_READ_ERRORS": False,
+}
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def opened(path: Raster) -> Iterator[Any]:
     Raises:
         DataError: the file cannot be opened or used, or rasterio fails in the ``with`` block.
     """
-    with explained(path), _open(path) as source:
+    with explained(path), rasterio.Env(**GDAL_SETTINGS), _open(path) as source:
         if unfit := _unfit(source):
             raise DataError(f"{path} {unfit}.")
         yield source

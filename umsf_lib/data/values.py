@@ -178,19 +178,20 @@ def warnings_of(layout: Layout, looks: dict[str, dict[str, Look]]) -> list[str]:
             low = min(s.low.min() for s in odd.values())
             high = max(s.high.max() for s in odd.values())
             found.append(
-                f"{SPOKEN[role]} values ({low:.4g} to {high:.4g}) {text}: {_listed(odd, seen)}."
+                f"{SPOKEN[role]} values ({low:.4g} to {high:.4g}) {text}: {listed(odd, seen)}."
             )
         offsets = {name: s for name, s in seen.items() if s.add_offset}
         if offsets:
             found.append(
                 f"{SPOKEN[role]} files name {next(iter(offsets.values())).add_offset} in their "
                 "metadata, but have no offset tag, so it is not applied (if it should be: "
-                f"gdal_translate -a_offset VALUE IN OUT.tif): {_listed(offsets, seen)}."
+                f"gdal_translate -a_offset VALUE IN OUT.tif): {listed(offsets, seen)}."
             )
     return found
 
 
-def _listed(some: Collection[str], all_: Collection[str]) -> str:
+def listed(some: Collection[str], all_: Collection[Any]) -> str:
+    """Say how many of all scenes these are, and name the first."""
     names = [*list(some)[:SAID_SCENES], *(["..."] if len(some) > SAID_SCENES else [])]
     return f"{len(some)} of {len(all_)} scenes ({', '.join(names)})"
 
@@ -206,7 +207,7 @@ def _margin_warnings(layout: Layout, role: str, seen: dict[str, Look]) -> Iterat
         if any(s.nodata not in (None, float(value)) for s in seen.values()):
             advice = "set these pixels to the nodata value, or hide them by a mask in the file"
         yield (
-            f"{SPOKEN[role]} value {value} fills connected margins of {_listed(odd, seen)}, up to "
+            f"{SPOKEN[role]} value {value} fills connected margins of {listed(odd, seen)}, up to "
             f"{most:.1%} of a scene (bands {', '.join(bands)}), and counts as data; if it means no "
             f"data, {advice}."
         )
