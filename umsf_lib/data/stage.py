@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from ..config import ConfigError, DataError
+from ..config import ConfigError, DataError, read_text
 from ..progress import Progress, each
 from ..run import (
     MORE_SPACE,
@@ -81,7 +81,7 @@ def prepare(
     """
     scenes = find_scenes(root, layout)
     split = split_scenes(root, layout, scenes)
-    key = digest([layout.source.read_text(encoding="utf-8"), _stamp(scenes)])
+    key = digest([read_text(layout.source), _stamp(scenes)])
     folder = (target or project_root() / "data" / "prepared") / key
     manifest = folder / "manifest.json"
     there = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
