@@ -140,6 +140,8 @@ def test_overrides(overrides: str, section: str, key: str, value: object) -> Non
         ("cluster.sigmas_px=[-1]", ["cluster.sigmas_px", "-1", "greater than 0"]),
         ("cluster.sigmas_px=[1", ["cluster.sigmas_px=[1", "'[1'", "YAML"]),
         ("a.b.c=1", ["'a'"]),
+        ("device=cpu device.x=1", ["'device.x=1'", "section.key=value"]),
+        ("cluster.lr=!!int", ["'!!int'", "YAML"]),
         ("seed.x=1", ["seed", "must be a valid integer"]),
     ],
 )
@@ -310,6 +312,7 @@ def test_right_parameters_pass() -> None:
         ("'12'", "12"),
         ("=", "="),
         ("{<<: {a: 1}, b: 2}", {"a": 1, "b": 2}),
+        ("{no: 1, ~: 2, Off: no}", {"no": 1, "~": 2, "Off": False}),
     ],
 )
 def test_yaml_means_what_it_looks_like(text: str, value: object) -> None:
@@ -324,6 +327,7 @@ def test_yaml_means_what_it_looks_like(text: str, value: object) -> None:
         ("a:\n  - {x: 1, x: 2}", "line 2: 'x' is there twice"),
         ("a:\n\tb: 1", "line 2: found character"),
         ("a: [1", "line 1: expected"),
+        ("a: !!timestamp soon", "no attribute"),
     ],
 )
 def test_yaml_that_cannot_be_right_names_the_line(text: str, says: str) -> None:

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from papermill.parameterize import parameterize_path
 
 from umsf_lib.config import IGNORE, MissingStageError, load_config
 from umsf_lib.data.scene_set import SceneSet, class_shares, labels_at, valid_labels
 from umsf_lib.models.encoders import Despeckle
 from umsf_lib.models.speckle import boxcar, lee
 from umsf_lib.models.stage import despeckle_band, filter_band
+from umsf_lib.notebooks import _unformatted
 from umsf_lib.run import Run, write_json
 
 from .fakes import SET, truth
@@ -82,3 +84,8 @@ def test_a_variant_takes_over_stages_and_leaves_its_run_alone(tmp_path: Path) ->
     assert run.path("manifest.json").read_bytes() == before
     with pytest.raises(MissingStageError, match="03_momentum"):
         run.variant("soft", ["pretrain"], pretrain={"tau": 0.2})
+
+
+def test_papermill_leaves_braces_in_paths(tmp_path: Path) -> None:
+    path = tmp_path / "{a} {0} }{" / "01.ipynb"
+    assert parameterize_path(_unformatted(path), {"a": 1}) == str(path)

@@ -469,6 +469,25 @@ def test_a_run_of_the_version_before_is_refused_in_one_sentence(
     assert json.loads((folder / "manifest.json").read_text()) == old
 
 
+@pytest.mark.parametrize(
+    "arguments", [["--data", "typo"], ["--data", ".", "--layout", "no-such-layout"]]
+)
+def test_a_wrong_folder_or_layout_leaves_no_run(
+    project: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of this name would refuse the right folder as other settings."""
+    assert main(["map", "--profile", "tiny", *arguments]) == 2
+    assert capsys.readouterr().err.startswith("umsf: ") and not (project / "runs").exists()
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", '{"version": "x.y"}', '{"version": 1}'])
+def test_a_manifest_of_something_else_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json cannot be read .*another run name"):
+        Run.open(TINY, "mine", tmp_path)
+
+
 # -- names and places ------------------------------------------------------------------------
 
 

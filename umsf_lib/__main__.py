@@ -135,7 +135,7 @@ def _add_data_commands(parser: argparse.ArgumentParser) -> None:
 
 def _config(options: argparse.Namespace) -> Config:
     own = expanded(options.layout)
-    own_file = own.suffix in (".yaml", ".yml") and own.is_file()
+    own_file = own.suffix in (".yaml", ".yml") and os.path.isfile(own)
     return load_config(
         options.profile,
         data=os.path.realpath(expanded(options.data)) if options.data else "",
@@ -146,8 +146,17 @@ def _config(options: argparse.Namespace) -> Config:
 
 
 def _open(options: argparse.Namespace) -> Run:
-    """Open the run; say so first, since torch takes seconds to import."""
+    """Open the run; say so first, since torch takes seconds to import.
+
+    A folder or layout that is not there leaves no run, which would be in the way of the right one.
+    """
+    from .data.layout import load_layout
+    from .data.pairing import require_folder
+
     config = _config(options)
+    load_layout(config.layout)
+    if config.data:
+        require_folder(Path(config.data))
     print(f"run: {Run.folder_of(config, options.run)}; loading torch", flush=True)
     return Run.open(config, options.run)
 

@@ -106,7 +106,7 @@ def read_text(path: Path) -> str:
         raise DataError(f"{path} line {line} is not UTF-8; save the file as UTF-8.") from error
     if "\0" in text:
         raise DataError(f"{path} holds null bytes, so it is not UTF-8; save the file as UTF-8.")
-    return composed(text)
+    return composed(text.replace("\ufeff", ""))  # marks of files that were joined
 
 
 class _Loader(yaml.SafeLoader):
@@ -126,6 +126,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = []
         for key, _ in node.value:
+            if key.tag.endswith((":bool", ":null")):
+                key.tag = "tag:yaml.org,2002:str"  # as written: no value goes by a key true
             if key.value in seen:
                 problem = f"'{key.value}' is there twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
@@ -141,7 +143,7 @@ def read_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # !!int x
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         reason = " ".join((getattr(error, "problem", "") or str(error)).split())
@@ -391,7 +393,7 @@ def load_config(
     for pair in overrides.split():
         name, equals, spelled = pair.partition("=")
         section, dot, key = name.partition(".")
-        if not equals or not (dot or name in HARDWARE):
+        if not equals or bool(dot) == (section in HARDWARE):
             raise ConfigError(f"override '{pair}' does not have the form section.key=value.")
         value = read_yaml(spelled, f"override '{pair}': '{spelled}'")
         if dot:

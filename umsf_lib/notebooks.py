@@ -6,6 +6,7 @@ import ast
 import base64
 import io
 import os
+import re
 import sys
 import time
 import typing
@@ -168,7 +169,9 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     import papermill
 
     source = CHECKOUT / "notebooks" / f"{name}.ipynb"
-    known = {key: PARAMETERS.get(key, str) for key in papermill.inspect_notebook(str(source))}
+    known = {
+        key: PARAMETERS.get(key, str) for key in papermill.inspect_notebook(_unformatted(source))
+    }
     check_parameters(parameters, known, f"notebooks/{name}.ipynb")
     given = {k: parameters[k] for k in ("data", "layout", "seed", "overrides") if k in parameters}
     config = load_config(parameters.get("profile", "quick"), **given)
@@ -181,8 +184,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     os.environ["UMSF_HEADLESS"] = "1"  # inherited by the kernel; widgets become pictures
     try:
         papermill.execute_notebook(
-            str(source),
-            str(target),
+            _unformatted(source),
+            _unformatted(target),
             parameters=dict(parameters),
             kernel_name="python3",
             cwd=os.getcwd(),  # so that a relative path means the same in both
@@ -195,6 +198,11 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     except papermill.exceptions.PapermillExecutionError as error:
         raise UmsfError(f"{name}: {error.ename}: {error.evalue} (see {target})") from error
     return target
+
+
+def _unformatted(path: Path) -> str:
+    """Double the braces of a path, because papermill formats it with the parameters."""
+    return re.sub("[{}]", r"\g<0>\g<0>", str(path))
 
 
 def print_notebooks(names: Sequence[str], parameters: Mapping[str, Any]) -> Path:

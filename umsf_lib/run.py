@@ -266,7 +266,6 @@ class Run:
         pick_device(config.device)
         if there:
             found = _read_manifest(path)
-            _refuse_older_version(folder, found.get("version", "0.1"))
             _refuse_other_settings(folder, found["config"], plain)
         else:
             found = {"run": folder.name, "version": __version__, "config": plain, "stages": {}}
@@ -458,14 +457,21 @@ def default_name(config: Config) -> str:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """Read the manifest of a run."""
+    """Read the manifest of a run; those before 0.3 hold other networks and other stages."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        made_by = found.get("version", "0.1")
+        older = tuple(map(int, made_by.split(".")[:2])) < (0, 3)
+    except (OSError, ValueError, AttributeError) as error:  # not what a run writes
         raise DataError(
             f"{path} cannot be read ({error}); choose another run name, or delete the folder to "
             "start again."
         ) from error
+    if older:
+        raise ConfigError(
+            f"Run folder {path.parent} was made by umsf {made_by}, and {__version__} cannot read "
+            f"it; choose another run name, or check out version {made_by} for that run."
+        )
     return found
 
 
@@ -509,7 +515,6 @@ def settings_of(folder: Path) -> dict[str, Any]:
     if not os.path.isfile(path):
         return {}
     found = _read_manifest(path)
-    _refuse_older_version(folder, found.get("version", "0.1"))
     made = found["config"]
     named = {name: made[name] for name in ("profile", "data", "layout", "seed")}
     usual = _flat(_plain(load_config(**named)))
@@ -525,15 +530,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     before, now = _flat(old), _flat(new)
     changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
     return ", ".join(f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in changed)
-
-
-def _refuse_older_version(folder: Path, made_by: str) -> None:
-    """Runs of versions before 0.3 hold other networks and other stages."""
-    if tuple(map(int, made_by.split(".")[:2])) < (0, 3):
-        raise ConfigError(
-            f"Run folder {folder} was made by umsf {made_by}, and {__version__} cannot read it; "
-            f"choose another run name, or check out version {made_by} for that run."
-        )
 
 
 def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from rasterio import Affine
 
 from umsf_lib.__main__ import main
 from umsf_lib.config import IGNORE, DataError
@@ -52,6 +53,27 @@ def test_sensors_without_labels_or_places_are_said_to_be(tmp_path: Path) -> None
     layout = write_fake(tmp_path, "pairs", **nowhere)
     text = "\n".join(report(survey(tmp_path, layout)))
     assert "CRS: none, pixel coordinates" in text and "Labels: none read" in text
+
+
+@pytest.mark.parametrize(
+    ("crs", "step", "left", "top", "says"),
+    [
+        ("EPSG:4326", 10, 400_000, 3_500_000, "The centre has no place on Earth in 1 of 1 scenes"),
+        ("EPSG:4326", 1e-4, 7.5, 95, "The centre has no place on Earth"),  # latitude 95
+        ("EPSG:32632", 1e-4, 7.5, 47.1, "Pixels are smaller than 1 mm"),  # degrees called metres
+        ("EPSG:4326", 1e-4, 359.9, 47.1, ""),
+        ("EPSG:2056", 0.01, 2_600_000, 1_200_000, ""),  # a drone's
+        ('LOCAL_CS["site",UNIT["metre",1]]', 1, 0, 0, ""),
+    ],
+)
+def test_coordinates_in_another_unit_than_the_crs(tmp_path, crs, step, left, top, says) -> None:
+    place = {"crs": crs, "transform": Affine(step, 0, left, 0, -step, top)}
+    pairs = load_layout("pairs")
+    for role, path in (("optical", "optical/1.tif"), ("sar", "sar/1.tif")):
+        write_raster(tmp_path / path, bands(pairs, role), **place)
+    found = survey(tmp_path, pairs)
+    assert found.defects == [] and len(found.warnings) == bool(says)
+    assert says in "".join(found.warnings)
 
 
 def test_all_defects_are_listed_not_only_the_first(tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def test_bands_that_files_describe_keep_their_names(tmp_path: Path) -> None:
     tree = yaml.safe_load(draft_layout(tmp_path))
     assert tree["optical"]["bands"] == ["nir", "red", "green"]
     assert tree["sar"]["bands"] == ["gamma_VV", "gamma_VH"]
+    write(tmp_path / "s2" / "a.tif", counts(bands=3), descriptions=["B8", "B4", "NDVI"])
+    assert yaml.safe_load(draft_layout(tmp_path))["optical"]["bands"] == ["nir", "red", "NDVI"]
 
 
 def test_only_the_layout_goes_to_stdout(tmp_path: Path, capsys) -> None:
@@ -159,6 +161,72 @@ def test_a_draft_that_does_not_work_says_why(tmp_path: Path) -> None:
     write(tmp_path / "sar" / "b.tif", DB)
     first = draft_layout(tmp_path).splitlines()[0]
     assert "# check: it does not work yet: No optical file" in first
+
+
+def test_files_that_cannot_be_read_are_said_and_hide_no_others(tmp_path: Path, capsys) -> None:
+    for name in "abc":
+        write(tmp_path / "data" / "optical" / f"{name}.tif", counts(bands=4))
+        np.save(tmp_path / f"{name}.npy", DB.astype(np.complex64))
+    (tmp_path / "data" / "optical" / "a.tif").write_bytes(b"MM")
+    (tmp_path / "data" / "sar").mkdir()
+    for name in "abc":
+        (tmp_path / f"{name}.npy").rename(tmp_path / "data" / "sar" / f"{name}.npy")
+    text = draft_layout(tmp_path / "data")
+    assert yaml.safe_load(text)["folders"] == {"optical": "optical"}
+    assert "# check: unreadable files: 4, such as " in text
+    assert "a.tif (2 bytes) cannot be read" in text.splitlines()[0]
+    for path in (tmp_path / "data" / "optical").glob("[bc].tif"):
+        path.unlink()
+    with pytest.raises(DataError, match="no optical files: it holds unreadable files: 4"):
+        draft_layout(tmp_path / "data")
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        draft_layout(tmp_path / "data" / "sar" / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("path", "array", "form", "reason"),
+    [
+        ("optical/c.tif", counts(bands=2), {}, "c.tif has 2 bands, but the layout names 4"),
+        ("label/b.tif", DB * 0 + 1, {}, "b.tif is float32, but class codes must be"),
+        ("sar/a.tif", DB, {"crs": "EPSG:32651"}, "The coordinate systems differ"),
+    ],
+)
+def test_a_draft_says_what_its_files_lack(tmp_path: Path, path, array, form, reason) -> None:
+    root = tmp_path / "data"
+    for name in "abc":
+        write(root / "optical" / f"{name}.tif", counts(bands=4))
+        write(root / "sar" / f"{name}.tif", DB)
+        write(root / "label" / f"{name}.tif", counts("uint8")[0] % 3)
+    drafted(root, tmp_path)
+    write(root / path, array, **form)
+    first = draft_layout(root).splitlines()[0]
+    assert first.startswith("# check: it does not work yet: ") and reason in first
+
+
+def test_quality_layers_and_angles_are_no_sensor(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for scene in ("120038", "121038"):
+        start = f"LC08_L1TP_{scene}_20240103_02_T1"
+        for band in ("B3", "B4", "QA_PIXEL", "SAA", "VZA"):
+            write(root / f"{start}_{band}.TIF", counts())
+    tree, _ = drafted(root, tmp_path)
+    assert tree["pattern"] == {"optical": {"green": "*_B3.tif", "red": "*_B4.tif"}}
+    for scene in ("a", "b"):
+        write(tmp_path / "planet" / f"{scene}_3B_AnalyticMS_clip.tif", counts(bands=4))
+        write(tmp_path / "planet" / f"{scene}_3B_udm2_clip.tif", counts("uint8", bands=6) * 0)
+        write(tmp_path / "planet" / "angles" / f"{scene}.tif", counts())  # no SAR is uint16
+    tree, _ = drafted(tmp_path / "planet", tmp_path)
+    assert "sar" not in tree and len(tree["optical"]["bands"]) == 4
+
+
+def test_one_scene_of_bands_without_a_common_name(tmp_path: Path) -> None:
+    for band in ("B2", "B3", "B4"):
+        write(tmp_path / "data" / f"s2_{band}.tif", counts())
+    write(tmp_path / "data" / "s1_VV.tif", DB)
+    write(tmp_path / "data" / "s1_VH.tif", DB)
+    tree, layout = drafted(tmp_path / "data", tmp_path)
+    assert tree["pattern"]["sar"] == {"vv": "*s1_VV.tif", "vh": "*s1_VH.tif"}
+    assert len(survey(tmp_path / "data", layout).scenes) == 1
 
 
 @needs_real

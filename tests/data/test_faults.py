@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio import Affine
-from rasterio.errors import CRSError
+from rasterio.errors import CRSError, RasterioIOError
 
 from umsf_lib.__main__ import main
 from umsf_lib.config import DataError, WriteError
@@ -146,6 +146,7 @@ def test_a_name_that_is_no_unicode_can_be_printed(tmp_path: Path) -> None:
         (PermissionError(errno.EACCES, "Permission denied"), "ask for the right to read it"),
         (ValueError("band 9 is odd"), r"cannot handle \(band 9 is odd\); convert it"),
         (TypeError("data type 'x' not understood"), "cannot handle"),
+        (RasterioIOError("CURL error: Could not resolve host: x"), "fetched .* the network"),
         (CRSError("x/proj.db contains LAYOUT.VERSION = 0"), "unset .*GDAL_DATA=/here"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import rasterio
 from rasterio.io import MemoryFile
 
+from umsf_lib.config import DataError
 from umsf_lib.data.files import deciding_files, sidecars_of
 from umsf_lib.data.layout import load_layout
 from umsf_lib.data.scene_set import SceneSet
@@ -85,9 +86,57 @@ def test_a_mask_or_nodata_that_appears_later_counts(tmp_path: Path, made) -> Non
     assert sar.stat().st_mtime_ns == before  # nothing but the files beside it has changed
 
 
+def test_a_mask_of_a_vrt_and_a_vrt_under_another_name_count(tmp_path: Path) -> None:
+    """GDAL does not list the sources of a mask, and it knows a VRT by its content."""
+    for name in ("in", "mask"):
+        write_tif(tmp_path / f"{name}.tif", np.ones((1, 48, 56), np.uint8))
+    path = tmp_path / "a.tif"
+    write_vrt(path, "in.tif", 1)
+    assert deciding_files([path]) == [path, tmp_path / "in.tif"]
+    band = '<SourceFilename relativeToVRT="1">mask.tif</SourceFilename><SourceBand>1</SourceBand>'
+    mask = f"<VRTRasterBand dataType='Byte'><SimpleSource>{band}</SimpleSource></VRTRasterBand>"
+    text = path.read_text().replace("</VRTDataset>", f"<MaskBand>{mask}</MaskBand></VRTDataset>")
+    path.write_text(text)
+    assert deciding_files([path]) == [path, tmp_path / "in.tif", tmp_path / "mask.tif"]
+
+
+def test_a_new_content_with_the_old_time_counts(tmp_path: Path, made) -> None:
+    """As after ``cp -p`` or ``rsync -t`` of another file of the same size."""
+    path, other = tmp_path / "bands" / "all.tif", bands(PAIRS, "optical", 5)
+    write_tif(path, other // 2)
+    before = path.stat()
+    made()
+    write_tif(path, other)
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    np.testing.assert_array_equal(made().plane("optical", 0), other)
+
+
+def test_links_may_be_renamed(tmp_path: Path, made) -> None:
+    """The files that they lead to are the same, but the scene has another name."""
+    links = [tmp_path / "data" / name for name in ("optical/a.vrt", "sar/a.tif")]
+    for link in links:
+        kept = link.rename(tmp_path / "bands" / link.name)
+        link.symlink_to(kept)
+    write_vrt(tmp_path / "bands" / "a.vrt", "inner.vrt", 3)
+    assert made().index("a") == 0
+    for link in links:
+        link.rename(link.with_stem("b"))
+    assert made().index("b") == 0
+
+
+def test_a_sidecar_that_is_a_broken_link_is_said(tmp_path: Path, made) -> None:
+    for ending in (".aux.xml", ".msk"):
+        link = tmp_path / "data" / "sar" / f"a.tif{ending}"
+        link.symlink_to(tmp_path / "gone")
+        with pytest.raises(DataError, match=f"a.tif{ending} is missing: its link is broken"):
+            made()
+        link.unlink()
+
+
 def test_sidecars_are_those_that_gdal_reads(tmp_path: Path) -> None:
     path, near = tmp_path / "a.tif", ["a.tif.aux.xml", "a.tif.msk", "a.tfw", "a.TIFW", "a.wld"]
-    near += ["a.hdr", "a.prj", "a.rpb"]
+    near += ["a.hdr", "a.prj", "a.rpb", "A.TFW", "a.TIF.aux.xml"]
     far = ["a.png", "a.txt", "ab.tfw", "a_b.tif", "a.b.tif", "a.yaml", "b.tif.msk"]
     for name in [path.name, *near, *far, "a.tif.ovr"]:
         (tmp_path / name).touch()

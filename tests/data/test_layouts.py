@@ -447,6 +447,9 @@ def test_names_are_kept_as_they_are_spelled(tmp_path: Path, name: str) -> None:
         ("  label: lbl", "  label:", "Line 7: folders.label.0 .* must be a valid string"),
         ("  sar: sar\n", "  sar: sar\n  sar: VH\n", "line 7: 'sar' is there twice"),
         ("pattern:", "patern:", "Line 8: 'patern' is not a parameter"),
+        ("pattern:", "on:", "Line 8: 'on' is not a parameter"),
+        ("name: water", "name: ''", "Line 23: classes.3.name .* at least 1 character"),
+        ("validation_tail: 20", "validation_tail: no", "split.file.validation_tail .* as false"),
     ],
 )
 def test_a_mistake_in_a_layout_names_its_line(

@@ -121,6 +121,74 @@ def test_a_line_with_two_scenes_is_refused(tmp_path: Path) -> None:
         parts_of(tmp_path, TEXT.replace("Weser_4", "Weser_4,Elbe_1"))
 
 
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [(["Ufer", "Ufer 2"], "Ufer 3"), (["Ulm", "Ulm, Nord"], "Ulm, West"), (["Bad Ems"], "Bad 1")],
+)
+def test_what_names_hold_does_not_separate_them(
+    tmp_path: Path, names: list[str], listed: str
+) -> None:
+    """The list names a scene that is not there; a part of its name is another scene."""
+    (tmp_path / "split.txt").write_text(f"train:\nX.tif\n{listed}.tif\n")
+    split = divide(tmp_path, ONE, ["Bad", "X", *names], {})
+    assert split.parts["train"] == ["X"]
+    assert split.notes[0] == f"1 of 2 listed names match no scene ({listed}.tif)"
+
+
+def test_scenes_behind_a_header_are_refused_and_comments_are_not(tmp_path: Path) -> None:
+    assert parts_of(tmp_path, TEXT.replace("val:", "val:  # rivers: one")) == PARTS
+    with pytest.raises(DataError, match=r"line 6: 'test: Weser_4' names scenes; give each a line"):
+        parts_of(tmp_path, TEXT.replace("test:\n", "test: "))
+
+
+def test_marks_within_joined_lists_are_no_part_of_names(tmp_path: Path) -> None:
+    assert parts_of(tmp_path, TEXT.replace("val:", "\ufeffval:\n\ufeff")) == PARTS
+
+
+def test_folders_tell_scenes_whose_files_have_one_name(tmp_path: Path) -> None:
+    names = ["s1", "s2", "s3"]
+    files = {name: [Path("set", name, "B02.jp2"), Path("set", name, "vv.tif")] for name in names}
+    text = "train:\nset/s1/B02.jp2\nval:\nE:\\s3\\vv.tif\ntest:\nset/s2/B02.jp2 set/s2/vv.tif\n"
+    (tmp_path / "split.txt").write_text(text)
+    assert divide(tmp_path, ONE, names, files).parts == {
+        "train": ["s1"],
+        "val": ["s3"],
+        "test": ["s2"],
+    }
+    (tmp_path / "split.txt").write_text("train:\ns1\nB02.jp2\nval:\ns3\n")
+    assert divide(tmp_path, ONE, names, files).notes[0] == (
+        "1 of 3 listed names match no scene (B02.jp2)"
+    )
+
+
+def test_the_name_of_a_list_may_be_decomposed(tmp_path: Path) -> None:
+    (tmp_path / normalize("NFD", "prüfen.txt")).write_text("Weser_4\n")
+    (tmp_path / "train.txt").write_text("Elbe_1\nOder_2\n")
+    rule = ListsRule("lists", ("train.txt",), (normalize("NFC", "prüfen.txt"),))
+    assert divide(tmp_path, rule, NAMES, {}).parts["test"] == ["Weser_4"]
+
+
+def test_patches_listed_instead_of_scenes_are_shown(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        (tmp_path / f"{part}.txt").write_text(f"{part}_0_0.png\n")
+    with pytest.raises(DataError, match=r"3 of 3 listed names match no scene .*train_0_0\.png"):
+        divide(tmp_path, THREE, NAMES, {})
+
+
+def test_a_pattern_that_is_a_name_means_that_scene(tmp_path: Path) -> None:
+    names = ["Isar[1]", "Isar1", "Lech"]
+    split = divide(tmp_path, NamesRule("names", ("Lech",), ("Isar[1]",)), names, {})
+    assert split.parts == {"train": ["Isar1"], "val": ["Isar[1]"], "test": ["Lech"]}
+
+
+def test_idle_and_overlapping_patterns_are_counted(tmp_path: Path) -> None:
+    rule = NamesRule("names", ("Weser*", "Oder*"), ("Oder_2", "Main*"))
+    assert divide(tmp_path, rule, NAMES, {}).notes == [
+        "1 of 4 patterns match no scene (Main*)",
+        "1 scenes of val match test, too (Oder_2)",
+    ]
+
+
 def test_a_folder_in_place_of_a_list_is_named(tmp_path: Path) -> None:
     (tmp_path / "split.txt").mkdir()
     with pytest.raises(DataError, match=r"split\.txt cannot be read \(Is a directory\)"):

@@ -50,6 +50,28 @@ def test_folders_and_patterns_may_be_decomposed(tmp_path: Path) -> None:
     assert list(pair_files(tmp_path, layout).scenes) == ["1"]
 
 
+def test_the_folder_in_a_pattern_may_be_decomposed(tmp_path: Path) -> None:
+    composed, apart = (normalize(form, "à_10m") for form in ("NFC", "NFD"))
+    layout = replace(PAIRS, pattern={"optical": f"{composed}/*.tif", "sar": "*.tif"})
+    touch(tmp_path, f"optical/{apart}/1.tif", "sar/1.tif")
+    assert list(pair_files(tmp_path, layout).scenes) == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["y" * 300], "cannot be opened (File name too long)"),
+        ([".", "--layout", "y" * 300], "is unknown"),
+        ([".", "--layout", "y" * 300 + ".yaml"], "does not exist"),
+    ],
+)
+def test_names_too_long_for_a_disk_are_said(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "check", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_a_class_folder_may_be_decomposed(tmp_path: Path) -> None:
     base = load_layout("eurosat")
     layout = replace(base, classes=(replace(base.classes[0], folder=normalize("NFC", "Forêt")),))

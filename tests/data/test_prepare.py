@@ -368,3 +368,11 @@ def test_scenes_of_older_code_are_made_and_prepared_again(project: Path, monkeyp
     edited["umsf_lib.data.stage"] = "edited once more"
     assert load_data(run).folder == again.folder != prepared
     assert f"scenes {again.folder.name} were prepared by older code" in capsys.readouterr().out
+
+
+def test_a_layout_in_utf16_prepares_the_same_scenes(tmp_path: Path) -> None:
+    layout = write_fake(tmp_path / "data", "pairs", "a")
+    own = tmp_path / "own.yaml"
+    own.write_text(layout.source.read_text(encoding="utf-8"), encoding="utf-16")
+    found = prepare(tmp_path / "data", load_layout(str(own)), tmp_path / "prepared")
+    assert found.folder == prepare(tmp_path / "data", layout, tmp_path / "prepared").folder

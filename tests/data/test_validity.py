@@ -17,7 +17,7 @@ from umsf_lib.__main__ import main
 from umsf_lib.config import IGNORE, DataError
 from umsf_lib.data.check import report, survey
 from umsf_lib.data.layout import Layout, load_layout
-from umsf_lib.data.rasters import declared_valid, grid_of, opened, pixel_size_m
+from umsf_lib.data.rasters import declared_valid, grid_of, opened, pixel_size_m, write_raster
 from umsf_lib.data.scene import Scene, find_scenes
 from umsf_lib.data.stage import prepare
 
@@ -89,6 +89,36 @@ def valid_everywhere(root: Path, layout: Layout, expected: np.ndarray) -> None:
 # -- masks and nodata ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("GDAL_DISABLE_READDIR_ON_OPEN", "EMPTY_DIR"), ("GDAL_PAM_ENABLED", "NO")],
+)
+def test_settings_for_speed_hide_no_sidecars(tmp_path: Path, setting: str, value: str) -> None:
+    layout, seen = layout_of(tmp_path), RNG.random((H, W)) < 0.7
+    scene = scene_of(tmp_path, layout=layout)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(scene.optical, "r+") as file:
+        file.write_mask(seen)
+    radar = grey(1)
+    radar[0, :, 4] = 0
+    write(tmp_path / "sar" / "a.tif", radar)
+    fill = '<PAMRasterBand band="1"><NoDataValue>0</NoDataValue></PAMRasterBand>'
+    (tmp_path / "sar" / "a.tif.aux.xml").write_text(f"<PAMDataset>{fill}</PAMDataset>")
+    seen[:, 4] = False
+    with rasterio.Env(**{setting: value}):
+        valid_everywhere(tmp_path, layout, seen)
+
+
+def test_a_setting_hides_no_damage(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", grey(1), compress="deflate")
+    path.write_bytes(path.read_bytes()[:-80] + bytes(80))
+    with (
+        rasterio.Env(GTIFF_IGNORE_READ_ERRORS=True),
+        pytest.raises(DataError, match="truncated, damaged"),
+        opened(path) as source,
+    ):
+        source.read()
+
+
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_mask_in_the_file_or_beside_it_hides_pixels(tmp_path: Path, inside: bool) -> None:
     layout, seen = layout_of(tmp_path), RNG.random((H, W)) < 0.7
@@ -97,6 +127,42 @@ def test_a_mask_in_the_file_or_beside_it_hides_pixels(tmp_path: Path, inside: bo
         file.write_mask(seen)
     assert scene.optical.with_name("a.tif.msk").exists() != inside
     valid_everywhere(tmp_path, layout, seen)
+
+
+@pytest.mark.parametrize(
+    ("shape", "tags", "says"),
+    [
+        ((2 * H, 2 * W), {"INTERNAL_MASK_FLAGS_1": "2"}, f"is {2 * W} x {2 * H} px, and the file"),
+        ((H, W), {}, "lacks the tag INTERNAL_MASK_FLAGS_1"),
+        (None, {}, "a.tif.msk (4 bytes) cannot be read"),
+    ],
+)
+def test_a_mask_file_that_gdal_reads_wrongly_or_not_at_all_is_refused(
+    tmp_path: Path, shape: tuple[int, int] | None, tags: dict[str, str], says: str
+) -> None:
+    layout = layout_of(tmp_path)
+    scene = scene_of(tmp_path, grey(3), layout=layout)
+    mask = tmp_path / "optical" / "a.tif.msk"
+    if shape:
+        write(tmp_path / "new.tif", np.full(shape, 255, np.uint8))
+        with rasterio.open(tmp_path / "new.tif", "r+") as file:
+            file.update_tags(**tags)
+        (tmp_path / "new.tif").rename(mask)
+    else:
+        mask.write_bytes(b"junk")
+    (text,) = scene.defects()
+    assert str(mask) in text and says in text
+    with pytest.raises(DataError, match="msk"):
+        scene.read()
+
+
+def test_a_raster_does_not_inherit_the_mask_of_an_older_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", grey(1))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as file:
+        file.write_mask(np.zeros((H, W), bool))
+    write_raster(path, grey(1), crs=UTM, transform=METRES)
+    with opened(path) as file:
+        assert declared_valid(file).all()
 
 
 def test_a_mask_adds_to_nodata_of_the_file_and_of_the_layout(tmp_path: Path) -> None:
@@ -156,6 +222,17 @@ def test_the_same_nodata_in_other_words_is_no_defect(tmp_path: Path, said: str) 
     valid_everywhere(tmp_path, layout, expected)
 
 
+def test_nan_of_several_bands_is_said_once(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, optical="scaling: reflectance, nodata: 7")
+    array = np.ones((3, H, W), np.float32)
+    (text,) = scene_of(tmp_path, array, layout=layout, nodata=np.nan).defects()
+    assert "declares nodata nan, but the layout says 7" in text
+    layout = layout_of(tmp_path, optical="scaling: reflectance")
+    tag(tmp_path / "optical" / "a.tif", scales=np.nan)
+    (text,) = find_scenes(tmp_path, layout)[0].defects()
+    assert "declares scale nan, offset 0, of which" in text
+
+
 # -- alpha -----------------------------------------------------------------------------------
 
 
@@ -213,6 +290,16 @@ def test_nodata_and_masks_of_a_label_leave_pixels_unlabelled(tmp_path: Path) -> 
     assert f"ignored (code 9): {(seen & (codes == 9)).mean():.1%} of all pixels" in text
     hidden = (~seen | (codes == 200)).mean()
     assert f"ignored (no data, as the file declares): {hidden:.1%} of all pixels" in text
+
+
+def test_a_label_that_a_mask_hides_wholly_is_said(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, more=CLASSES)
+    path = write(tmp_path / "label" / "a.tif", np.ones((H, W), np.uint8))
+    with rasterio.open(path, "r+") as file:
+        file.write_mask(np.zeros((H, W), bool))
+    scene_of(tmp_path, layout=layout)
+    text = "\n".join(report(survey(tmp_path, layout)))
+    assert "ignored (no data, as the file declares): 100.0% of all pixels" in text
 
 
 def test_a_class_that_the_label_declares_to_be_nodata_is_a_defect(tmp_path: Path) -> None:
@@ -326,11 +413,26 @@ def with_gcps(path: Path, array: np.ndarray, west: float, south: float) -> None:
     """Place the four corners of a file by control points in degrees."""
     corners = [(row, col) for row in (0, H) for col in (0, W)]
     points = [
-        GroundControlPoint(row, col, west + col / 1e4, south - row / 1e4) for row, col in corners
+        GroundControlPoint(row, col, (west + col / 1e4 + 180) % 360 - 180, south - row / 1e4)
+        for row, col in corners
     ]
     write(path, array, crs=None, transform=rasterio.Affine.identity())
     with rasterio.open(path, "r+") as file:
         file.gcps = points, rasterio.crs.CRS.from_epsg(4326)
+
+
+def without_crs(path: Path, array: np.ndarray, west: float, south: float) -> None:
+    """Place one corner by a control point in a plane that nothing names."""
+    write(path, array, crs=None, transform=rasterio.Affine.identity())
+    with rasterio.open(path, "r+") as file:
+        file.gcps = [GroundControlPoint(0, 0, west, south)], rasterio.crs.CRS()
+
+
+def with_arrays(path: Path, array: np.ndarray, west: float, south: float) -> None:
+    """Refer to rasters of longitudes and latitudes, as products of Sentinel-3 do."""
+    write(path, array, crs=None, transform=rasterio.Affine.identity())
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(ns="GEOLOCATION", X_DATASET="lon.tif", Y_DATASET="lat.tif")
 
 
 def with_rpcs(path: Path, array: np.ndarray, west: float, south: float) -> None:
@@ -349,7 +451,10 @@ def with_rpcs(path: Path, array: np.ndarray, west: float, south: float) -> None:
     [
         (with_gcps, 111.0, 31.0, "gdalwarp -tps -t_srs EPSG:32649 IN OUT.tif"),
         (with_gcps, -58.4, -34.6, "gdalwarp -tps -t_srs EPSG:32721 IN OUT.tif"),
+        (with_gcps, 179.9999, -20.0, "gdalwarp -tps -t_srs EPSG:32760 IN OUT.tif"),
         (with_rpcs, 2.3, 48.9, "gdalwarp -rpc -t_srs EPSG:32631 IN OUT.tif"),
+        (without_crs, 4e5, 3e6, "gdalwarp -tps -s_srs EPSG:... -t_srs EPSG:... IN OUT.tif"),
+        (with_arrays, 2.3, 48.9, "gdalwarp -geoloc -t_srs EPSG:... IN OUT.tif"),
     ],
 )
 def test_what_gcps_or_rpcs_place_is_refused_with_the_command(

@@ -201,6 +201,7 @@ def test_sar_that_fits_no_scaling(
     [
         ("reflectance", dn(dtype="float32"), "too high for reflectance in floats"),
         ("reflectance", dn(dtype="float32") / 10_000, ""),
+        ("reflectance", dn(dtype="float32") / 10_000**2, "too low for reflectance"),
         ("reflectance", dn(dtype="float32") / 10_000 - 0.2, "often below 0"),
         ("reflectance", dn(dtype="int16") - np.int16(2000), "often below 0"),
         ("reflectance", dn() * np.uint16(10), "too high for reflectance x 10 000"),
@@ -208,6 +209,7 @@ def test_sar_that_fits_no_scaling(
         ("reflectance", dn(), ""),
         ("stretched8", np.full((1, H, W), 9, np.uint8), "all the same in band b0"),
         ("stretched8", (dn() % 256).astype(np.uint8), ""),
+        ("stretched8", (dn() % 2 * 255).astype(np.uint8), "only 0 and 255 in band b0"),
     ],
 )
 def test_optical_values_that_fit_no_scaling(
@@ -231,6 +233,56 @@ def test_an_offset_that_only_the_metadata_name_is_said(tmp_path: Path) -> None:
     with rasterio.open(tmp_path / "optical" / "a.tif", "r+") as file:
         file.offsets = (-1000,)
     assert survey(tmp_path, layout).warnings == []
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ({"scale_factor": "0.0001", "add_offset": "0.0"}, "scale_factor 0.0001"),
+        ({"scale_factor": "1.0", "add_offset": "0"}, ""),
+    ],
+)
+def test_units_in_the_words_of_netcdf_are_said(tmp_path: Path, tags: dict, said: str) -> None:
+    layout = layout_of(tmp_path, 2, "scaling: reflectance")
+    write_raster(tmp_path / "optical" / "a.tif", dn(2), **PLACE)
+    with rasterio.open(tmp_path / "optical" / "a.tif", "r+") as file:
+        file.update_tags(2, **tags)
+    texts = survey(tmp_path, layout).warnings
+    assert len(texts) == bool(said) and all(said in text for text in texts)
+
+
+def test_a_colour_table_is_said_unless_it_is_one_of_greys(tmp_path: Path) -> None:
+    layout = layout_of(tmp_path, 1, "scaling: stretched8")
+    for name, colors in (
+        ("a", {i: (i, 255 - i, 0) for i in range(256)}),
+        ("b", {i: (i, i, i) for i in range(256)}),
+    ):
+        array = (dn() % 250).astype(np.uint8)
+        write_raster(tmp_path / "optical" / f"{name}.tif", array, colors=colors, **PLACE)
+    (text,) = survey(tmp_path, layout).warnings
+    assert "optical files have a colour table" in text and text.endswith("1 of 2 scenes (a).")
+    (text,) = survey(tmp_path, layout_of(tmp_path, 3, "scaling: stretched8")).scenes[0].defects
+    assert "has 1 bands" in text and "gdal_translate -expand rgb IN OUT.tif" in text
+
+
+@pytest.mark.parametrize(
+    ("nodata", "dtype", "fits"),
+    [("-9999", "uint16", False), ("65535", "int16", False), ("nan", "uint16", False)]
+    + [("-9999", "int16", True), ("nan", "float32", True), ("65535", "uint16", True)],
+)
+def test_nodata_that_no_file_can_hold_is_said(
+    tmp_path: Path, nodata: str, dtype: str, fits: bool
+) -> None:
+    layout = layout_of(tmp_path, 1, f"scaling: reflectance, nodata: {nodata}")
+    array = dn(dtype=dtype) / (10_000 if dtype == "float32" else 1)
+    write_raster(tmp_path / "optical" / "a.tif", array.astype(dtype), **PLACE)
+    texts = survey(tmp_path, layout).warnings
+    assert len(texts) == (not fits)
+    assert fits or f"are {dtype}, which cannot hold nodata {nodata} of the layout" in texts[0]
+
+
+def test_a_constant_band_is_no_margin() -> None:
+    assert list(margins(np.zeros((9, 9), np.uint8), np.ones((9, 9), bool))) == []
 
 
 def test_arrays_and_pictures_have_figures_too(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 
 from umsf_lib.config import DataError, MissingStageError
 from umsf_lib.data.rasters import write_raster
-from umsf_lib.figures.imagery import RIGHT_RGB, WRONG_RGB
+from umsf_lib.figures.imagery import IGNORE_RGB, RIGHT_RGB, WRONG_RGB
 from umsf_lib.maps import browser
 from umsf_lib.maps.browser import BrowserState, browse, browser_widgets, class_table
 
@@ -161,6 +161,21 @@ def test_class_table_comes_from_the_file(runs: Path) -> None:
     Path(f"{path}.aux.xml").unlink()
     with pytest.raises(DataError, match=r"prediction\.tif\.aux\.xml .*no class names"):
         BrowserState(runs).render()
+
+
+def test_a_class_of_code_255_is_not_taken_for_no_data(tmp_path: Path) -> None:
+    codes = np.repeat([0, 7, 255], 10)[None].repeat(H, 0).astype(np.uint8)
+    coded: dict[str, Any] = {
+        "colors": {7: (9, 8, 7), 255: (250, 10, 10)},
+        "class_names": {7: "a", 255: "b"},
+    }
+    path = tmp_path / "run" / "maps" / "s.prediction.tif"
+    write_raster(path, codes, crs=UTM, transform=METRES, nodata=0, **coded)
+    figure = BrowserState(tmp_path).render()
+    colours = [panel_colour(figure, 0, across) for across in (1 / 6, 3 / 6, 5 / 6)]
+    assert colours[1:] == [(9, 8, 7), (250, 10, 10)] and colours[0] == tuple(IGNORE_RGB)
+    write_raster(path, codes.clip(0, 7), crs=UTM, transform=METRES, nodata=0, **coded)
+    assert legend_names(BrowserState(tmp_path).render()) == ["a"]
 
 
 def test_damaged_map_file_is_named(runs: Path) -> None:

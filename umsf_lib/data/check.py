@@ -15,12 +15,13 @@ from .form import form_defects
 from .layout import Layout, layout_names, load_layout
 from .map_sheets import leakage
 from .pairing import pair_files, require_folder
-from .rasters import Grid, grid_of, opened
+from .rasters import Grid, grid_of, opened, pixel_size_m
 from .scene import Scene, files_of, scenes_of, unit_defects
 from .split import Split, divide
-from .values import SAMPLE, Look, look_at, table, warnings_of
+from .values import SAMPLE, Look, listed, look_at, table, warnings_of
 
 LOOKED_AT = 200  # number of scenes read to guess a layout, at most
+LEAST_PIXEL_M = 1e-3
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,26 @@ def survey(root: Path, layout: Layout, *, progress: Progress | None = None) -> S
         defects += split.doubts
     except DataError as error:
         defects.append(str(error))
-    return Survey(layout, facts, split.parts, split.notes, defects, warnings_of(layout, looks))
+    warnings = _misplaced(facts) + warnings_of(layout, looks)
+    return Survey(layout, facts, split.parts, split.notes, defects, warnings)
+
+
+def _misplaced(scenes: Sequence[SceneFacts]) -> list[str]:
+    """Warn if coordinates cannot be in the unit of their CRS, as with degrees called metres."""
+    odd = {}
+    for name, grid in ((scene.name, scene.grid) for scene in scenes):
+        if grid and grid.crs and (grid.crs.is_geographic or grid.crs.is_projected):
+            size = pixel_size_m(grid)
+            if size is None or min(size) < LEAST_PIXEL_M:
+                odd[name] = grid, size
+    if not odd:
+        return []
+    grid, size = next(iter(odd.values()))
+    what = "The centre has no place on Earth" if size is None else "Pixels are smaller than 1 mm"
+    return [
+        f"{what} in {listed(odd, scenes)}, such as {grid}; if CRS and geotransform do not go "
+        "together, correct the wrong one, as with `gdal_edit.py -a_srs EPSG:32650 FILE`."
+    ]
 
 
 def _size(scene: Scene) -> int:
@@ -143,7 +163,11 @@ def _tally(values: Iterable[str]) -> str:
 
 
 def _label_lines(layout: Layout, scenes: Sequence[SceneFacts]) -> list[str]:
-    read = [scene for scene in scenes if scene.codes and scene.grid]
+    read = [  # a mask may hide all codes
+        scene
+        for scene in scenes
+        if scene.grid and (scene.codes or (scene.valid_px and "label" in scene.dtypes))
+    ]
     if not read:
         return ["Labels: none read"]
     codes = sum((scene.codes for scene in read), Counter[int]())

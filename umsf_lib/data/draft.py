@@ -18,10 +18,11 @@ import numpy as np
 from ..config import ConfigError, DataError
 from .kinds import L2A, RGB, Kind, band_name, by_role, kinds_of, values_of
 from .layout import DTYPES, PARTS, load_layout
-from .pairing import pair_files
+from .pairing import pair_files, require_folder
 from .rasters import grid_of, opened, strips
-from .scene import scenes_of, split_scenes
+from .scene import Scene, files_of, scenes_of, split_scenes
 
+LOOKED_AT = 20  # number of scenes compared with the draft, at most
 USUAL = {  # number of bands -> names, and the reason
     3: (RGB, "as in pictures"),
     4: ([*RGB[::-1], "nir"], "the usual order of four bands"),
@@ -36,23 +37,26 @@ def draft_layout(root: Path) -> str:
     What the files do not say is a guess marked ``# check:``.
 
     Raises:
-        DataError: the folder does not exist, or nothing in it looks optical.
+        DataError: this is no folder, or nothing in it looks optical.
     """
     if not root.is_dir():
-        raise DataError(f"Data folder {root} does not exist; check the path.")
-    kinds = kinds_of(root)
+        require_folder(root)
+    kinds, damage = kinds_of(root)
     roles = by_role(root, kinds)
+    unread = [f"unreadable files: {len(damage)}, such as {why}" for why in damage.values()][:1]
     if "optical" not in roles:
-        listed = ", ".join(str(kind.paths[0]) for kind in kinds[:3]) or "no raster"
+        listed = ", ".join([*(str(kind.paths[0]) for kind in kinds[:3]), *unread]) or "no raster"
         raise DataError(
-            f"Data folder {root} has no optical files: it holds {listed}; check the path, or write "
-            "a layout by hand (data/README.md, 'Your own')."
+            f"Data folder {root} has no optical files: it holds {listed.rstrip('.')}; check the "
+            "path, or write a layout by hand (data/README.md, 'Your own')."
         )
     used = [kind for chosen in roles.values() for kind in chosen]
+    fitting = {path for kind in used for path in kind.paths} | damage.keys()
     about = [
         f"# Drafted from {sum(len(kind.paths) for kind in kinds)} rasters; correct what is marked "
         "'check'.",
         *(f"# not used: {len(k.paths)} files such as {k.paths[0]}" for k in kinds if k not in used),
+        *(f"# check: {text}" for text in unread),
         f"name: {_quoted(root.resolve().name or 'data')}",
     ]
     rest = [*_sensor_lines(root, "optical", roles["optical"])]
@@ -62,19 +66,21 @@ def draft_layout(root: Path) -> str:
         rest.append("dem: {bands: [elevation], use: false}  # check: true adds it to optical")
     if "label" in roles:
         rest += _label_lines(root, roles["label"][0])
-    best, most, doubt = "", -sys.maxsize - 1, ""
+    best, most, scenes, doubt = "", -sys.maxsize - 1, list[Scene](), ""
     for fixed, depth, split in product((False, True), (None, 2, 1, 0), _splits(root, roles)):
         text = "\n".join([*about, *_place_lines(roles, fixed, depth), *rest, split, ""])
-        score, reason = _try(text, root)
+        score, found, reason = _try(text, root, fitting)
         if score > most:
-            best, most, doubt = text, score, reason
+            best, most, scenes, doubt = text, score, found, reason
         if not reason:
             break
+    looked_at = scenes[:: len(scenes) // LOOKED_AT + 1]
+    doubt = doubt or next((text for scene in looked_at for text in scene.defects()), "")
     return (f"# check: it does not work yet: {doubt}\n" if doubt else "") + best
 
 
-def _try(text: str, root: Path) -> tuple[int, str]:
-    """Return the files in scenes less the defects, and why a layout does not work if so."""
+def _try(text: str, root: Path, fitting: set[Path]) -> tuple[int, list[Scene], str]:
+    """Return files in scenes less faults, the scenes, and why a layout does not work if so."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "draft.yaml"
         path.write_text(text, encoding="utf-8")
@@ -84,9 +90,12 @@ def _try(text: str, root: Path) -> tuple[int, str]:
             scenes = scenes_of(pairing, layout)
             split_scenes(root, layout, scenes)
         except (ConfigError, DataError) as error:
-            return -sys.maxsize, " ".join(str(error).replace(str(path), "this file").split())
-        files = sum(len(scene.files()) for scene in scenes)
-        return files - len(pairing.defects), next(iter(pairing.defects), "")
+            reason = " ".join(str(error).replace(str(path), "this file").split())
+            return -sys.maxsize, [], reason
+    found = {path.relative_to(root) for files in files_of(scenes).values() for path in files}
+    others = [f"{path} is read, too, but is of another kind." for path in sorted(found - fitting)]
+    faults = pairing.defects + others
+    return len(found & fitting) - len(faults), scenes, next(iter(faults), "")
 
 
 def _quoted(value: Any) -> str:
@@ -152,11 +161,9 @@ def _band_names(root: Path, role: str, kinds: list[Kind]) -> tuple[list[str], st
         if role == "sar" and count == 3:
             first, *others = source.read()
             count = 1 if all(np.array_equal(first, other) for other in others) else 3
-    usual = [band_name(name, kinds[0].paths[0].stem) for name in named]
-    if len({*usual} - {""}) == count:
+    usual = [band_name(name, kinds[0].paths[0].stem) or name for name in named]
+    if len({*usual}) == count:
         return usual, f"the files describe them as {', '.join(named)}"
-    if len({*named}) == count:
-        return named, "as the files describe them"
     if role == "sar" and count <= 2:
         return ["vv", "vh"][:count], "check: polarisations"
     if role == "optical" and count in USUAL:

@@ -57,6 +57,8 @@ def _sentence(path: Raster, error: Exception) -> str:
         )
     if path.is_dir():
         return f"{file} is a folder, but a file is needed there; move or rename it."
+    if "CURL error" in reason or "HTTP response" in reason:
+        return f"{file} cannot be fetched ({reason}); check the address and the network."
     if "Permission denied" in reason:
         return f"{file} cannot be read ({reason}); ask for the right to read it (chmod +r)."
     if path.is_file() and "No such file" in reason:

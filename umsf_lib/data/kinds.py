@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from ..config import DataError
+from .layout import DTYPES
 from .rasters import grid_of, opened
 
 ENDINGS = {e: e for e in ("tif", "jp2", "vrt", "png", "jpg", "npy", "img")}
@@ -25,11 +26,12 @@ ENDINGS |= {"tiff": "tif", "jpeg": "jpg"}  # as in a pattern
 WORDS = {  # role -> words in names of folders and files; those of the first role count most
     "label": "labels?|lbls?|masks?|lulc|lc|(land|world)cover|dfc|classes|gt|ann(otation)?s?|truth",
     "dem": "dem|dsm|dtm|elevation|srtm",
-    "sar": "s1[abc]?|sentinel1|sar|radar|gf3|grd|rtc|palsar|vv|vh|hh|hv",
-    "optical": "s2[abc]?|sentinel2|optical|opt|rgb|msi|images?|gf[12]|hls|landsat|naip",
+    "sar": "s1[abc]?|sentinel1[abc]?|sar|radar|gf3|grd|rtc|palsar|vv|vh|hh|hv",
+    "optical": "s2[abc]?|sentinel2[abc]?|optical|opt|rgb|msi|images?|gf[12]|hls|landsat|naip",
 }
-PRODUCT = "sr|pixel|r?[0-9]+m"  # further words that tell files apart
-LAYER = "st|qa|scl|tci|aot|wvp"  # layers of products that are neither reflectance nor labels
+PRODUCT = "sr|fre|sre|pixel|r?[0-9]+m"  # further words that tell files apart
+# Layers of products that are neither reflectance nor labels: temperature, quality, angles, clouds.
+LAYER = "st|b?qa[0-9]*|scl|tci|aot|wvp|udm2?|[sv][az]a|c?fmask|msk|cld\\w*|clm|cloud\\w*"
 RGB = ["red", "green", "blue"]
 L2A = ["coastal", *RGB[::-1], "rededge1", "rededge2", "rededge3", "nir", "nir08", "watervapour"]
 L2A += ["swir16", "swir22"]
@@ -37,6 +39,7 @@ SENTINEL2 = dict(zip([*range(1, 9), "8A", 9, 11, 12], L2A, strict=True)) | {10: 
 LANDSAT = ["coastal", *RGB[::-1], "nir", "swir16", "swir22", "pan", "cirrus", "lwir11", "lwir12"]
 LANDSAT_TM = [*RGB[::-1], "nir", "swir16", "lwir", "swir22", "pan"]  # Landsat 4, 5 and 7
 PLAIN = {*SENTINEL2.values(), "vv", "vh", "hh", "hv"}
+SAR_DTYPES = {dtype for scaling in ("amplitude8", "db") for dtype in DTYPES[scaling]}
 FEW = 64  # codes of a label, at most
 SAMPLED, GLANCE_PX = 5, 256  # files whose values are looked at; rows and columns of their centre
 
@@ -73,8 +76,9 @@ class Kind:
     def where(self, fixed: bool, depth: int | None) -> tuple[list[str], str]:
         """Return the folder, in parts, and the pattern of the file names.
 
-        Words that all file names share are kept if ``fixed``. The folder at this depth is a
-        wildcard, even if there is only one, unless its name tells something.
+        The folder at this depth is a wildcard, even if there is only one, unless its name tells
+        something. If ``fixed``, words that all file names share are kept, and the name begins with
+        a wildcard if there is no other, because one is needed.
         """
         columns = list(zip(*(path.parts[:-1] for path in self.paths), strict=True))
         folder = [
@@ -85,6 +89,8 @@ class Kind:
         words = [re.split(r"([_\-. ]+)", path.stem) for path in self.paths]
         if fixed and len({len(w) for w in words}) == 1 < len(words):
             name = _joined([w[0] if len({*w}) == 1 else "*" for w in zip(*words, strict=True)])
+        if fixed and "*" not in "/".join([*folder, name]):
+            name = f"*{name}"
         return folder, f"{name}.{self.ending}"
 
 
@@ -126,8 +132,11 @@ def _joined(words: Sequence[str]) -> str:
     return re.sub(r"\*(?:[_\-. ]+\*)+", "*", "".join(words))
 
 
-def kinds_of(root: Path) -> list[Kind]:
-    """Sort the rasters below a folder by kind; those that cannot be read are left out."""
+def kinds_of(root: Path) -> tuple[list[Kind], dict[Path, str]]:
+    """Sort the rasters below a folder by kind; say which cannot be read, and why.
+
+    Of files in one folder, with names of one kind, the first that can be opened is looked at.
+    """
     alike: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[Path]] = {}
     for path in sorted(root.rglob("*")):
         file, ending = path.relative_to(root), path.suffix.lower()[1:]
@@ -135,13 +144,22 @@ def kinds_of(root: Path) -> list[Kind]:
             parts = tuple(map(_shape, (*file.parts[:-1], file.stem)))
             alike.setdefault((file.parts[:-1], parts, ENDINGS[ending]), []).append(file)
     kinds: dict[tuple[tuple[str, ...], str, int, str], list[Path]] = {}
+    damage: dict[Path, str] = {}
     for (_, parts, ending), files in alike.items():
-        with suppress(DataError), opened(root / files[0]) as source:
-            kinds.setdefault((parts, ending, source.count, source.dtypes[0]), []).extend(files)
-    return [
+        for number, file in enumerate(files):
+            try:
+                with opened(root / file) as source:
+                    form = (parts, ending, source.count, source.dtypes[0])
+            except DataError as error:
+                damage[file] = str(error)
+            else:
+                kinds.setdefault(form, []).extend(files[number:])
+                break
+    found = [
         Kind(parts, ending, tuple(files), count, dtype)
         for (parts, ending, count, dtype), files in kinds.items()
     ]
+    return found, damage
 
 
 def by_role(root: Path, kinds: list[Kind]) -> dict[str, list[Kind]]:
@@ -158,8 +176,8 @@ def by_role(root: Path, kinds: list[Kind]) -> dict[str, list[Kind]]:
         elif kind.count > 2 or not (told["optical"] or codes.dtype.kind == "f"):
             role = "optical"
         else:
-            role = "sar"
-        if not told[role]:
+            role = "sar" if kind.dtype in SAR_DTYPES else ""
+        if role and not told[role]:
             told[role].append(kind)
     return {role: _chosen(root, found) for role, found in told.items() if found}
 

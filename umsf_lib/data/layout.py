@@ -7,6 +7,7 @@ that differ, and pass the path of the copy wherever a layout is asked for.
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -18,7 +19,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeInt,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -145,7 +145,7 @@ class LandClass(Entry):
     """One row of the class table, used by figures, GeoTIFFs, legends and the browser."""
 
     id: Whole  # 0, 1, ...
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     code: Whole  # in the label file; the id where folders are the labels
     rgb: tuple[Byte, Byte, Byte]
     more_codes: tuple[Whole, ...] = ()  # further codes of this class in the label file
@@ -174,7 +174,9 @@ class FileRule(Entry):
 
     rule: Literal["file"]
     files: Names
-    validation_tail: NonNegativeInt  # last training scenes, for a list without a section val
+    validation_tail: Annotated[
+        Whole, Field(ge=0)
+    ]  # last training scenes, for a list without a section val
 
 
 @dataclass(frozen=True)
@@ -360,7 +362,7 @@ def layout_names() -> list[str]:
 def _layout_file(name_or_path: str) -> Path:
     if not name_or_path.endswith((".yaml", ".yml")):
         path = FOLDER / f"{name_or_path}.yaml"
-        if path.is_file():
+        if os.path.isfile(path):  # unlike the method, it bears any name
             return path
         raise ConfigError(
             f"Layout '{name_or_path}' is unknown; choose one of {', '.join(layout_names())}, or "
@@ -368,9 +370,9 @@ def _layout_file(name_or_path: str) -> Path:
         )
     own = expanded(name_or_path)
     for path in (own, project_root() / own):
-        if path.is_file():
+        if os.path.isfile(path):
             return path.resolve()
-    what = "is a folder" if own.is_dir() else "does not exist"
+    what = "is a folder" if os.path.isdir(own) else "does not exist"
     raise ConfigError(f"Layout file {own.absolute()} {what}; check the path.")
 
 

@@ -94,7 +94,7 @@ def _matches(root: Path, layout: Layout, role: str, defects: list[str]) -> dict[
         regex = re.compile(rf"(?s:{text})\.(?i:{ending})")
         found[band] = []
         for where, folder in folders:
-            paths = listing(folder / inner) if (folder / inner).is_dir() else []
+            paths = [path for _, place in _folders(folder, inner) for path in listing(place)]
             named = [(path, regex.fullmatch(composed(path.name))) for path in paths]
             odd |= {path: text for path, match in named if match and (text := _oddity(path))}
             files = [(where, m.groups(), path) for path, m in named if m and path not in odd]
@@ -226,15 +226,18 @@ def require_folder(root: Path) -> None:
     Raises:
         DataError: it is one of these, or it cannot be opened.
     """
-    if root.is_file():
+    if os.path.isfile(root):  # unlike the method, it bears any name
         what = "an archive; unpack it and" if _is_archive(root) else "a file, not a folder;"
         raise DataError(f"{root} is {what} give the folder that holds the scenes.")
-    if not os.path.lexists(root):
+    try:
+        there = listing(root)
+    except DataError as error:
+        if os.path.islink(root) or not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise DataError(
             f"Data folder {root} has no optical folder or any other: it does not exist; check the "
             "data path."
-        )
-    there = listing(root)
+        ) from error
     if not there:
         raise DataError(f"Data folder {root} is empty; check the data path.")
     if all(map(_is_archive, there)):

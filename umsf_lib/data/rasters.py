@@ -6,6 +6,7 @@ Formats that GDAL opens (GeoTIFF, JPEG, PNG) and NumPy's ``.npy`` can be read; G
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -35,6 +36,12 @@ from .stack import BandFiles, Raster, stacked
 TOLERANCE_PX = 0.01
 SAID_PARTS = 4  # listed in a message
 STRIP_PX = 256  # rows read at a time, to limit memory use
+# GDAL's own defaults. Another value in the environment would hide sidecars or damage in silence.
+GDAL_SETTINGS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": False,  # reads .aux.xml, .msk and world files
+    "GDAL_PAM_ENABLED": True,  # reads .aux.xml
+    "GTIFF_IGNORE_READ_ERRORS": False,
+}
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class NumpyRaster:
         values = self.array[(slice(None) if band is None else np.array(band, int) - 1, *part)]
         return np.array(values, values.dtype.newbyteorder("="), order="C")
 
-    def tags(self, band: int = 0) -> dict[str, str]:
+    def tags(self, band: int = 0, ns: str = "") -> dict[str, str]:
         """Return the metadata of the file or of a band: an array has none."""
         return {}
 
@@ -162,8 +169,8 @@ def opened(path: Raster) -> Iterator[Any]:
     Raises:
         DataError: the file cannot be opened or used, or rasterio fails in the ``with`` block.
     """
-    with explained(path), _open(path) as source:
-        if unfit := _unfit(source):
+    with explained(path), rasterio.Env(**GDAL_SETTINGS), _open(path) as source:
+        if unfit := _unfit(source) or _unfit_mask(Path(f"{path}.msk"), source):
             raise DataError(f"{path} {unfit}.")
         yield source
 
@@ -208,6 +215,20 @@ def _unfit(source: Any) -> str:
     if not math.isfinite(turned + t.c + t.f) or not turned:
         return f"has no usable place: its transform is {tuple(t)[:6]}; correct it or leave it out"
     return ""
+
+
+def _unfit_mask(path: Path, source: Any) -> str:
+    """Say why the mask file beside a dataset is none that GDAL reads rightly; empty if it is."""
+    if not os.path.lexists(path):
+        return ""
+    with opened(path) as mask:
+        size = f"{mask.width} x {mask.height} px"
+    if mask.shape == source.shape and MaskFlags.per_dataset in source.mask_flag_enums[0]:
+        return ""
+    why = "lacks the tag INTERNAL_MASK_FLAGS_1, so GDAL leaves it out"
+    if mask.shape != source.shape:
+        why = f"is {size}, and the file {source.width} x {source.height} px"
+    return f"has a mask {path} that {why}; write the mask anew (rasterio: write_mask) or remove it"
 
 
 def grid_of(source: Any) -> Grid:
@@ -367,6 +388,8 @@ def write_raster(
             if units is not None:
                 target.scales, target.offsets = units
         write_atomically(path, lambda temporary: temporary.write_bytes(memory.getbuffer()))
+    for ending in (".msk", ".ovr"):  # of an older raster
+        Path(f"{path}{ending}").unlink(missing_ok=True)
     _write_names(Path(f"{path}.aux.xml"), class_names)
 
 

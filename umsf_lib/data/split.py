@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from unicodedata import normalize
 
 from ..config import DataError, composed, read_text
 from .layout import PARTS, FileRule, ListsRule, NamesRule, SplitRule
@@ -18,7 +19,8 @@ Parts = dict[str, list[str]]  # train, val, test -> names of scenes
 IMAGE = re.compile(
     r"\.(tiff?|jpe?g|jp2|png|bmp|gif|img|vrt|np[yz]|mat|hdf5?|h5|nc)$", re.IGNORECASE
 )
-HEADER = re.compile(r"(train|val|test)(ing|id|idation)?\s*[:\uff1a]", re.IGNORECASE)
+HEADER = re.compile(r"(train|val|test)(ing|id|idation)?\s*[:\uff1a](.*)", re.IGNORECASE)
+COMMENT = re.compile(r"\s#")  # behind a name
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def divide(
             return Split(
                 _in_order(names, files), [f"in order of names, without {', '.join(wanted)}"]
             )
-        split = _by_lists(root, rule, lists, _finder(names, files), set(names))
+        split = _by_lists(root, rule, lists, _Finder(names, files), set(names))
     elif isinstance(rule, NamesRule):
         split = _by_patterns(rule, names)
     elif rule.rule == "folders":
@@ -86,10 +88,11 @@ def divide(
         parts |= _hold_out(parts["train"])
         split.notes.append("val is the end of train, because no other scenes are for validation")
     if not parts["train"]:
+        listed = f": {split.notes[0]}" if split.doubts else ""
         where = " or ".join(getattr(rule, "files", getattr(rule, "train", ["train/"])))
         raise DataError(
             f"None of the training scenes in {root}: {where} is among the {len(names)} scenes "
-            f"found ({some(names)}); correct or remove the lists."
+            f"found ({some(names)}){listed}; correct or remove the lists."
         )
     used = {name for members in parts.values() for name in members}
     if left := [name for name in names if name not in used]:
@@ -98,22 +101,32 @@ def divide(
 
 
 def _by_patterns(rule: NamesRule, names: Sequence[str]) -> Split:
-    parts: Parts = {part: [] for part in PARTS}
-    held = {"val": rule.val or (), "test": rule.test}
-    for name in names:
-        found = [p for p, globs in held.items() if any(fnmatchcase(name, g) for g in globs)]
-        parts[found[0] if found else "train"].append(name)
+    globs = {"val": rule.val or (), "test": rule.test}
+    hits = {  # a pattern that is the name of a scene, such as a[1], means that one
+        glob: {glob} if glob in names else {name for name in names if fnmatchcase(name, glob)}
+        for part in globs.values()
+        for glob in part
+    }
+    found = {part: {name for glob in globs[part] for name in hits[glob]} for part in globs}
+    val, test = found["val"], found["test"] - found["val"]
+    held = {"train": set(names) - val - test, "val": val, "test": test}
+    parts = {part: [name for name in names if name in held[part]] for part in PARTS}
+    notes = []
+    if idle := [glob for glob, matched in hits.items() if not matched]:
+        notes.append(f"{len(idle)} of {len(hits)} patterns match no scene ({some(idle)})")
+    if both := [name for name in names if name in val & found["test"]]:
+        notes.append(f"{len(both)} scenes of val match test, too ({some(both)})")
     doubts = [
-        f"split.{part} in the layout is {', '.join(globs)}, which matches none of the {len(names)} "
-        f"scenes ({some(names)}); correct it there."
-        for part, globs in held.items()
-        if globs and not parts[part]
+        f"split.{part} in the layout is {', '.join(globs[part])}, which matches none of the "
+        f"{len(names)} scenes ({some(names)}); correct it there."
+        for part in globs
+        if globs[part] and not found[part]
     ]
     if parts["train"]:
-        return Split(parts, [], doubts)
+        return Split(parts, notes, doubts)
     doubt = "split.val and split.test in the layout match every scene, so none is left to train, "
     doubt += "and scenes are split in the order of their names; correct the patterns there."
-    return Split(_in_order(names, {}), [], [*doubts, doubt])
+    return Split(_in_order(names, {}), notes, [*doubts, doubt])
 
 
 def _by_folders(files: Mapping[str, Sequence[Path]], names: Sequence[str]) -> Parts:
@@ -133,11 +146,11 @@ def _by_lists(
     root: Path,
     rule: FileRule | ListsRule,
     paths: Mapping[str, Path],
-    find: Callable[[str], str | None],
+    finder: _Finder,
     there: Set[str],
 ) -> Split:
     """Read the members of the parts from lists, and keep those that are there."""
-    parts = _read_lists(paths, find)
+    parts = _read_lists(paths, finder)
     lost = {part: [n for n in listed if n not in there] for part, listed in parts.items()}
     doubts = [
         f"None of the {len(unknown)} names of {part} in {paths.get(part) or paths['']} "
@@ -162,7 +175,12 @@ def _lists(root: Path, rule: FileRule | ListsRule) -> dict[str, Path]:
     else:
         wanted = {"train": rule.train, **({"val": rule.val} if rule.val else {}), "test": rule.test}
     found = {
-        part: [root / n for n in names if os.path.lexists(root / n)]
+        part: [
+            path
+            for name in names
+            for form in ("NFC", "NFD")
+            if os.path.lexists(path := root / normalize(form, name))
+        ]
         for part, names in wanted.items()
     }
     paths = {part: files[0] for part, files in found.items() if files}
@@ -176,7 +194,7 @@ def _lists(root: Path, rule: FileRule | ListsRule) -> dict[str, Path]:
     return paths
 
 
-def _read_lists(paths: Mapping[str, Path], find: Callable[[str], str | None]) -> Parts:
+def _read_lists(paths: Mapping[str, Path], finder: _Finder) -> Parts:
     """Return the names listed for each part: of a scene, or as listed if there is no such scene."""
     parts: Parts = {part: [] for part in PARTS}
     seen: dict[str, str] = {}
@@ -184,11 +202,13 @@ def _read_lists(paths: Mapping[str, Path], find: Callable[[str], str | None]) ->
         sections = not part
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             text, place = line.strip(), f"{path} line {number}"
-            header = HEADER.fullmatch(text) if sections else None
+            header = HEADER.fullmatch(COMMENT.split(text)[0]) if sections else None
+            if header and header[3].strip():
+                raise DataError(f"{place}: '{text}' names scenes; give each a line below its part.")
             if header:
                 part = header[1].lower()
                 continue
-            name = _scene_on(text, find, place)
+            name = finder.scene_on(text, place)
             if not name:
                 continue
             if sections and name.endswith(":"):
@@ -202,51 +222,56 @@ def _read_lists(paths: Mapping[str, Path], find: Callable[[str], str | None]) ->
     return parts
 
 
-def _scene_on(line: str, find: Callable[[str], str | None], place: str) -> str:
-    """Return the scene that a line names; the line if there is no such scene, '' for a comment.
+class _Finder:
+    """Finds the scenes that the lines of a list name."""
 
-    The line holds a name or a file, with or without folders, or several files of one scene.
-    """
-    if name := None if line.startswith("#") and re.search(r"[\s/\\]", line) else find(line):
-        return name
-    if line.startswith("#"):
-        return ""
-    line = re.split(r"\s#", line)[0]
-    for fields in ([line], re.split(r"[,;\t]", line), re.split(r"[,;\s]+", line)):
-        found = sorted({name for text in fields if (name := find(text))})
-        if len(found) > 1:
-            raise DataError(f"{place} names {len(found)} scenes ({some(found)}); keep one.")
-        if found:
-            return found[0]
-    return line
+    def __init__(self, names: Sequence[str], files: Mapping[str, Sequence[Path]]) -> None:
+        """Collect what may stand for each scene: its name, and its files with or without ending."""
+        self.exact: dict[str, set[str]] = {}
+        for name, paths in files.items():
+            for key in {text for path in paths for text in (path.stem, path.name)}:
+                self.exact.setdefault(composed(key), set()).add(name)
+        self.exact |= {name: {name} for name in names}
+        self.loose: dict[str, set[str]] = {}
+        for key, found in self.exact.items():
+            self.loose.setdefault(key.casefold(), set()).update(found)
+        marks = (re.compile(r"[,;\t]"), re.compile(r"[,;\s]+"))
+        # What names hold does not separate them: "site 3" is not "site".
+        self.separators = [m for m in marks if not any(map(m.search, self.exact))]
 
+    def find(self, text: str) -> str | None:
+        """Return the scene of a name or file; None: there is none, or files do not tell it.
 
-def _finder(
-    names: Sequence[str], files: Mapping[str, Sequence[Path]]
-) -> Callable[[str], str | None]:
-    """Return a function that finds the scene of a name or file; None: there is none.
-
-    Case counts only where scenes differ in nothing else. A dot begins an extension only if that of
-    an image follows.
-    """
-    exact = {composed(key): n for n, ps in files.items() for p in ps for key in (p.stem, p.name)}
-    exact |= {name: name for name in names}
-    loose: dict[str, set[str]] = {}
-    for key, name in exact.items():
-        loose.setdefault(key.casefold(), set()).add(name)
-
-    def find(text: str) -> str | None:
-        file = re.split(r"[/\\]", text.strip(" \t\"'"))[-1].strip()
-        keys = [file, IMAGE.sub("", file).strip()]
-        for key in keys:
-            if key in exact:
-                return exact[key]
-        for key in keys:
-            if len(found := loose.get(key.casefold(), set())) == 1:
-                return next(iter(found))
+        Case counts only where scenes differ in nothing else. A dot begins an extension only if that
+        of an image follows. Folders tell scenes whose files have the same name.
+        """
+        *folders, file = re.split(r"[/\\]", text.strip(" \t\"'"))
+        keys = [file.strip(), IMAGE.sub("", file).strip()]
+        for table, folded in ((self.exact, keys), (self.loose, [key.casefold() for key in keys])):
+            for key in folded:
+                found = table.get(key, set())
+                if len(told := found if len(found) == 1 else found & set(folders)) == 1:
+                    return next(iter(told))
         return None
 
-    return find
+    def scene_on(self, line: str, place: str) -> str:
+        """Return the scene that a line names; the line if there is none, '' for a comment.
+
+        The line holds a name or a file, with or without folders, or several files of one scene.
+        """
+        comment = line.startswith("#")
+        if name := None if comment and re.search(r"[\s/\\]", line) else self.find(line):
+            return name
+        if comment:
+            return ""
+        line = COMMENT.split(line)[0]
+        for fields in ([line], *(separator.split(line) for separator in self.separators)):
+            found = sorted({name for text in fields if (name := self.find(text))})
+            if len(found) > 1:
+                raise DataError(f"{place} names {len(found)} scenes ({some(found)}); keep one.")
+            if found:
+                return found[0]
+        return line
 
 
 def _hold_out(train: list[str], tail: int = 0) -> Parts:

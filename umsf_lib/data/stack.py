@@ -87,6 +87,7 @@ def _misfit(source: Any, fine: Any) -> str:
         ("coordinate system", source.crs, fine.crs),
     ):
         if own != other:
+            own, other = own or "none", other or "none"
             return f"has {what} {own}, but {fine.name} has {other}; convert one of them"
     if not _nests(source, fine):
         own, other = (

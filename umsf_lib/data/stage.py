@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from ..config import ConfigError, DataError
+from ..config import ConfigError, DataError, read_text
 from ..progress import Progress, each
 from ..run import (
     MORE_SPACE,
@@ -81,7 +81,7 @@ def prepare(
     """
     scenes = find_scenes(root, layout)
     split = split_scenes(root, layout, scenes)
-    key = digest([layout.source.read_text(encoding="utf-8"), _stamp(scenes)])
+    key = digest([read_text(layout.source), _stamp(scenes)])
     folder = (target or project_root() / "data" / "prepared") / key
     manifest = folder / "manifest.json"
     there = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
@@ -98,16 +98,18 @@ def prepare(
 
 
 def _stamp(scenes: list[Scene]) -> list[Any]:
-    """Return path, size and time of each file that decides the pixels, sidecars included.
+    """Return the names of the scenes, and path, size and times of each file that decides pixels.
 
-    The maps are made anew if any of them changes or another one appears.
+    The maps are made anew if any file changes or another one appears. The time of the last change
+    of status (ctime) shows new content even where the time of modification is kept or restored.
     """
     rasters = [raster for scene in scenes for raster, _ in scene.files().values()]
-    paths = [path for raster in rasters for path in paths_of(raster)]
+    paths = deciding_files(path for raster in rasters for path in paths_of(raster))
     if gone := [path for path in paths if not path.exists()]:
         raise DataError(f"{gone[0]} is missing: its link is broken; restore the file there.")
-    files = [(path.resolve(), path.stat()) for path in deciding_files(paths)]
-    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+    files = [(path.resolve(), path.stat()) for path in paths]
+    times = [[str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in files]
+    return [[scene.name for scene in scenes], *times]
 
 
 def _check_arrays(folder: Path, progress: Progress | None) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.dtypes import in_dtype_range
+from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
 from .form import tags_of
@@ -23,6 +25,10 @@ THINNED_PX = 1024  # margins are searched on every n-th row and column, about th
 LEAST_MARGIN, LEAST_OUTLINE = 0.01, 0.05  # shares of a scene and of its outline
 TYPICAL_FILLS = (0, 255, 65535, -9999, -32768)  # as are the lowest and highest value of a band
 BULK = 0.1  # share of values
+NEUTRAL = ("", "0", "0.0", "1", "1.0")  # scales and offsets
+# Tags of Sentinel-2 and of NetCDF's conventions that GDAL does not apply.
+UNITS = re.compile("(BOA|RADIO)_ADD_OFFSET|^(add_offset|scale_factor)$")
+FEW = 100  # values, from which nothing is concluded
 SAID_SCENES = 3  # listed in a message
 
 
@@ -41,7 +47,7 @@ class Look:
             scale, offset = scaling_of(source, bands)
             self.tags = tags_of(scale, offset)
             self.integers = np.dtype(source.dtypes[0]).kind in "iu" and (scale == 1).all()
-            self.add_offset = "" if self.tags else _add_offset(source)
+            self.remarks = [*_remarks(source, sensor, self.tags)]
             self.nodata = source.nodata if sensor.nodata is None else sensor.nodata
         self.sensor, self.step = sensor, step
         self.low = np.full(len(bands), math.inf)
@@ -87,13 +93,24 @@ class Look:
         self._samples, self._thinned = [], []
 
 
-def _add_offset(source: Any) -> str:
-    """Return an offset that only the metadata of Sentinel-2 name, such as ``BOA_ADD_OFFSET``."""
-    for band in (0, *source.indexes):
-        for key, value in source.tags(band).items():
-            if re.search("(BOA|RADIO)_ADD_OFFSET", key) and value.strip() not in ("", "0"):
-                return f"{key} {value}"
-    return ""
+def _remarks(source: Any, sensor: Sensor, tags: str) -> Iterator[str]:
+    """Say what a header means for the values; of their units, only ``tags`` are applied."""
+    dtype = source.dtypes[0]
+    if sensor.nodata is not None and not in_dtype_range(sensor.nodata, dtype):
+        yield f"are {dtype}, which cannot hold nodata {sensor.nodata:g} of the layout; correct it"
+    named = (item for band in (0, *source.indexes) for item in source.tags(band).items())
+    units = [f"{k} {v}" for k, v in named if UNITS.search(k) and v.strip() not in NEUTRAL]
+    if units and not tags:
+        yield (
+            f"name {units[0]} in their metadata, but have no scale or offset tag, so it is not "
+            "applied (if it should be: gdal_translate -a_offset VALUE -a_scale VALUE IN OUT.tif)"
+        )
+    colors = source.colormap(1) if source.colorinterp[0] is ColorInterp.palette else {}
+    if any(rgba[:3] != (value,) * 3 for value, rgba in colors.items()):  # no scale of greys
+        yield (
+            "have a colour table; if their values are numbers of its colours and no measures, use "
+            "the file from which they were made"
+        )
 
 
 def look_at(scene: Scene, share: float) -> tuple[int, dict[str, Look]]:
@@ -130,7 +147,7 @@ def margins(band: NDArray[Any], known: NDArray[np.bool_]) -> Iterator[tuple[str,
     ``known`` pixels are those that nothing declares to be nodata.
 
     Yields:
-        The value, and its share of the pixels in such parts, if it is at least ``LEAST_MARGIN``.
+        The value, and its share of the pixels in such parts, from ``LEAST_MARGIN`` to below 1.
     """
     sides = [band[0], band[-1], band[:, 0], band[:, -1]]
     edge = [known[0], known[-1], known[:, 0], known[:, -1]]
@@ -147,7 +164,7 @@ def margins(band: NDArray[Any], known: NDArray[np.bool_]) -> Iterator[tuple[str,
             touching = np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))
             large = sizes[touching[touching > 0]]
             share = float(large[large > LEAST_MARGIN / 4].sum())  # the others are specks
-            if share >= LEAST_MARGIN:
+            if LEAST_MARGIN <= share < 1:  # else the band is constant
                 yield str(value).removesuffix(".0"), share
 
 
@@ -178,19 +195,16 @@ def warnings_of(layout: Layout, looks: dict[str, dict[str, Look]]) -> list[str]:
             low = min(s.low.min() for s in odd.values())
             high = max(s.high.max() for s in odd.values())
             found.append(
-                f"{SPOKEN[role]} values ({low:.4g} to {high:.4g}) {text}: {_listed(odd, seen)}."
+                f"{SPOKEN[role]} values ({low:.4g} to {high:.4g}) {text}: {listed(odd, seen)}."
             )
-        offsets = {name: s for name, s in seen.items() if s.add_offset}
-        if offsets:
-            found.append(
-                f"{SPOKEN[role]} files name {next(iter(offsets.values())).add_offset} in their "
-                "metadata, but have no offset tag, so it is not applied (if it should be: "
-                f"gdal_translate -a_offset VALUE IN OUT.tif): {_listed(offsets, seen)}."
-            )
+        for text in dict.fromkeys(text for s in seen.values() for text in s.remarks):
+            odd = {name: s for name, s in seen.items() if text in s.remarks}
+            found.append(f"{SPOKEN[role]} files {text}: {listed(odd, seen)}.")
     return found
 
 
-def _listed(some: Collection[str], all_: Collection[str]) -> str:
+def listed(some: Collection[str], all_: Collection[Any]) -> str:
+    """Say how many of all scenes these are, and name the first."""
     names = [*list(some)[:SAID_SCENES], *(["..."] if len(some) > SAID_SCENES else [])]
     return f"{len(some)} of {len(all_)} scenes ({', '.join(names)})"
 
@@ -206,7 +220,7 @@ def _margin_warnings(layout: Layout, role: str, seen: dict[str, Look]) -> Iterat
         if any(s.nodata not in (None, float(value)) for s in seen.values()):
             advice = "set these pixels to the nodata value, or hide them by a mask in the file"
         yield (
-            f"{SPOKEN[role]} value {value} fills connected margins of {_listed(odd, seen)}, up to "
+            f"{SPOKEN[role]} value {value} fills connected margins of {listed(odd, seen)}, up to "
             f"{most:.1%} of a scene (bands {', '.join(bands)}), and counts as data; if it means no "
             f"data, {advice}."
         )
@@ -216,9 +230,13 @@ def _misfits(look: Look) -> Iterator[str]:
     """Say how values do not fit the scaling of their sensor."""
     scaling, low, high = look.sensor.scaling, look.low.min(), look.high.max()
     below = (look.sample < 0).mean(axis=1).max()
-    for band, flat in zip(look.sensor.bands, look.low == look.high, strict=True):
-        if flat:
+    for band, *ends, values in zip(
+        look.sensor.bands, look.low, look.high, look.sample, strict=True
+    ):
+        if ends[0] == ends[1]:
             yield f"are all the same in band {band}"
+        elif ends in ([0, 255], [0, 65535]) and values.size > FEW and np.isin(values, ends).all():
+            yield f"are only 0 and {ends[1]:g} in band {band}, as transparency is: do not name it"
     if scaling == "reflectance" and below > BULK:
         yield "are often below 0, as reflectance is not"
     if scaling == "db":
@@ -234,6 +252,8 @@ def _misfits(look: Look) -> Iterator[str]:
     elif scaling == "reflectance" and not look.integers:
         if high > 2:
             yield "are too high for reflectance in floats or scaled, which hardly exceeds 1"
+        if high < 0.01:
+            yield "are too low for reflectance in floats or scaled; was it scaled twice?"
     elif scaling == "reflectance":
         if high > 20_000:
             yield "are too high for reflectance x 10 000; look for fill values or another scale"

@@ -189,7 +189,10 @@ def draw_layer(ax: Axes, path: Path, layer: str, window: Window) -> Sequence[tup
         return []
     if layer in ("label", "prediction"):
         classes = class_table(path)
-        ids = np.where(np.isin(values[0], [row.id for row in classes]), values[0], IGNORE)
+        id_of = np.full(256, IGNORE, np.uint8)
+        for row in classes:
+            id_of[row.code] = row.id
+        ids = id_of[values[0]]
         show_picture(ax, label_image(ids, classes), layer, pixel_m)
         return class_entries(present_classes(ids, classes))
     if layer == "error":
@@ -213,7 +216,7 @@ def _read(path: Path, window: Window) -> tuple[Array, float | None]:
 
 
 def class_table(path: Path) -> list[LandClass]:
-    """Read the names and colours of a class map; class ids are the codes in the file.
+    """Read the names, codes and colours of a class map; ids are numbered anew.
 
     Raises:
         DataError: the file has no colour table, or there is no file with its class names.
@@ -228,8 +231,11 @@ def class_table(path: Path) -> list[LandClass]:
             f"{path} has no colour table, or {names_path.name} beside it no class names "
             f"({error}): run notebooks/06_tsne_and_maps.ipynb again."
         ) from error
-    named = [(code, name) for code, name in enumerate(names) if name]
-    return [LandClass(id=code, name=name, code=code, rgb=colors[code][:3]) for code, name in named]
+    codes = [code for code, name in enumerate(names) if name]
+    return [
+        LandClass(id=number, name=names[code], code=code, rgb=colors[code][:3])
+        for number, code in enumerate(codes)
+    ]
 
 
 def browser_widgets(state: BrowserState) -> ipywidgets.VBox:
