@@ -290,3 +290,15 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0 and capsys.readouterr().out == f"umsf {__version__}\n"
+
+
+def test_a_contradiction_leaves_the_executed_copy_alone(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
+    copy = Run.open(load_config("tiny"), "mine").path("notebooks", "05_evaluation.ipynb")
+    copy.parent.mkdir()
+    copy.write_text("good")
+    assert main(["notebook", "05_evaluation", "--run", "mine", "--seed", "3"]) == 2
+    err = capsys.readouterr().err
+    assert "made with other settings (seed 0 -> 3)" in err and err.count("\n") == 1
+    assert copy.read_text() == "good"

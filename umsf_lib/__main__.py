@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.function(options)
         sys.stdout.flush()  # at exit nobody could say that the disk is full
     except BrokenPipeError:  # as before ``| head``; 141 is what a shell says of other commands
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
+        with open(os.devnull, "wb") as nowhere:  # where the flush at exit goes
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return 141
     except (UmsfError, OSError) as error:
         print("umsf:", str(error).replace("\n", "\\n"), file=sys.stderr)  # one line

@@ -161,7 +161,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
         Path of the executed notebook.
 
     Raises:
-        ConfigError: the name or a parameter is unknown, or a parameter has the wrong type.
+        ConfigError: the name or a parameter is unknown, a parameter has the wrong type, or the
+            run was made with other settings.
         MissingStageError: the notebook makes nothing, and there is no such run.
         UmsfError: a cell failed; the message is that of the cell's error.
     """
@@ -176,8 +177,8 @@ def run_notebook(name: str, parameters: Mapping[str, Any], timeout_s: int = CELL
     given = {k: parameters[k] for k in ("data", "layout", "seed", "overrides") if k in parameters}
     config = load_config(parameters.get("profile", "quick"), **given)
     folder = Run.folder_of(config, parameters.get("run", ""))
-    if name.endswith(READER):
-        Run.open(config, folder.name, create=False)
+    if name.endswith(READER) or (folder / "manifest.json").is_file():
+        Run.open(config, folder.name, create=False)  # before a good copy is overwritten
     target = folder / "notebooks" / f"{name}.ipynb"
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
