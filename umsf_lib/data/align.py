@@ -56,7 +56,7 @@ def align(
 
     Args:
         root: data folder.
-        layout: where and how the data set stores its files.
+        layout: of the files in ``root``.
         target: new data folder, outside ``root``.
         resampling: for SAR and DEM, one of ``RESAMPLINGS``; labels always use ``nearest``.
         progress: told of each scene, then of each copied file.
@@ -76,19 +76,15 @@ def align(
     moved, kept = {}, set()
     for scene in each(find_scenes(root, layout), progress, "resample"):
         grid = scene.profile()
-        for path, role, sensor in (
-            (path, role, sensor)
-            for role, (raster, sensor) in scene.files().items()
-            for path in paths_of(raster)  # bands are resampled one by one
-        ):
-            with opened(path) as source:
-                same = not grid_defect(scene.optical, grid, path, grid_of(source))
-            if same or role == "optical":
-                kept.add(path)
-            else:
-                method = Resampling["nearest" if role == "label" else resampling]
-                copy = target / path.relative_to(root)
-                moved[path] = _write_aligned(path, copy, scene, sensor, method)
+        for role, (raster, sensor) in scene.files().items():
+            for path in paths_of(raster):  # bands are resampled one by one
+                with opened(path) as source:
+                    same = not grid_defect(scene.optical, grid, path, grid_of(source))
+                if same or role == "optical":
+                    kept.add(path)
+                else:
+                    copy = target / path.relative_to(root)
+                    moved[path] = _write_aligned(path, copy, scene, sensor, resampling)
     beside = {path for path in root.iterdir() if path.is_file() and path.name[0] != "."}
     beside -= {*moved, *(file for files in sidecars_of(moved).values() for file in files)}
     copied = sorted(beside.union(kept, *sidecars_of(kept).values()))
@@ -107,13 +103,14 @@ def _copy(path: Path, target: Path) -> None:
 
 
 def _write_aligned(
-    path: Path, target: Path, scene: Scene, sensor: Sensor | None, resampling: Resampling
+    path: Path, target: Path, scene: Scene, sensor: Sensor | None, resampling: str
 ) -> float:
     """Resample a file to the grid of its scene and return the share of pixels with data.
 
     Pixels are nodata where the file does not reach, and where it declares no data.
     """
     grid, named = scene.profile(), len(sensor.bands) if sensor else 1
+    method = Resampling[resampling if sensor else "nearest"]
     with opened(path) as source:
         check_placed(str(path), source)
         bands, masks = data_bands(source, named), declared_valid(source, None, named)  # (C, h, w)
@@ -132,7 +129,7 @@ def _write_aligned(
             values = source.read(band)
             if nodata is not None:
                 values[~valid] = nodata
-            reproject(values, aligned, resampling=resampling, **place)
+            reproject(values, aligned, resampling=method, **place)
         names, units = [source.descriptions[i - 1] for i in bands], scaling_of(source, bands)
     form: dict[str, Any] = {"descriptions": names if all(names) else None, "units": units}
     write_raster(target, array, crs=grid.crs, transform=grid.transform, nodata=nodata, **form)

@@ -79,13 +79,7 @@ def train(
         Stopped: Ctrl-C or SIGTERM stopped the training.
     """
     state = _State(module, optimizer, generator, checkpoints)
-
-    def tell() -> None:
-        if progress:
-            progress(state.done, steps, state.rows[-1] if state.rows else {})
-
-    if state.done < steps:
-        tell()
+    state.tell(progress, steps)
     with delayed_signals(enabled=checkpoints is not None) as signals:
         while state.done < steps:
             with state.explained(batch):
@@ -94,7 +88,7 @@ def train(
                     after_step(state.done - 1)
                 if state.done % log_every == 0 or state.done == steps:
                     state.log(metrics)
-                tell()
+                state.tell(progress, steps)
                 state.save_if_due(steps, signals)
     return state.rows
 
@@ -121,6 +115,11 @@ class _State:
             optimizer.load_state_dict(saved["optimizer"])
             restore_random_state(saved["random"], generator)
             self.rows, self.done = saved["rows"], saved["step"]
+
+    def tell(self, progress: Progress | None, steps: int) -> None:
+        """Tell the step and the newest row of the log."""
+        if progress:
+            progress(self.done, steps, self.rows[-1] if self.rows else {})
 
     def step(self, loss_of: LossOf, steps: int, warmup: int, amp: bool) -> Metrics:
         """Take one step of the optimiser; return what it may log."""
