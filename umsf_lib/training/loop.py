@@ -52,7 +52,7 @@ def train(
     batch: tuple[str, int],
     warmup: int = 0,
     amp: bool = False,
-    after_step: Callable[[int], None] | None = None,
+    after_step: Callable[[int], None] = lambda step: None,
     checkpoints: Checkpoints | None = None,
     log_every: int = 10,
     progress: Progress | None = None,
@@ -79,13 +79,13 @@ def train(
         Stopped: Ctrl-C or SIGTERM stopped the training.
     """
     state = _State(module, optimizer, generator, checkpoints)
-    state.tell(progress, steps)
+    if state.done < steps:
+        state.tell(progress, steps)
     with delayed_signals(enabled=checkpoints is not None) as signals:
         while state.done < steps:
             with state.explained(batch):
                 metrics = state.step(loss_of, steps, warmup, amp)
-                if after_step:
-                    after_step(state.done - 1)
+                after_step(state.done - 1)
                 if state.done % log_every == 0 or state.done == steps:
                     state.log(metrics)
                 state.tell(progress, steps)
