@@ -69,8 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, function: Any, about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about)
-        added.set_defaults(function=function)
-        added.set_defaults(**OPTIONS, stale="")
+        added.set_defaults(function=function, **OPTIONS, stale="")
         added.add_argument("--profile", help="profile (default quick)")
         added.add_argument("--data", help="folder of scenes; default: synthetic")
         added.add_argument("--layout", help="layout name or YAML file")

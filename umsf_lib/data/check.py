@@ -108,7 +108,7 @@ def _facts(scene: Scene, share: float) -> SceneFacts:
             grid = grid_of(source) if role == "optical" else grid
     if grid and not defects:
         try:
-            codes = scene.label_codes()
+            codes = scene.label_codes
             valid_px, looks = look_at(scene, share)
             if not valid_px:
                 looks = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,16 @@ class Scene:
                     found += grid_defect(self.optical, grids["optical"], path, grids[role])
                 if role == "label":
                     found += nodata_classes(self.layout, path)
-                    found += unknown_codes(self.label_codes(), self.layout, path)
+                    found += unknown_codes(self.label_codes, self.layout, path)
             except DataError as error:  # unreadable: nothing to compare
                 found.append(str(error))
         return found
 
+    @cached_property
     def label_codes(self) -> Counter[int]:
-        """Count the pixels of each label code, strip by strip, but those the file says are nodata.
+        """Number of pixels of each label code, without those that the file says are nodata.
+
+        The file is read once, strip by strip.
 
         Raises:
             DataError: the file cannot be read.
