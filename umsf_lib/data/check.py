@@ -12,7 +12,7 @@ from pathlib import Path
 from ..config import DataError
 from ..progress import Progress, each
 from .form import form_defects
-from .layout import Layout, layout_names, load_layout
+from .layout import Layout, layout_names, load_layout, usual_standardisation
 from .map_sheets import leakage
 from .pairing import pair_files, require_folder
 from .rasters import Grid, grid_of, opened, pixel_size_m
@@ -22,6 +22,7 @@ from .values import SAMPLE, Look, listed, look_at, table, warnings_of
 
 LOOKED_AT = 200  # number of scenes read to guess a layout, at most
 LEAST_PIXEL_M = 1e-3
+TITLES = {"optical": "Optical", "sar": "SAR", "dem": "DEM"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def report(found: Survey) -> list[str]:
         f"Size: {_tally(f'{grid.width} x {grid.height} px' for grid in grids)}",
         f"CRS: {_tally(places)}",
     ]
-    for role, title in (("optical", "Optical"), ("sar", "SAR"), ("dem", "DEM")):
+    for role, title in TITLES.items():
         if sensor := layout.in_file(role):
             bands = f"{len(sensor.bands)} x {_tally(s.dtypes.get(role, '') for s in scenes)}"
             nodata = "as the file declares" if sensor.nodata is None else f"{sensor.nodata:g}"
@@ -136,6 +137,7 @@ def report(found: Survey) -> list[str]:
             tags = _tally(s.looks[role].tags for s in scenes if role in s.looks)
             applied = f", {tags} applied" if "scale" in tags else ""
             lines.append(f"{title}: {bands} {listed}, nodata {nodata}{applied}")
+    lines += [_standardised(layout, role) for role in ("optical", "sar") if role in layout.folders]
     read = [(s.valid_px, s.grid.height * s.grid.width) for s in scenes if s.valid_px and s.grid]
     share = sum(valid for valid, _ in read) / max(sum(size for _, size in read), 1)
     lines.append(f"Valid pixels: {share:.1%} of the {len(read)} scenes without defects")
@@ -152,6 +154,25 @@ def report(found: Survey) -> list[str]:
         lines.append(f"{title}: {len(texts) or 'none'}")
         lines += [f"  {number}. {text}" for number, text in enumerate(texts, start=1)]
     return lines
+
+
+def _standardised(layout: Layout, role: str) -> str:
+    """Say how the values of a sensor are standardised, and why."""
+    sensor = layout.sensor(role)
+    how, why = {
+        "set": ("over all training scenes", f"{sensor.scaling} values mean the same in all scenes"),
+        "shrunken": (
+            "halfway between each scene and all training scenes",
+            "8-bit values may be stretched scene by scene",
+        ),
+        "scene": ("scene by scene", ""),
+    }[sensor.standardise]
+    usual = sensor.standardise == usual_standardisation(sensor.scaling)
+    why = f"because {why}" if usual else "as the layout says"
+    return (
+        f"{TITLES[role]}: standardised {how}, {why} "
+        f"(standardise: {sensor.standardise} in the layout)"
+    )
 
 
 def _tally(values: Iterable[str]) -> str:

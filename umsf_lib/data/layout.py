@@ -67,6 +67,15 @@ def _refuse_truth(value: Any) -> Any:
     return value
 
 
+def usual_standardisation(scaling: Any) -> str:
+    """Return the ``standardise`` of a sensor whose layout does not say it.
+
+    Calibrated values mean the same in all scenes. 8-bit products may be stretched scene by scene,
+    so their levels compare only in part.
+    """
+    return "shrunken" if scaling in ("stretched8", "amplitude8") else "set"
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
 Whole = Annotated[int, BeforeValidator(_refuse_truth)]
 Nodata = Annotated[float, BeforeValidator(_refuse_truth)]
@@ -85,17 +94,21 @@ class Sensor(Entry):
     bands: Names
     scaling: str  # key of DTYPES
     nodata: Nodata | None = None  # None: as the file declares; NaN and Inf are always invalid
-    # "scene": with its own mean and std; "set": with those of the training scenes.
-    standardise: Literal["scene", "set"] = "set"
+    # "set": with mean and std of the training scenes; "scene": with those of each scene;
+    # "shrunken": with the mean of both, so levels count but do not mislead.
+    standardise: Literal["set", "shrunken", "scene"] = "set"
 
     @model_validator(mode="before")
     @classmethod
     def _usual_standardisation(cls, given: Any) -> Any:
-        # 8-bit products are stretched scene by scene, so their absolute level has no meaning.
-        # Calibrated values have the same meaning in all scenes.
-        if isinstance(given, dict) and given.get("scaling") in ("stretched8", "amplitude8"):
-            return {"standardise": "scene"} | given
+        if isinstance(given, dict) and "scaling" in given:
+            return {"standardise": usual_standardisation(given["scaling"])} | given
         return given
+
+    @property
+    def own_share(self) -> float:
+        """Weight of a scene's own mean and std beside those of the training scenes."""
+        return {"set": 0.0, "shrunken": 0.5, "scene": 1.0}[self.standardise]
 
     @field_validator("bands")
     @classmethod

@@ -134,17 +134,21 @@ def standardisation(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return sensor -> mean and std, each ``(S, C) float32``, to standardise each scene with.
 
-    Where the layout says ``standardise: scene``, they are the scene's own; otherwise they are those
-    of the training scenes. They are never those of a patch, which would remove differences in
-    radiometry within the scene.
+    The layout's ``standardise`` says whose they are: ``set`` those of the training scenes, ``scene``
+    those of the scene, ``shrunken`` the mean of both. They are never those of a patch, which would
+    remove differences in radiometry within the scene.
     """
     result = {}
     for role, table in statistics.items():
-        own = scenes.layout.sensor(role).standardise == "scene"
-        rows = [(r.mean[role], r.std[role]) for r in scenes.records]
-        fixed = (table["mean"], table["std"])
-        mean, std = zip(*(row if own else fixed for row in rows), strict=True)
-        result[role] = (np.array(mean, np.float32), np.maximum(np.array(std, np.float32), 1e-6))
+        own = scenes.layout.sensor(role).own_share
+        mean, std = (
+            own * np.array([scene[role] for scene in each]) + (1 - own) * np.array(table[name])
+            for name, each in (
+                ("mean", [record.mean for record in scenes.records]),
+                ("std", [record.std for record in scenes.records]),
+            )
+        )
+        result[role] = (mean.astype(np.float32), np.maximum(std.astype(np.float32), 1e-6))
     return result
 
 
