@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from ..config import (
+    IGNORE,
     MOST_CLASSES,
     ConfigError,
     DataError,
@@ -212,16 +213,28 @@ class NamesRule(Entry):
 
 
 @dataclass(frozen=True)
-class PlainRule(Entry):
-    """``folders``: the folder that holds the optical file is called as the part.
+class FoldersRule(Entry):
+    """The folder that holds the optical file, or one above it, is called as the part.
 
-    ``transductive``, ``unlabelled``: all scenes are in ``train`` and ``test``, none in ``val``.
+    Of ``train``, scenes whose names match the patterns of ``val`` are for validation.
     """
 
-    rule: Literal["folders", "transductive", "unlabelled"]
+    rule: Literal["folders"]
+    val: Names | None = None
 
 
-SplitRule = FileRule | ListsRule | NamesRule | PlainRule  # see split.py
+@dataclass(frozen=True)
+class PlainRule(Entry):
+    """``transductive``, ``unlabelled``: all scenes are in ``train`` and ``test``, none in ``val``.
+
+    ``alternate``: all scenes train, of which labels are never read. In the order of their numbers
+    or names, the first, third, ... are ``val``, too, and the others ``test``.
+    """
+
+    rule: Literal["transductive", "unlabelled", "alternate"]
+
+
+SplitRule = FileRule | ListsRule | NamesRule | FoldersRule | PlainRule  # see split.py
 
 
 @dataclass(frozen=True)
@@ -239,6 +252,7 @@ class Layout(Entry):
     dem: Dem | None = None
     label_nodata: tuple[Whole, ...] = ()
     classes: tuple[LandClass, ...] = ()
+    points: str = ""  # CSV with sparse labels in the data folder, see points.py
 
     @field_validator("pattern", mode="before")
     @classmethod
@@ -295,6 +309,10 @@ class Layout(Entry):
             raise ValueError(
                 "classes must all have a folder, without a label folder, or all a code"
             )
+        if self.points and PurePath(self.points).name != self.points:
+            raise ValueError(f"points is {self.points!r}, not a file in the data folder")
+        if self.points and (folders or "label" in self.folders or not self.classes):
+            raise ValueError("points need classes with codes, and no folder of labels")
         codes = [code for land in self.classes for code in land.codes] + list(self.label_nodata)
         for kind, values in (("codes", codes), ("folders", folders)):
             if len(set(values)) < len(values):
@@ -332,6 +350,20 @@ class Layout(Entry):
         if role == "optical" and self.dem:
             return replace(self.optical, bands=self.optical.bands[: -len(self.dem.bands)])
         return {"optical": self.optical, "sar": self.sar, "dem": self.dem}.get(role)
+
+    @property
+    def ids_of_codes(self) -> dict[int, int]:
+        """Label code -> class id, ``IGNORE`` for nodata codes."""
+        table = {code: land.id for land in self.classes for code in land.codes}
+        return table | dict.fromkeys(self.label_nodata, IGNORE)
+
+    def known_codes(self) -> str:
+        """Say which label codes are known, and what to do about others."""
+        known = [f"{code} {land.name}" for land in self.classes for code in land.codes]
+        return (
+            f"layout {self.source} knows {', '.join(known) or 'no classes'} and label_nodata "
+            f"{list(self.label_nodata)}; add them there or correct the label"
+        )
 
     @property
     def class_folders(self) -> dict[str, LandClass]:

@@ -134,9 +134,9 @@ def standardisation(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return sensor -> mean and std, each ``(S, C) float32``, to standardise each scene with.
 
-    The layout's ``standardise`` says whose they are: ``set`` those of the training scenes, ``scene``
-    those of the scene, ``shrunken`` the mean of both. They are never those of a patch, which would
-    remove differences in radiometry within the scene.
+    The layout's ``standardise`` says whose they are: those of the training scenes (``set``), those
+    of the scene (``scene``) or the mean of both (``shrunken``). They are never those of a patch,
+    which would remove differences in radiometry within the scene.
     """
     result = {}
     for role, table in statistics.items():
