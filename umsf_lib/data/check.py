@@ -256,12 +256,9 @@ def guess_layout(root: Path) -> tuple[Layout, str]:
             fitting[name] = layout, f"{found.count('')} of {len(found)} scenes{some}"
         else:
             misfits.append(f"{name} does not, since {found[0]}")
-    with_points = {name: fit for name, fit in fitting.items() if fit[0].points}
-    if with_points:  # they say more of the folder
-        misfits += [
-            f"{name} fits, but reads no points" for name in fitting if name not in with_points
-        ]
-        fitting = with_points
+    if pointed := {name: fit for name, fit in fitting.items() if fit[0].points}:
+        misfits += [f"{name} fits, but reads no points" for name in fitting if name not in pointed]
+        fitting = pointed
     if len(fitting) == 1:
         ((layout, count),) = fitting.values()
         sensors = [sensor for sensor in (layout.optical, layout.sar) if sensor]

@@ -142,11 +142,9 @@ def standardisation(
     for role, table in statistics.items():
         own = scenes.layout.sensor(role).own_share
         mean, std = (
-            own * np.array([scene[role] for scene in each]) + (1 - own) * np.array(table[name])
-            for name, each in (
-                ("mean", [record.mean for record in scenes.records]),
-                ("std", [record.std for record in scenes.records]),
-            )
+            own * np.array([getattr(record, name)[role] for record in scenes.records])
+            + (1 - own) * np.array(table[name])
+            for name in ("mean", "std")
         )
         result[role] = (mean.astype(np.float32), np.maximum(std.astype(np.float32), 1e-6))
     return result

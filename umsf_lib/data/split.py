@@ -54,14 +54,15 @@ def divide(
 ) -> Split:
     """Split scenes into ``train``, ``val`` and ``test`` by a layout's split rule.
 
-    Listed scenes that do not exist are skipped, so any subset works; scenes that are not listed are
-    in no part. Without a list (in each folder separately), or if ``names`` leaves no training
-    scenes, scenes are split 60/20/20 in the order of their names. If there are no validation
-    scenes, the last training scenes are used. The notes say which of this happened.
+    The classes of the rules say what each means. Listed scenes that do not exist are skipped, so
+    any subset works; scenes that are not listed are in no part. Without a list (in each folder
+    separately), or if ``names`` leaves no training scenes, scenes are split 60/20/20 in the order
+    of their names. If there are no validation scenes, the last training scenes are used. The notes
+    say which of this happened.
 
     Args:
         root: data folder.
-        rule: the layout's ``split``; its class says what it means.
+        rule: the layout's ``split``.
         names: names of the scenes found, sorted.
         files: name -> files of the scene, optical first.
 
@@ -81,11 +82,8 @@ def divide(
         split = _by_patterns(rule, names)
     elif isinstance(rule, FoldersRule):
         split = _by_folders(root, rule, files, names)
-    elif rule.rule == "alternate":
-        order = sorted(names, key=_number)
-        return Split({"train": list(names), "val": order[::2], "test": order[1::2]})
     else:
-        return Split({"train": list(names), "val": [], "test": list(names)})
+        return Split(_all_train(names, alternate=rule.rule == "alternate"))
     parts = split.parts
     if not parts["val"] and len(parts["train"]) > 1:  # none are listed, or none of those exist
         parts |= _hold_out(parts["train"])
@@ -157,6 +155,13 @@ def _by_folders(
     doubts = [] if held else [_idle("val", rule.val, train)]
     val = sorted({*parts["val"], *held})
     return Split(parts | {"train": [n for n in train if n not in held], "val": val}, doubts=doubts)
+
+
+def _all_train(names: Sequence[str], *, alternate: bool) -> Parts:
+    """Use all scenes for training, and all or every other one for testing."""
+    order = sorted(names, key=_number)
+    held = {"val": order[::2], "test": order[1::2]} if alternate else {"val": [], "test": [*names]}
+    return {"train": list(names)} | held
 
 
 def _number(name: str) -> list[int | str]:
