@@ -237,8 +237,8 @@ def _map(options: argparse.Namespace) -> None:
 
     if not load_layout(run.config.layout).classes:
         count = run.config.cluster.num_clusters or UNNAMED_CLUSTERS
-        other = '--run NAME --overrides "cluster.num_clusters=N"'
-        print(f"clusters: {count}, without names as the layout has none; other number: {other}")
+        other = 'for another number add --run NAME --overrides "cluster.num_clusters=N"'
+        print(f"clusters: {count}, without names, as the layout has none; {other}", flush=True)
     run_everything(run, maps=True)
     if said := load_legend(run).said:
         print(f"colours: {said}")

@@ -2,8 +2,8 @@
 
 The means of a cluster over all mapped scenes decide. Normalised differences need no unit:
 
-- Water has an NDWI above 0 (green against near infrared; McFeeters 1996). Without near infrared it
-  must be dark in SAR and in optical, and absorb red.
+- Water has an NDWI above 0 (green against near infrared; McFeeters 1996) and is dark in SAR.
+  Without near infrared it must be dark in SAR and in optical, and absorb red.
 - Vegetation has a high NDVI (near infrared against red; Tucker 1979) or, without near infrared, a
   high GRVI (green against red; Motohka et al. 2010). VARI (Gitelson et al. 2002) is no choice,
   because its denominator passes 0 over water in stretched bands.
@@ -26,13 +26,14 @@ from ..data.layout import LandClass, Layout
 from ..data.scene_set import SceneSet
 from ..figures.imagery import Array, Rgb
 
-WATER, VEGETATION = "water-like", "vegetation-like"
+KINDS = WATER, VEGETATION = "water-like", "vegetation-like"
 INDICES = {"ndvi": ("nir", "red"), "ndwi": ("green", "nir"), "grvi": ("green", "red")}
 FIXED = {"ndvi": 0.4, "ndwi": 0.0}  # levels for reflectance
-MORE = {"ndvi": 0.15, "ndwi": 0.3, "grvi": 0.08}  # than the median cluster
+MORE = {"ndvi": 0.15, "ndwi": 0.15, "grvi": 0.08}  # than the median cluster, for stretched bands
 SNOW = 1.5  # times as bright as the median cluster: snow and cloud can have an NDWI above 0
-# Of water without near infrared: brightness against the median cluster, and ln intensity (-4.3 dB).
-DARK, DARK_SAR = 0.8, -1.0
+# Of water in stretched bands: ln intensity less that of the median cluster (-4.3 dB) and, without
+# near infrared, brightness as a share of it.
+DARK_SAR, DARK = -1.0, 0.8
 # Found by a search: any two of these 20 are at least 13 apart in CIELAB for readers who cannot see
 # red or green (simulated after Machado et al. 2009), and 28 for others.
 BLUES = ("#08306B", "#2171B5", "#9ED0F5")  # from dark to bright
@@ -91,23 +92,24 @@ def judged(means: pd.DataFrame, layout: Layout) -> tuple[pd.DataFrame, str]:
     calibrated = optical.scaling == "reflectance"
     water, blue = _water(table, calibrated)
     plants, green = _vegetation(table, calibrated)
-    table["kind"] = np.select([water, plants], [WATER, VEGETATION], "")
-    return table, f"blue: {blue}; green: {green}"
+    table["kind"] = np.select([water, plants], KINDS, "")
+    blues, greens = (f"{(table['kind'] == kind).sum()} of {len(table)}" for kind in KINDS)
+    return table, f"blue ({blues} clusters): {blue}; green ({greens}): {green}"
 
 
 def _water(table: pd.DataFrame, calibrated: bool) -> tuple[pd.Series[bool], str]:
-    if "ndwi" in table:
+    echo = table["sar"] - table["sar"].median() if "sar" in table else None
+    if "ndwi" in table and (calibrated or echo is not None):
         found, how = _high(table, "ndwi", calibrated)
         found &= table["brightness"] < SNOW
-        if "sar" not in table:
+        if echo is None:
             return found, f"{WATER} by {how}"
-        dark = table["sar"] < table["sar"].median()
-        return found & dark, f"{WATER} by {how}, and darker in SAR than the median cluster"
-    if "sar" in table and "grvi" in table:
-        dark = (table["sar"] - table["sar"].median() < DARK_SAR) & (table["brightness"] < DARK)
+        return found & (echo < (0 if calibrated else DARK_SAR)), f"{WATER} by {how}, dark in SAR"
+    if "grvi" in table and echo is not None:
         absorbs = table["grvi"] > table["grvi"].median()
-        return dark & absorbs, f"{WATER}, dark in SAR and in optical, as there is no nir"
-    return table["share"] < 0, "not given, as water needs nir and green, or SAR, green and red"
+        found = (echo < DARK_SAR) & (table["brightness"] < DARK) & absorbs
+        return found, f"{WATER}, dark in SAR and in optical, as there is no nir"
+    return table["share"] < 0, "not given, as water needs green, and nir in reflectance or SAR"
 
 
 def _vegetation(table: pd.DataFrame, calibrated: bool) -> tuple[pd.Series[bool], str]:
@@ -116,7 +118,7 @@ def _vegetation(table: pd.DataFrame, calibrated: bool) -> tuple[pd.Series[bool],
         return found, f"{VEGETATION} by {how}"
     if "grvi" in table:
         found, how = _high(table, "grvi", False)
-        return found, f"{VEGETATION} by {how}, as there is no nir"
+        return found, f"{VEGETATION} by {how}, green against red, as there is no nir"
     return table["share"] < 0, "not given, as vegetation needs red, and nir or green"
 
 
