@@ -28,7 +28,7 @@ from sklearn.cluster import KMeans
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from umsf_lib.config import IGNORE, load_config  # noqa: E402
+from umsf_lib.config import IGNORE, UmsfError, load_config  # noqa: E402
 from umsf_lib.data.scene_set import SceneSet  # noqa: E402
 from umsf_lib.data.stage import load_data  # noqa: E402
 from umsf_lib.figures.imagery import label_image, optical_composite, sar_image  # noqa: E402
@@ -127,10 +127,13 @@ def main() -> None:
     parser.add_argument("scenes", nargs="+")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    settings = settings_of(project_root() / "runs" / options.run)
-    run = Run.open(load_config(**settings), options.run, create=False)
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_trial(run, options.output, options.scenes, options.seed)
+    try:
+        settings = settings_of(project_root() / "runs" / options.run)  # none where there is no run
+        run = Run.open(load_config(**{"profile": "quick"} | settings), options.run, create=False)
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_trial(run, options.output, options.scenes, options.seed)
+    except UmsfError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
