@@ -230,9 +230,18 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _map(options: argparse.Namespace) -> None:
     run = _open(options)
+    from .clustering.task import UNNAMED_CLUSTERS
+    from .data.layout import load_layout
     from .experiments.pipeline import run_everything
+    from .maps.stage import load_legend
 
+    if not load_layout(run.config.layout).classes:
+        count = run.config.cluster.num_clusters or UNNAMED_CLUSTERS
+        other = 'for another number add --run NAME --overrides "cluster.num_clusters=N"'
+        print(f"clusters: {count}, without names, as the layout has none; {other}", flush=True)
     run_everything(run, maps=True)
+    if said := load_legend(run).said:
+        print(f"colours: {said}")
     browser = ("umsf", "notebook", "12_results_browser", "--run", run.folder.name)
     _end("maps", run.path("maps"), *browser)
 
