@@ -23,7 +23,6 @@ from umsf_lib.clustering.mixture import (
     posterior_map,
 )
 from umsf_lib.clustering.task import ClusteringTask
-from umsf_lib.clustering.tokens import pixel_bands
 from umsf_lib.config import ClusterConfig, ConfigError, load_config
 from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.windows import PixelStore
@@ -264,9 +263,9 @@ def test_many_statistics_are_reduced_and_few_are_not(task: ClusteringTask) -> No
 
 
 def test_pixels_are_the_bands_of_both_sensors_without_indices(task: ClusteringTask) -> None:
-    bands, names = pixel_bands(task.store, 0)
-    kept = [i for i, name in enumerate(names) if name not in ("ndvi", "ndwi")]
-    assert len(names) - len(kept) == 2 and torch.equal(task.pixels(0), bands[kept])
+    windows = task.store.scene(0)
+    both = torch.cat([windows["optical"][0], windows["sar"][0]])
+    assert len(both) == 5 and torch.equal(task.pixels(0), both)
 
 
 def test_as_many_clusters_as_classes_unless_asked(task: ClusteringTask, whu_store, pairs) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,10 +77,17 @@ def test_indices_are_those_of_the_source_values(name: str, request) -> None:
 def test_bands_come_in_order_with_their_names(whu, whu_store, terramesh_store, pairs) -> None:
     values, names = pixel_bands(whu_store, 0)
     assert names == ["blue", "green", "red", "nir", "ndvi", "ndwi", "sar"]
-    batch = whu_store.scene(0)
-    assert torch.equal(values[:4], batch["optical"][0]) and torch.equal(values[6:], batch["sar"][0])
+    found = truth(whu, 0)
+    ground, scale = found["valid"], whu.statistics  # on the scale of all scenes
+    for role, part in (("optical", values[:4]), ("sar", values[6:])):
+        mean, std = (np.array(scale[role][key])[:, None] for key in ("mean", "std"))
+        source = found["optical" if role == "optical" else "ln_sar"][:, ground]
+        np.testing.assert_allclose(part[:, ground], (source - mean) / std, atol=1e-4)
     values, names = pixel_bands(terramesh_store, 0)
     assert len(names) == len(values) == 16 and names[12:] == ["ndvi", "ndwi", "vv", "vh"]
+    batch = terramesh_store.scene(0)  # on that scale already, to the last digit
+    assert torch.equal(values[:12], batch["optical"][0])
+    assert torch.equal(values[14:], batch["sar"][0])
     values, names = pixel_bands(PixelStore(pairs, pairs.statistics, CPU), 0)
     assert names == ["red", "green", "blue", "vh"]  # no near infrared, no index
     assert pixel_bands(only(whu_store, whu, "sar"), 0)[1] == ["sar"]
@@ -165,23 +174,63 @@ def raw(store: PixelStore, scene: int, stride: int) -> np.ndarray:
     return local_statistics(ground, SIGMAS, stride).numpy()
 
 
-def test_8_bit_statistics_are_standardised_scene_by_scene(whu_store: PixelStore) -> None:
-    tokens = StatisticTokens(whu_store, [0, 1], SIGMAS, 4)
-    assert tokens.fixed is None
+def ruled(scenes: SceneSet, optical: str, sar: str) -> PixelStore:
+    """The store of scenes whose layout standardises like this."""
+    rules = {"optical": optical, "sar": sar}
+    sensors: dict[str, Any] = {
+        role: replace(scenes.layout.sensor(role), standardise=rule) for role, rule in rules.items()
+    }
+    layout = replace(scenes.layout, **sensors)
+    return PixelStore(replace(scenes, layout=layout), scenes.statistics, CPU)
+
+
+@pytest.mark.parametrize(
+    ("optical", "sar", "own"),
+    [
+        ("shrunken", "shrunken", [0.5] * 7),
+        ("scene", "scene", [1] * 7),
+        ("set", "scene", [0] * 6 + [1]),  # four bands and two indices, then SAR
+        ("shrunken", "set", [0.5] * 6 + [0]),
+    ],
+)
+def test_statistics_are_standardised_as_their_sensor(whu: SceneSet, optical, sar, own) -> None:
+    """A half-way mix of scene and set is one of the statistics, not twice one of the bands."""
+    store, share = ruled(whu, optical, sar), np.tile(own, 4)[:, None]  # of 2 scales, mean and std
+    tokens = StatisticTokens(store, [0, 1], SIGMAS, 4)
+    plain = PixelStore(replace(whu, layout=ruled(whu, "set", "set").layout), whu.statistics, CPU)
+    valid = {scene: token_validity(store, scene, 4).numpy() for scene in (0, 1, 3)}
+    inside = {scene: raw(plain, scene, 4)[:, ground] for scene, ground in valid.items()}
+    train = np.concatenate([inside[0], inside[1]], axis=1)
     for scene in (0, 3):
-        found, valid = tokens(scene).numpy(), token_validity(whu_store, scene, 4).numpy()
-        assert found.shape == (2 * 2 * 7, *valid.shape)
-        np.testing.assert_allclose(found[:, valid].mean(1), 0, atol=1e-4)
-        np.testing.assert_allclose(found[:, valid].std(1), 1, atol=1e-3)
-        inside = raw(whu_store, scene, 4)[:, valid]
-        expected = (inside - inside.mean(1)[:, None]) / inside.std(1)[:, None]
-        np.testing.assert_allclose(found[:, valid], expected, atol=1e-3)
+        found = tokens(scene).numpy()
+        assert found.shape == (2 * 2 * 7, *valid[scene].shape)
+        mean, std = (
+            share * getattr(inside[scene], name)(1)[:, None]
+            + (1 - share) * getattr(train, name)(1)[:, None]
+            for name in ("mean", "std")
+        )
+        np.testing.assert_allclose(found[:, valid[scene]], (inside[scene] - mean) / std, atol=2e-3)
+
+
+def test_one_sensor_alone_is_standardised_as_with_both(whu: SceneSet) -> None:
+    store = ruled(whu, "scene", "set")
+    both = StatisticTokens(store, [0, 1], (2.0,), 4)(0)
+    optical, sar = (
+        StatisticTokens(
+            PixelStore(replace(whu, layout=store.layout), {role: whu.statistics[role]}, CPU),
+            [0, 1],
+            (2.0,),
+            4,
+        )(0)
+        for role in ("optical", "sar")
+    )
+    assert torch.allclose(optical, both[[*range(6), *range(7, 13)]], atol=1e-4)
+    assert torch.allclose(sar, both[[6, 13]], atol=1e-4)
 
 
 def test_calibrated_statistics_share_one_scale(terramesh: SceneSet, terramesh_store) -> None:
     train = [0, 2]
     tokens = StatisticTokens(terramesh_store, train, SIGMAS, 4)
-    assert tokens.fixed is not None
     inside = [
         raw(terramesh_store, scene, 4)[:, token_validity(terramesh_store, scene, 4).numpy()]
         for scene in train

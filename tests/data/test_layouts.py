@@ -111,6 +111,16 @@ SETS = {
             )
         ),
     ),
+    "ombria": DataSet(
+        scenes=(("0001", "train", "train"), ("0043", "train", "val"), ("0013", "test", "test")),
+        files=(
+            "OmbriaS2/train/AFTER/S2_after_0001.png",
+            "OmbriaS1/train/AFTER/S1_after_0001.png",
+            "OmbriaS1/train/MASK/S1_mask_0001.png",
+        ),
+        shapes=((3, "uint8"), (1, "uint8")),
+        ids={0: 0, 255: 1},
+    ),
 }
 each_set = pytest.mark.parametrize("name", SETS)
 
@@ -197,6 +207,44 @@ def test_partners_are_found_below_folders_called_like_a_sensor(tmp_path: Path, n
 def test_dfc_tiles_may_lie_one_folder_further_down(tmp_path: Path) -> None:
     layout = write_data_set(tmp_path / "ROIs0000_test", "dfc2020")
     assert len(find_scenes(tmp_path, layout)) == 3
+
+
+def test_worldcover_tiles_have_no_sar_and_alternate_by_number(tmp_path: Path) -> None:
+    for number in (97, 12, 108, 9, 110):  # 9, 12, 97, 108, 110
+        layout = write_fake(tmp_path, "hls-worldcover", str(number), number)
+    assert guess_layout(tmp_path)[0].name == "hls-worldcover" == layout.name
+    found = survey(tmp_path, layout)
+    assert found.defects == [] and layout.sar is None
+    assert found.split == {
+        "train": ["108", "110", "12", "9", "97"],  # labels are not used for training
+        "val": ["9", "97", "110"],
+        "test": ["12", "108"],
+    }
+    scene = next(s for s in find_scenes(tmp_path, layout) if s.name == "12")
+    raw = codes(layout, 12)
+    expected = [10, 20, 30, 40, 50, 60, 80, 90, 100]
+    ids = np.select([raw == code for code in expected], range(9), IGNORE)
+    np.testing.assert_array_equal(scene.read()["label"], ids)
+
+
+def test_validation_tiles_are_cut_out_of_train_by_number(tmp_path: Path) -> None:
+    """All tiles of train with 4 or 9 as the digit of the tens, wherever the folder is."""
+    root = tmp_path / "test" / "my"  # no part of the data set
+    numbers = {"train": (39, 40, 49, 50, 90, 142, 199, 240), "test": (41, 95, 300)}
+    for part, listed in numbers.items():
+        for number in listed:
+            layout = write_fake(root, "ombria", f"{number:04d}", number, part=part)
+    found = survey(root, layout)
+    assert found.defects == [] and found.split == {
+        "train": ["0039", "0050"],
+        "val": ["0040", "0049", "0090", "0142", "0199", "0240"],
+        "test": ["0041", "0095", "0300"],
+    }
+    for name in found.split["val"]:
+        for path in root.rglob(f"*_{name}.png"):
+            path.unlink()
+    (said,) = survey(root, layout).defects
+    assert "split.val in the layout is ??4?, ??9?, which matches none of the 2 scenes" in said
 
 
 def test_tiles_of_one_region_are_split_in_order(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from umsf_lib.run import Run, sha256_of
 from ..fakes import SET, bands, truth, write_fake, write_set
 
 LAYOUTS = ("whu", "terramesh", "pairs")
+ROLES = ("optical", "sar")
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -129,17 +130,29 @@ def test_each_record_has_its_own_moments(scenes: SceneSet) -> None:
             np.testing.assert_allclose(record.std[role], values.std(axis=1), rtol=1e-7)
 
 
-def test_8_bit_scenes_are_standardised_one_by_one_and_calibrated_ones_together(scenes) -> None:
-    statistics = scenes.statistics
-    per_scene = scenes.layout.name != "terramesh"
-    for role, (mean, std) in standardisation(scenes, statistics).items():
-        assert (scenes.layout.sensor(role).standardise == "scene") == per_scene
-        assert mean.dtype == std.dtype == np.float32 and mean.shape == std.shape
-        for index, record in enumerate(scenes.records):
-            table = statistics[role]
-            own = (record.mean[role], record.std[role])
-            expected = own if per_scene else (table["mean"], table["std"])
-            np.testing.assert_allclose((mean[index], std[index]), expected, rtol=1e-6)
+def with_rule(scenes: SceneSet, rule: str) -> SceneSet:
+    """The scenes as if the layout said ``standardise: rule`` for both sensors."""
+    sensors = {r: dataclasses.replace(scenes.layout.sensor(r), standardise=rule) for r in ROLES}
+    return dataclasses.replace(scenes, layout=dataclasses.replace(scenes.layout, **sensors))
+
+
+def test_8_bit_scenes_keep_half_of_their_level_and_calibrated_ones_all(scenes: SceneSet) -> None:
+    """Against moments of the pixels as rasterio reads them."""
+    usual = "set" if scenes.layout.name == "terramesh" else "shrunken"
+    found = {rule: with_rule(scenes, rule) for rule in ("set", "shrunken", "scene")} | {"": scenes}
+    train = scenes.indices("train")
+    for role in ROLES:
+        assert scenes.layout.sensor(role).standardise == usual
+        pixels = [physical(scenes, index, role) for index in range(len(scenes.records))]
+        together = np.concatenate([pixels[index] for index in train], axis=1)
+        moments = np.array([[x.mean(axis=1), x.std(axis=1)] for x in (*pixels, together)])
+        scene, whole = moments[:-1], moments[-1:]
+        expected = {"set": 0 * scene + whole, "shrunken": (scene + whole) / 2, "scene": scene}
+        for rule, each in found.items():
+            mean, std = standardisation(each, scenes.statistics)[role]
+            assert mean.dtype == std.dtype == np.float32
+            pairs = np.stack([mean, std], axis=1)  # (S, 2, C)
+            np.testing.assert_allclose(pairs, expected[rule or usual], rtol=1e-5)
 
 
 def test_a_second_call_changes_nothing(tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_an_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
         (
             "scaling: stretched8",
             "scaling: stretched8\n  standardise: tile",
-            "must be 'scene' or 'set', but it is 'tile'",
+            "must be 'set', 'shrunken' or 'scene', but it is 'tile'",
         ),
         ("pattern:", "patern:", "did you mean 'pattern'"),
         (
@@ -331,6 +331,8 @@ def test_an_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
         ('"*.tif"', "{optical: '*.tif'}", "not for all of .*sar"),
         ("label_nodata: [0]", "label_nodata: 0", "must be a valid tuple, but it is 0"),
         ("bands: [blue,", "bands: [red,", "name one band twice"),
+        ("label_nodata:", "points: a.csv\nlabel_nodata:", "points need classes .* no folder of l"),
+        ("label_nodata:", "points: ../a.csv\nlabel_nodata:", "'../a.csv', not a file in the data"),
         ("pattern:", "pattern: [", "cannot be read"),
     ],
 )

@@ -215,7 +215,7 @@ def test_both_sensors_together_read_what_neither_reads_alone(tmp_path: Path) -> 
     sigmas = load_config("quick").cluster.sigmas_px
     correct = {}
     for sensors in ("optical,sar", "optical", "sar"):
-        moments = {role: {"mean": [], "std": []} for role in sensors.split(",")}
+        moments = {role: scenes.statistics[role] for role in sensors.split(",")}
         store = PixelStore(scenes, moments, CPU)
         tokens = StatisticTokens(store, scenes.indices("train"), sigmas, stride=4)
         x, y = {}, {}

@@ -22,49 +22,60 @@ TokenMap = Callable[[int], Tensor]  # scene index -> (D, h, w)
 
 
 class StatisticTokens:
-    """Local statistics, standardised without labels.
+    """Local statistics, standardised without labels as the bands of their sensor are.
 
-    They are standardised scene by scene if every sensor is (``data.layout``). Calibrated values are
-    standardised over all training scenes, since a scene with a single class would otherwise be
-    stretched apart.
+    Mean and std of each dimension are mixed from those of all training scenes and those of the
+    scene, in the shares of the layout's ``standardise``; spectral indices follow optical bands. The
+    statistics are those of bands on one scale, so that nothing is standardised twice.
     """
 
     def __init__(
         self, store: PixelStore, train: Sequence[int], sigmas_px: Sequence[float], stride: int
     ):
         self.store, self.sigmas_px, self.stride = store, sigmas_px, stride
-        self.fixed: tuple[Tensor, Tensor] | None = None  # mean and std of all training scenes
-        if any(store.layout.sensor(role).standardise != "scene" for role in store.roles):
-            self.fixed = moments(
-                self._raw(scene)[:, token_validity(store, scene, stride)] for scene in train
-            )
+        self.fixed = moments(  # of all training scenes
+            self._raw(scene)[:, token_validity(store, scene, stride)] for scene in train
+        )
 
     def __call__(self, scene: int) -> Tensor:
         """Return the tokens ``(D, h, w)`` of a scene."""
         raw, valid = self._raw(scene), token_validity(self.store, scene, self.stride)
         valid = valid if valid.any() else torch.ones_like(valid)  # a scene of border only
-        mean, std = self.fixed or moments([raw[:, valid]])
-        return (raw - mean[:, None, None]) / std[:, None, None]
+        own = self._own_share(len(raw)).to(raw)
+        mean, std = (
+            (own * mine + (1 - own) * shared)[:, None, None]
+            for mine, shared in zip(moments([raw[:, valid]]), self.fixed, strict=True)
+        )
+        return (raw - mean) / std
 
     def _raw(self, scene: int) -> Tensor:
         bands, _ = pixel_bands(self.store, scene)
         ground = Ground(bands, valid_weight(self.store, scene))
         return local_statistics(ground, self.sigmas_px, self.stride)
 
+    def _own_share(self, dims: int) -> Tensor:
+        """Return the share ``(D,)`` of the scene's own moments in those of each dimension."""
+        layout, repeats = self.store.layout, 2 * len(self.sigmas_px)
+        sar = len(layout.sensor("sar").bands) if "sar" in self.store.roles else 0
+        shares = [layout.optical.own_share] * (dims // repeats - sar)
+        shares += [layout.sensor("sar").own_share] * sar if sar else []
+        return torch.tensor(shares).repeat(repeats)
+
 
 def pixel_bands(store: PixelStore, scene: int) -> tuple[Tensor, list[str]]:
-    """Return the standardised bands of a scene and the spectral indices they allow.
+    """Return the bands of a scene on one scale, and the spectral indices they allow.
 
     Returns:
         ``(C, H, W)`` float32 and the ``C`` names: optical bands, ``ndvi``, ``ndwi`` (from
-        stretched bands if the data is stretched), SAR bands as standardised ln intensity.
+        stretched bands if the data is stretched), SAR bands as ln intensity. Bands are standardised
+        by the moments of the training scenes, whatever the layout's ``standardise`` is.
     """
     windows, layout = store.scene(scene), store.layout
     parts: list[Tensor] = []
     names: list[str] = []
     if "optical" in windows:
         optical, bands = windows["optical"][0], layout.optical.bands
-        parts.append(optical)
+        parts.append(store.on_one_scale(optical, "optical", scene))
         names += bands
         raw = store.unscaled(optical, "optical", scene)
         for index, plus, minus in (("ndvi", "nir", "red"), ("ndwi", "green", "nir")):
@@ -74,7 +85,7 @@ def pixel_bands(store: PixelStore, scene: int) -> tuple[Tensor, list[str]]:
                 parts.append(((a - b) / (a + b).clamp_min(1e-6)).clamp(-1, 1)[None])
                 names.append(index)
     if "sar" in windows and layout.sar is not None:
-        parts.append(windows["sar"][0])
+        parts.append(store.on_one_scale(windows["sar"][0], "sar", scene))
         names += layout.sar.bands
     return torch.cat(parts), names
 
@@ -131,6 +142,20 @@ class PrincipalTokens:
         components = torch.from_numpy(self.pca.components_).to(tokens)  # (d, D)
         centred = tokens - torch.from_numpy(self.pca.mean_).to(tokens)[:, None, None]
         return torch.einsum("dc,chw->dhw", components, centred)  # (d, D) x (D, h, w)
+
+
+class JoinedTokens:
+    """Tokens of several kinds side by side, each kind scaled to a total variance of 1."""
+
+    def __init__(self, kinds: Sequence[TokenMap], samples: Sequence[np.ndarray]) -> None:
+        """Join kinds of tokens, given a sample ``(n, D)`` of each."""
+        self.kinds = kinds
+        self.scales = [1 / np.sqrt(sample.var(axis=0).sum()) for sample in samples]
+
+    def __call__(self, scene: int) -> Tensor:
+        """Return the tokens ``(sum of D, h, w)`` of a scene."""
+        pairs = zip(self.kinds, self.scales, strict=True)
+        return torch.cat([kind(scene) * scale for kind, scale in pairs])
 
 
 def draw_tokens(

@@ -1,9 +1,9 @@
 """Data: read files of any layout, prepare scenes and cut windows. Start reading at ``stage``.
 
 ``layout`` describes how a data set stores its files, ``pairing`` finds files that belong together,
-``split`` decides which scenes train. ``scene`` reads one scene, ``check`` finds defects of a
-folder (``form`` in headers, ``values`` in pixels), ``stage`` copies all scenes to flat memory maps,
-``scene_set`` holds their statistics and ``windows`` cuts batches.
+``points`` reads sparse labels, ``split`` decides which scenes train. ``scene`` reads one scene,
+``check`` finds defects of a folder (``form`` in headers, ``values`` in pixels), ``stage`` copies
+all scenes to flat memory maps, ``scene_set`` holds their statistics and ``windows`` cuts batches.
 """
 
 from .. import hand_on

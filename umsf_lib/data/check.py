@@ -12,9 +12,10 @@ from pathlib import Path
 from ..config import DataError
 from ..progress import Progress, each
 from .form import form_defects
-from .layout import Layout, layout_names, load_layout
+from .layout import Layout, layout_names, load_layout, usual_standardisation
 from .map_sheets import leakage
 from .pairing import pair_files, require_folder
+from .points import Points, read_points
 from .rasters import Grid, grid_of, opened, pixel_size_m
 from .scene import Scene, files_of, scenes_of, unit_defects
 from .split import Split, divide
@@ -22,6 +23,7 @@ from .values import SAMPLE, Look, listed, look_at, table, warnings_of
 
 LOOKED_AT = 200  # number of scenes read to guess a layout, at most
 LEAST_PIXEL_M = 1e-3
+TITLES = {"optical": "Optical", "sar": "SAR", "dem": "DEM"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class SceneFacts:
     grid: Grid | None  # None: the optical file cannot be opened
     dtypes: dict[str, str]  # role -> dtype; only files that can be opened
     valid_px: int  # 0 if the pixels were not read because of a defect
-    codes: Counter[int]  # label code -> pixels
+    codes: Counter[int]  # label code -> pixels, or points where points are the labels
     looks: dict[str, Look]  # role -> what its values are like; empty if they were not read
     defects: list[str]
 
@@ -45,6 +47,7 @@ class Survey:
     scenes: tuple[SceneFacts, ...]
     split: dict[str, list[str]]
     split_notes: list[str]  # how it came about, in a few words each
+    point_notes: list[str]  # which sparse labels are not used
     defects: list[str]  # of the folder and of all scenes, one sentence each
     warnings: list[str]  # what looks wrong, but may be right
 
@@ -56,10 +59,16 @@ def survey(root: Path, layout: Layout, *, progress: Progress | None = None) -> S
         DataError: the folder has no pair of files.
     """
     pairing = pair_files(root, layout)
-    scenes = scenes_of(pairing, layout)
+    defects, points = [*pairing.defects], Points()
+    try:
+        points = read_points(root, layout, pairing.scenes)
+        defects += points.doubts
+    except DataError as error:
+        defects.append(str(error))
+    scenes = scenes_of(pairing, layout, points)
     share = SAMPLE / max(sum(map(_size, scenes)), 1)
     facts = tuple(_facts(scene, share) for scene in each(scenes, progress, "read"))
-    defects = pairing.defects + [text for scene in facts for text in scene.defects]
+    defects += [text for scene in facts for text in scene.defects]
     looks = {scene.name: scene.looks for scene in facts if scene.looks}
     split, files = Split({}), files_of(scenes)
     try:
@@ -69,7 +78,7 @@ def survey(root: Path, layout: Layout, *, progress: Progress | None = None) -> S
     except DataError as error:
         defects.append(str(error))
     warnings = _misplaced(facts) + warnings_of(layout, looks)
-    return Survey(layout, facts, split.parts, split.notes, defects, warnings)
+    return Survey(layout, facts, split.parts, split.notes, points.notes, defects, warnings)
 
 
 def _misplaced(scenes: Sequence[SceneFacts]) -> list[str]:
@@ -128,7 +137,7 @@ def report(found: Survey) -> list[str]:
         f"Size: {_tally(f'{grid.width} x {grid.height} px' for grid in grids)}",
         f"CRS: {_tally(places)}",
     ]
-    for role, title in (("optical", "Optical"), ("sar", "SAR"), ("dem", "DEM")):
+    for role, title in TITLES.items():
         if sensor := layout.in_file(role):
             bands = f"{len(sensor.bands)} x {_tally(s.dtypes.get(role, '') for s in scenes)}"
             nodata = "as the file declares" if sensor.nodata is None else f"{sensor.nodata:g}"
@@ -136,11 +145,12 @@ def report(found: Survey) -> list[str]:
             tags = _tally(s.looks[role].tags for s in scenes if role in s.looks)
             applied = f", {tags} applied" if "scale" in tags else ""
             lines.append(f"{title}: {bands} {listed}, nodata {nodata}{applied}")
+    lines += [_standardised(layout, role) for role in ("optical", "sar") if role in layout.folders]
     read = [(s.valid_px, s.grid.height * s.grid.width) for s in scenes if s.valid_px and s.grid]
     share = sum(valid for valid, _ in read) / max(sum(size for _, size in read), 1)
     lines.append(f"Valid pixels: {share:.1%} of the {len(read)} scenes without defects")
     lines += table([s.looks for s in scenes if s.looks])
-    lines += _label_lines(layout, scenes)
+    lines += _point_lines(found) if layout.points else _label_lines(layout, scenes)
     parts = ", ".join(f"{len(members)} {part}" for part, members in found.split.items())
     lines.append(f"Split ({layout.split.rule}): {'; '.join([parts or 'none', *found.split_notes])}")
     if beside := leakage(found.split):
@@ -154,12 +164,43 @@ def report(found: Survey) -> list[str]:
     return lines
 
 
+def _standardised(layout: Layout, role: str) -> str:
+    """Say how the values of a sensor are standardised, and why."""
+    sensor = layout.sensor(role)
+    rule = sensor.standardise
+    how, why = {
+        "set": ("over all training scenes", f"{sensor.scaling} values mean the same in all scenes"),
+        "shrunken": (
+            "halfway between each scene and all training scenes",
+            "8-bit values may be stretched scene by scene",
+        ),
+        "scene": ("scene by scene", ""),
+    }[rule]
+    usual = rule == usual_standardisation(sensor.scaling)
+    why = f"because {why}" if usual else "as the layout says"
+    return f"{TITLES[role]}: standardised {how}, {why} (standardise: {rule})"
+
+
 def _tally(values: Iterable[str]) -> str:
     """List each distinct value with its count; without the count if there is only one value."""
     counts = Counter(value for value in values if value)
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{value} ({n})" for value, n in counts.most_common()) or "none could be read"
+
+
+def _point_lines(found: Survey) -> list[str]:
+    codes = [scene.codes for scene in found.scenes if scene.codes]
+    counts, layout = sum(codes, Counter[int]()), found.layout
+    said = f"{counts.total()} points of {len(codes)} scenes, 5 x 5 px each ({layout.points})"
+    lines = [f"Labels: {'; '.join([said, *found.point_notes])}"]
+    for land in layout.classes:
+        code = str(land.codes)[1:-1].rstrip(",")
+        number = sum(counts[code] for code in land.codes)
+        lines.append(f"  {land.id} {land.name} (code {code}): {number}")
+    return lines + [
+        f"  ignored (code {code}): {counts[code]}" for code in layout.label_nodata if counts[code]
+    ]
 
 
 def _label_lines(layout: Layout, scenes: Sequence[SceneFacts]) -> list[str]:
@@ -190,7 +231,8 @@ def guess_layout(root: Path) -> tuple[Layout, str]:
     """Find the one known layout that fits a data folder, and say in a sentence why it fits.
 
     A layout fits if its folders hold pairs of files, and at least one scene has the layout's band
-    counts and dtypes. Of a large set of tiles only a sample is read, spread over the whole set.
+    counts and dtypes, and its points if it has some; it is then preferred. Of a large set of tiles
+    only a sample is read, spread over the whole set.
 
     Raises:
         DataError: no layout fits, or several do, or there is no such folder (``require_folder``).
@@ -201,16 +243,22 @@ def guess_layout(root: Path) -> tuple[Layout, str]:
     for name in layout_names():
         layout = load_layout(name)
         try:
-            scenes = scenes_of(pair_files(root, layout), layout)
+            pairing = pair_files(root, layout)
         except DataError:
             unpaired.append(name)
             continue
+        scenes = scenes_of(pairing, layout)
         found = [_misfit(scene) for scene in scenes[:: len(scenes) // LOOKED_AT + 1]]
+        if lacking := _pointless(root, layout, pairing.scenes):
+            found = [lacking]
         if "" in found:
             some = " looked at" if len(found) < len(scenes) else ""
             fitting[name] = layout, f"{found.count('')} of {len(found)} scenes{some}"
         else:
             misfits.append(f"{name} does not, since {found[0]}")
+    if pointed := {name: fit for name, fit in fitting.items() if fit[0].points}:
+        misfits += [f"{name} fits, but reads no points" for name in fitting if name not in pointed]
+        fitting = pointed
     if len(fitting) == 1:
         ((layout, count),) = fitting.values()
         sensors = [sensor for sensor in (layout.optical, layout.sar) if sensor]
@@ -233,7 +281,19 @@ def _misfit(scene: Scene) -> str:
     try:
         for role, (path, sensor) in scene.files().items():
             if found := form_defects(path, sensor, role):
-                return re.split(r"[;(]", found[0])[0].strip()
+                return _brief(found[0])
     except DataError as error:
-        return re.split(r"[;(]", str(error))[0].strip()
+        return _brief(str(error))
     return ""
+
+
+def _pointless(root: Path, layout: Layout, names: Iterable[str]) -> str:
+    """Say in a few words why the points that a layout names are not there; empty if they are."""
+    try:
+        return next(map(_brief, read_points(root, layout, names).doubts), "")
+    except DataError as error:
+        return _brief(str(error))
+
+
+def _brief(sentence: str) -> str:
+    return re.split(r"[;(]", sentence)[0].strip()

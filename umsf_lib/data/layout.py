@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from ..config import (
+    IGNORE,
     MOST_CLASSES,
     ConfigError,
     DataError,
@@ -67,6 +68,15 @@ def _refuse_truth(value: Any) -> Any:
     return value
 
 
+def usual_standardisation(scaling: Any) -> str:
+    """Return the ``standardise`` of a sensor whose layout does not say it.
+
+    Calibrated values mean the same in all scenes. 8-bit products may be stretched scene by scene,
+    so their levels compare only in part.
+    """
+    return "shrunken" if scaling in ("stretched8", "amplitude8") else "set"
+
+
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)]
 Whole = Annotated[int, BeforeValidator(_refuse_truth)]
 Nodata = Annotated[float, BeforeValidator(_refuse_truth)]
@@ -85,17 +95,21 @@ class Sensor(Entry):
     bands: Names
     scaling: str  # key of DTYPES
     nodata: Nodata | None = None  # None: as the file declares; NaN and Inf are always invalid
-    # "scene": with its own mean and std; "set": with those of the training scenes.
-    standardise: Literal["scene", "set"] = "set"
+    # "set": with mean and std of the training scenes; "scene": with those of each scene;
+    # "shrunken": with the mean of both, so levels count but do not mislead.
+    standardise: Literal["set", "shrunken", "scene"] = "set"
 
     @model_validator(mode="before")
     @classmethod
     def _usual_standardisation(cls, given: Any) -> Any:
-        # 8-bit products are stretched scene by scene, so their absolute level has no meaning.
-        # Calibrated values have the same meaning in all scenes.
-        if isinstance(given, dict) and given.get("scaling") in ("stretched8", "amplitude8"):
-            return {"standardise": "scene"} | given
+        if isinstance(given, dict) and "scaling" in given:
+            return {"standardise": usual_standardisation(given["scaling"])} | given
         return given
+
+    @property
+    def own_share(self) -> float:
+        """Weight of a scene's own mean and std beside those of the training scenes."""
+        return {"set": 0.0, "shrunken": 0.5, "scene": 1.0}[self.standardise]
 
     @field_validator("bands")
     @classmethod
@@ -199,16 +213,28 @@ class NamesRule(Entry):
 
 
 @dataclass(frozen=True)
-class PlainRule(Entry):
-    """``folders``: the folder that holds the optical file is called as the part.
+class FoldersRule(Entry):
+    """The folder that holds the optical file, or one above it, is called as the part.
 
-    ``transductive``, ``unlabelled``: all scenes are in ``train`` and ``test``, none in ``val``.
+    Of ``train``, scenes whose names match the patterns of ``val`` are for validation.
     """
 
-    rule: Literal["folders", "transductive", "unlabelled"]
+    rule: Literal["folders"]
+    val: Names | None = None
 
 
-SplitRule = FileRule | ListsRule | NamesRule | PlainRule  # see split.py
+@dataclass(frozen=True)
+class PlainRule(Entry):
+    """``transductive``, ``unlabelled``: all scenes are in ``train`` and ``test``, none in ``val``.
+
+    ``alternate``: all scenes train, of which labels are never read. In the order of their numbers
+    or names, the first, third, ... are ``val``, too, and the others ``test``.
+    """
+
+    rule: Literal["transductive", "unlabelled", "alternate"]
+
+
+SplitRule = FileRule | ListsRule | NamesRule | FoldersRule | PlainRule  # see split.py
 
 
 @dataclass(frozen=True)
@@ -226,6 +252,7 @@ class Layout(Entry):
     dem: Dem | None = None
     label_nodata: tuple[Whole, ...] = ()
     classes: tuple[LandClass, ...] = ()
+    points: str = ""  # CSV with sparse labels in the data folder, see points.py
 
     @field_validator("pattern", mode="before")
     @classmethod
@@ -282,6 +309,10 @@ class Layout(Entry):
             raise ValueError(
                 "classes must all have a folder, without a label folder, or all a code"
             )
+        if self.points and PurePath(self.points).name != self.points:
+            raise ValueError(f"points is {self.points!r}, not a file in the data folder")
+        if self.points and (folders or "label" in self.folders or not self.classes):
+            raise ValueError("points need classes with codes, and no folder of labels")
         codes = [code for land in self.classes for code in land.codes] + list(self.label_nodata)
         for kind, values in (("codes", codes), ("folders", folders)):
             if len(set(values)) < len(values):
@@ -319,6 +350,20 @@ class Layout(Entry):
         if role == "optical" and self.dem:
             return replace(self.optical, bands=self.optical.bands[: -len(self.dem.bands)])
         return {"optical": self.optical, "sar": self.sar, "dem": self.dem}.get(role)
+
+    @property
+    def ids_of_codes(self) -> dict[int, int]:
+        """Label code -> class id, ``IGNORE`` for nodata codes."""
+        table = {code: land.id for land in self.classes for code in land.codes}
+        return table | dict.fromkeys(self.label_nodata, IGNORE)
+
+    def known_codes(self) -> str:
+        """Say which label codes are known, and what to do about others."""
+        known = [f"{code} {land.name}" for land in self.classes for code in land.codes]
+        return (
+            f"layout {self.source} knows {', '.join(known) or 'no classes'} and label_nodata "
+            f"{list(self.label_nodata)}; add them there or correct the label"
+        )
 
     @property
     def class_folders(self) -> dict[str, LandClass]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..config import IGNORE, DataError, composed
 from .form import form_defects, is_grey
 from .layout import LandClass, Layout, Sensor
 from .pairing import SPOKEN, Pairing, pair_files
+from .points import Point, Points, outside, painted, read_points
 from .rasters import (
     Grid,
     Pixels,
@@ -42,19 +44,27 @@ def find_scenes(root: Path, layout: Layout) -> list[Scene]:
 
     Raises:
         DataError: a folder is missing, no file matches, or pairing finds a defect, such as an
-            optical, SAR or DEM file without a partner (see ``pair_files``).
+            optical, SAR or DEM file without a partner (see ``pair_files``), or the file of points
+            is wrong (see ``read_points``).
     """
     pairing = pair_files(Path(root), layout)
     if pairing.defects:
         more = len(pairing.defects) - 1
         tail = f"; {more} more like this: `umsf data check` lists all." if more else "."
         raise DataError(pairing.defects[0].removesuffix(".") + tail)
-    return scenes_of(pairing, layout)
+    points = read_points(Path(root), layout, pairing.scenes)
+    for doubt in points.doubts:
+        warnings.warn(doubt, stacklevel=2)
+    return scenes_of(pairing, layout, points)
 
 
-def scenes_of(pairing: Pairing, layout: Layout) -> list[Scene]:
-    """Return the paired files as scenes."""
-    return [Scene(name, layout, **files) for name, files in pairing.scenes.items()]
+def scenes_of(pairing: Pairing, layout: Layout, points: Points | None = None) -> list[Scene]:
+    """Return the paired files as scenes, with their points if there are any."""
+    labels = points.of_scene if points else {}
+    return [
+        Scene(name, layout, **files, points=labels.get(name, ()))
+        for name, files in pairing.scenes.items()
+    ]
 
 
 def split_scenes(root: Path, layout: Layout, scenes: Sequence[Scene]) -> dict[str, list[str]]:
@@ -82,6 +92,7 @@ class Scene:
     sar: Raster | None = None
     dem: Raster | None = None
     label: Raster | None = None
+    points: tuple[Point, ...] = ()  # sparse labels, instead of a label file
 
     def profile(self) -> Grid:
         """Return the grid of the optical file, which the other files share (see ``check``)."""
@@ -126,13 +137,15 @@ class Scene:
                     found += unknown_codes(self.label_codes, self.layout, path)
             except DataError as error:  # unreadable: nothing to compare
                 found.append(str(error))
+        if grid := grids.get("optical"):
+            found += outside(self.points, self.name, grid.height, grid.width)
         return found
 
     @cached_property
     def label_codes(self) -> Counter[int]:
         """Number of pixels of each label code, without those that the file says are nodata.
 
-        The file is read once, strip by strip.
+        The file is read once, strip by strip. Of sparse labels it is the number of points.
 
         Raises:
             DataError: the file cannot be read.
@@ -142,6 +155,8 @@ class Scene:
                 windows = list(strips(grid_of(source)))
             parts = (read_window(self.label, window, 1) for window in windows)
             return sum((_counts(p.stored[0][p.declared[0]]) for p in parts), Counter[int]())
+        if self.points:
+            return Counter(point.code for point in self.points)
         land, grid = self.whole_tile_class, self.profile()
         return Counter({land.code: grid.height * grid.width} if land else {})
 
@@ -171,6 +186,9 @@ class Scene:
         if self.label:
             codes = read_window(self.label, window, 1)
             parts["label"] = class_ids(codes.stored[0], codes.declared[0], self.layout, self.label)
+        elif self.points:
+            top, known = window.row_off if window else 0, self.layout.ids_of_codes
+            parts["label"] = painted(self.points, known, top, *valid.shape)
         else:
             land = self.whole_tile_class
             parts["label"] = np.full(valid.shape, land.id if land else IGNORE, np.int64)
@@ -284,7 +302,7 @@ def class_ids(
         DataError: the layout does not know a code.
     """
     ids = np.where(known, -1, IGNORE)
-    for code, id_ in _known_codes(layout).items():
+    for code, id_ in layout.ids_of_codes.items():
         ids[known & (codes == code)] = id_
     if unknown := unknown_codes(_counts(codes[ids < 0]), layout, path):
         raise DataError(unknown[0])
@@ -306,23 +324,12 @@ def nodata_classes(layout: Layout, path: Raster) -> list[str]:
 
 def unknown_codes(counts: Mapping[int, int], layout: Layout, path: Raster) -> list[str]:
     """Say in one sentence which codes of a label (code -> pixels) its layout lacks, if any."""
-    unknown = sorted(counts.keys() - _known_codes(layout).keys())
+    unknown = sorted(counts.keys() - layout.ids_of_codes.keys())
     if not unknown:
         return []
     listed = ", ".join(f"{code} ({counts[code]} px)" for code in unknown[:SAID_CODES])
     more = f" and {len(unknown) - SAID_CODES} more" if len(unknown) > SAID_CODES else ""
-    known = [f"{code} {land.name}" for land in layout.classes for code in land.codes]
-    return [
-        f"Label file {path} has unknown codes {listed}{more}; layout {layout.source} knows "
-        f"{', '.join(known) or 'no classes'} and label_nodata {list(layout.label_nodata)}; add "
-        "them there or correct the label."
-    ]
-
-
-def _known_codes(layout: Layout) -> dict[int, int]:
-    """Return label code -> class id, ``IGNORE`` for nodata codes."""
-    table = {code: land.id for land in layout.classes for code in land.codes}
-    return table | dict.fromkeys(layout.label_nodata, IGNORE)
+    return [f"Label file {path} has unknown codes {listed}{more}; {layout.known_codes()}."]
 
 
 def _counts(codes: NDArray[Any]) -> Counter[int]:

@@ -134,17 +134,19 @@ def standardisation(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return sensor -> mean and std, each ``(S, C) float32``, to standardise each scene with.
 
-    Where the layout says ``standardise: scene``, they are the scene's own; otherwise they are those
-    of the training scenes. They are never those of a patch, which would remove differences in
-    radiometry within the scene.
+    The layout's ``standardise`` says whose they are: those of the training scenes (``set``), those
+    of the scene (``scene``) or the mean of both (``shrunken``). They are never those of a patch,
+    which would remove differences in radiometry within the scene.
     """
     result = {}
     for role, table in statistics.items():
-        own = scenes.layout.sensor(role).standardise == "scene"
-        rows = [(r.mean[role], r.std[role]) for r in scenes.records]
-        fixed = (table["mean"], table["std"])
-        mean, std = zip(*(row if own else fixed for row in rows), strict=True)
-        result[role] = (np.array(mean, np.float32), np.maximum(np.array(std, np.float32), 1e-6))
+        own = scenes.layout.sensor(role).own_share
+        mean, std = (
+            own * np.array([getattr(record, name)[role] for record in scenes.records])
+            + (1 - own) * np.array(table[name])
+            for name in ("mean", "std")
+        )
+        result[role] = (mean.astype(np.float32), np.maximum(std.astype(np.float32), 1e-6))
     return result
 
 

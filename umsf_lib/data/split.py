@@ -12,7 +12,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from ..config import DataError, composed, read_text
-from .layout import PARTS, FileRule, ListsRule, NamesRule, SplitRule
+from .layout import PARTS, FileRule, FoldersRule, ListsRule, NamesRule, SplitRule
 from .pairing import some
 
 Parts = dict[str, list[str]]  # train, val, test -> names of scenes
@@ -54,14 +54,15 @@ def divide(
 ) -> Split:
     """Split scenes into ``train``, ``val`` and ``test`` by a layout's split rule.
 
-    Listed scenes that do not exist are skipped, so any subset works; scenes that are not listed are
-    in no part. Without a list (in each folder separately), or if ``names`` leaves no training
-    scenes, scenes are split 60/20/20 in the order of their names. If there are no validation
-    scenes, the last training scenes are used. The notes say which of this happened.
+    The classes of the rules say what each means. Listed scenes that do not exist are skipped, so
+    any subset works; scenes that are not listed are in no part. Without a list (in each folder
+    separately), or if ``names`` leaves no training scenes, scenes are split 60/20/20 in the order
+    of their names. If there are no validation scenes, the last training scenes are used. The notes
+    say which of this happened.
 
     Args:
         root: data folder.
-        rule: the layout's ``split``; its class says what it means.
+        rule: the layout's ``split``.
         names: names of the scenes found, sorted.
         files: name -> files of the scene, optical first.
 
@@ -79,10 +80,10 @@ def divide(
         split = _by_lists(root, rule, lists, _Finder(names, files), set(names))
     elif isinstance(rule, NamesRule):
         split = _by_patterns(rule, names)
-    elif rule.rule == "folders":
-        split = Split(_by_folders(files, names))
+    elif isinstance(rule, FoldersRule):
+        split = _by_folders(root, rule, files, names)
     else:
-        return Split({"train": list(names), "val": [], "test": list(names)})
+        return Split(_all_train(names, alternate=rule.rule == "alternate"))
     parts = split.parts
     if not parts["val"] and len(parts["train"]) > 1:  # none are listed, or none of those exist
         parts |= _hold_out(parts["train"])
@@ -102,11 +103,7 @@ def divide(
 
 def _by_patterns(rule: NamesRule, names: Sequence[str]) -> Split:
     globs = {"val": rule.val or (), "test": rule.test}
-    hits = {  # a pattern that is the name of a scene, such as a[1], means that one
-        glob: {glob} if glob in names else {name for name in names if fnmatchcase(name, glob)}
-        for part in globs.values()
-        for glob in part
-    }
+    hits = _hits([glob for part in globs.values() for glob in part], names)
     found = {part: {name for glob in globs[part] for name in hits[glob]} for part in globs}
     val, test = found["val"], found["test"] - found["val"]
     held = {"train": set(names) - val - test, "val": val, "test": test}
@@ -116,12 +113,7 @@ def _by_patterns(rule: NamesRule, names: Sequence[str]) -> Split:
         notes.append(f"{len(idle)} of {len(hits)} patterns match no scene ({some(idle)})")
     if both := [name for name in names if name in val & found["test"]]:
         notes.append(f"{len(both)} scenes of val match test, too ({some(both)})")
-    doubts = [
-        f"split.{part} in the layout is {', '.join(globs[part])}, which matches none of the "
-        f"{len(names)} scenes ({some(names)}); correct it there."
-        for part in globs
-        if globs[part] and not found[part]
-    ]
+    doubts = [_idle(part, globs[part], names) for part in globs if globs[part] and not found[part]]
     if parts["train"]:
         return Split(parts, notes, doubts)
     doubt = "split.val and split.test in the layout match every scene, so none is left to train, "
@@ -129,17 +121,52 @@ def _by_patterns(rule: NamesRule, names: Sequence[str]) -> Split:
     return Split(_in_order(names, {}), notes, [*doubts, doubt])
 
 
-def _by_folders(files: Mapping[str, Sequence[Path]], names: Sequence[str]) -> Parts:
+def _hits(globs: Sequence[str], names: Sequence[str]) -> dict[str, set[str]]:
+    """Return pattern -> names that match; one that is itself a name, such as a[1], means that."""
+    return {
+        glob: {glob} if glob in names else {name for name in names if fnmatchcase(name, glob)}
+        for glob in globs
+    }
+
+
+def _idle(part: str, globs: Sequence[str], names: Sequence[str]) -> str:
+    return (
+        f"split.{part} in the layout is {', '.join(globs)}, which matches none of the "
+        f"{len(names)} scenes ({some(names)}); correct it there."
+    )
+
+
+def _by_folders(
+    root: Path, rule: FoldersRule, files: Mapping[str, Sequence[Path]], names: Sequence[str]
+) -> Split:
     parts: Parts = {part: [] for part in PARTS}
     for name in names:
         folder = files[name][0].parent
-        if folder.name not in parts:
+        above = [part for part in folder.relative_to(root).parts if part in parts]
+        if not above:
             raise DataError(
                 f"Folder {folder} is not one of {', '.join(PARTS)}, which this layout splits by; "
                 "rename it or move it away."
             )
-        parts[folder.name].append(name)
-    return parts
+        parts[above[-1]].append(name)
+    if not rule.val:
+        return Split(parts)
+    train, held = parts["train"], set[str]().union(*_hits(rule.val, parts["train"]).values())
+    doubts = [] if held else [_idle("val", rule.val, train)]
+    val = sorted({*parts["val"], *held})
+    return Split(parts | {"train": [n for n in train if n not in held], "val": val}, doubts=doubts)
+
+
+def _all_train(names: Sequence[str], *, alternate: bool) -> Parts:
+    """Use all scenes for training, and all or every other one for testing."""
+    order = sorted(names, key=_number)
+    held = {"val": order[::2], "test": order[1::2]} if alternate else {"val": [], "test": [*names]}
+    return {"train": list(names)} | held
+
+
+def _number(name: str) -> list[int | str]:
+    """Return a key that sorts names by the numbers in them: 12 before 108."""
+    return [int(text) if text.isdecimal() else text for text in re.split(r"(\d+)", name)]
 
 
 def _by_lists(

@@ -98,7 +98,7 @@ def prepare(
 
 
 def _stamp(scenes: list[Scene]) -> list[Any]:
-    """Return the names of the scenes, and path, size and times of each file that decides pixels.
+    """Return all that decides pixels: names of scenes, path, size and times of files, and points.
 
     The maps are made anew if any file changes or another one appears. The time of the last change
     of status (ctime) shows new content even where the time of modification is kept or restored.
@@ -109,7 +109,8 @@ def _stamp(scenes: list[Scene]) -> list[Any]:
         raise DataError(f"{gone[0]} is missing: its link is broken; restore the file there.")
     files = [(path.resolve(), path.stat()) for path in paths]
     times = [[str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in files]
-    return [[scene.name for scene in scenes], *times]
+    points = [[s.name, p.row, p.col, p.code] for s in scenes for p in s.points]
+    return [[scene.name for scene in scenes], *times, *points]
 
 
 def _check_arrays(folder: Path, progress: Progress | None) -> None:

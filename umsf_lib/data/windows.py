@@ -59,6 +59,7 @@ class PixelStore:
         places = [(r.offset, r.height, r.width) for r in scenes.records]
         self.places = torch.tensor(places)  # (S, 3)
         self.moments = standardisation(scenes, statistics)  # sensor -> mean, std, each (S, C)
+        self.statistics = statistics  # of the training scenes
         self.mean, self.std = (
             {role: torch.from_numpy(pair[which]).to(device) for role, pair in self.moments.items()}
             for which in (0, 1)
@@ -210,6 +211,17 @@ class PixelStore:
     def unscaled(self, x: Tensor, role: str, index: int) -> Tensor:
         """Undo the standardisation of ``(B, C, h, w)``; SAR values stay ln intensity."""
         return x * self.std[role][index][:, None, None] + self.mean[role][index][:, None, None]
+
+    def on_one_scale(self, x: Tensor, role: str, index: int) -> Tensor:
+        """Standardise ``(B, C, h, w)`` anew, by the moments of the training scenes alone.
+
+        Values of all scenes then compare; where the layout says ``standardise: set``, they do so
+        already and stay as they are.
+        """
+        mean, std = (torch.tensor(self.statistics[role][key]).to(x) for key in ("mean", "std"))
+        std = std.clamp_min(1e-6)
+        factor, shift = self.std[role][index] / std, (self.mean[role][index] - mean) / std
+        return x * factor[:, None, None] + shift[:, None, None]
 
 
 @functools.cache
