@@ -99,11 +99,8 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
         for alone in ("", "optical-", "sar-", "no_pretraining-")
     },
 }
-SMALLEST = (
-    "base",
-    "no_pretraining",
-    "clusters_12",
-)  # done if a suite has no records, with the USUAL methods
+# Done if a suite has no records, with the USUAL methods.
+SMALLEST = ("base", "no_pretraining", "clusters_12")
 AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that do not affect pretraining
 # How clusters get classes (see ``evaluation.stage.evaluate``).
 MATCHINGS = {

@@ -275,7 +275,7 @@ def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
     """Format a suite as in RESULTS.md, from its ``score_rows`` and ``margins``."""
     every = suite_records(sweep)
     every = every[every.protocol == "dense"]
-    groups = [name for name in CLUSTERS if name in set(scores.variant)]
+    groups = [name for name in CLUSTERS if scores.variant.str.endswith(name).any()]
     parts = [MATCHINGS[sweep.matching_of(set(every.matching))]] if groups or sweep.matching else []
     of_classes = class_rows(sweep) if groups else every
     for group in groups:
@@ -307,12 +307,10 @@ def _tables(
     constant = chosen.groupby("seed").value.first()
     score = f"{_short(constant.mean())} ± {_short(constant.std())}"
     sentence = f"Calling everything the most frequent class has ACC {score}, NMI 0."
-    drawn = (
-        f"blocks of {sweep.block} neighbouring test scenes" if sweep.block > 1 else "test scenes"
-    )
+    drawn = f"blocks of {sweep.block} neighbouring " if sweep.block > 1 else ""
     between = (
-        f"Ours minus each of them, with 95 % intervals over {drawn}, and in how many seeds ours "
-        "is ahead:"
+        f"Ours minus each of them, with 95 % intervals over {drawn}test scenes, and in how many "
+        "seeds ours is ahead:"
     )
     named = [] if constant.empty else [sentence]
     return [scores_markdown(scores), *named, between, margins_markdown(gains)]
@@ -352,10 +350,8 @@ def _wide(table: pd.DataFrame, cells: pd.Series) -> str:
     """Format one line per variant and method, with one column of cells per metric of ``SHOWN``."""
     names = ["method", "variant", "seeds"]
     seeds = table.groupby(["variant", "method"]).seeds.transform("max")
-    long, metrics = (
-        table.assign(cell=cells, seeds=seeds),
-        [m for m in SHOWN if m in {*table.metric}],
-    )
+    long = table.assign(cell=cells, seeds=seeds)
+    metrics = [metric for metric in SHOWN if metric in set(table.metric)]
     order = pd.MultiIndex.from_frame(long[names].drop_duplicates())
     wide = long.pivot(index=names, columns="metric", values="cell").reindex(order, columns=metrics)
     return _markdown(wide.rename(columns=SHOWN).fillna("").reset_index())
