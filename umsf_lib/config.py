@@ -292,7 +292,7 @@ class ClusterConfig(Settings):
     components: PositiveInt = 2  # Gaussians per cluster, in the teacher and in the merged mixture
     teacher: Literal["mixture", "kmeans"] = "mixture"
     # What the teacher clusters; without pretraining (``initial``) always the statistics.
-    teacher_tokens: Literal["statistics", "pretrained", "both"] = "both"
+    teacher_tokens: Literal["statistics", "pretrained", "both"] = "statistics"
     teacher_share: Share = 0.5  # of the teacher in the final posteriors; the rest is the network's
     initial: Literal["pretrained", "random"] = "pretrained"
     rounds: PositiveInt = 1  # from the second on, the network's own posteriors are the teacher

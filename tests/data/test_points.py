@@ -102,7 +102,7 @@ def test_the_check_counts_points_by_class(tmp_path: Path) -> None:
     text = "\n".join(report(found))
     assert found.defects == [] and "scenes, 5 x 5 px each (points.csv); 2 of 8 points" in text
     assert "Labels: 6 points of 2 scenes" in text and "2 of 8 points match no scene (9)" in text
-    for line in ("0 water (code 1): 1\n", "2 commercial (code 3): 2\n", "4 green (code 5): 0\n"):
+    for line in ("0 water (code 1): 1\n", "2 commercial (code 3): 2\n", "4 trees (code 6): 0\n"):
         assert line in text
 
 

@@ -111,7 +111,9 @@ def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
     return network
 
 
-def teacher_tokens(run: Run, task: ClusteringTask) -> TokenMap:
+def teacher_tokens(
+    run: Run, task: ClusteringTask, *, progress: Progress | None = None
+) -> TokenMap:
     """Return the tokens that the teacher reads (``cluster.teacher_tokens``).
 
     They are local statistics, fused tokens of the pretrained network, or both side by side, each
@@ -121,17 +123,19 @@ def teacher_tokens(run: Run, task: ClusteringTask) -> TokenMap:
     if settings.initial == "random" or settings.teacher_tokens == "statistics":
         return task.statistics
     network = load_pretrained(run, task.scenes).to(run.device).eval()
-    pretrained = task.reduced(feature_tokens(network, task, "fused"))
+    pretrained = task.reduced(feature_tokens(network, task, "fused"), progress)
     if settings.teacher_tokens == "pretrained":
         return pretrained
     kinds = (task.statistics, pretrained)
-    joined = JoinedTokens(kinds, [task.sample(kind, task.stride) for kind in kinds])
+    samples = [task.sample(kind, task.stride, progress) for kind in kinds]
+    joined = JoinedTokens(kinds, samples)
     return lru_cache(maxsize=1)(joined)  # asked for the same scene in turn
 
 
 def fit_teacher(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Teacher:
     """Fit the label-free teacher (``cluster.teacher``) to tokens of the training scenes."""
-    settings, seed, tokens = task.config.cluster, task.config.seed, teacher_tokens(run, task)
+    settings, seed = task.config.cluster, task.config.seed
+    tokens = teacher_tokens(run, task, progress=progress)
     sample, count = task.sample(tokens, task.stride, progress), task.num_components
     clusterer = fit(settings.teacher, sample, count, settings, seed, progress=progress)
     return Teacher(clusterer, tokens)

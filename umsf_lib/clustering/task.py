@@ -69,12 +69,12 @@ class ClusteringTask:
             self._shared[name] = self.reduced(make())
         return self._shared[name]
 
-    def reduced(self, token_map: TokenMap) -> TokenMap:
+    def reduced(self, token_map: TokenMap, progress: Progress | None = None) -> TokenMap:
         """Reduce to ``cluster.max_dims`` dimensions: full covariances of more are hard to estimate.
 
         Few dimensions are kept as they are.
         """
-        sample = self.sample(token_map, self.stride)
+        sample = self.sample(token_map, self.stride, progress)
         dims = self.config.cluster.max_dims
         if sample.shape[1] > dims:
             token_map = PrincipalTokens(token_map, sample, dims)
