@@ -152,14 +152,14 @@ def test_bad_overrides_are_refused_by_name(overrides: str, parts: list[str]) -> 
 
 
 ZERO_ALLOWED = {
-    "views": "overlap_px gain offset blur speckle_looks sar_gain sensor_drop",
+    "views": "overlap_px gain offset blur speckle_looks sar_gain sensor_drop band_drop",
     "pretrain": "steps_per_epoch momentum weight_decay warmup_epochs ema fused pooled "
     "neighbour_m homogeneity",
     "cluster": "num_clusters teacher_share clustering consistency balance ema smoothing_px",
     "map": "overlap_px",
 }
 AT_MOST_ONE = {
-    "views": "scale_min blur sensor_drop",
+    "views": "scale_min blur sensor_drop band_drop",
     "pretrain": "momentum ema pooled",
     "cluster": "teacher_share ema",
 }

@@ -206,6 +206,7 @@ class ViewConfig(Settings):
     speckle_looks: NonNegativeInt = 8  # looks of the extra Gamma speckle on the SAR view; 0: none
     sar_gain: NonNegative = 0.1
     sensor_drop: Share = 0.0  # probability that one of the two sensors is left out of a view
+    band_drop: Share = 0.0  # probability that an optical band is left out of a view
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,8 @@ class ModelConfig(Settings):
 
     sensors: Literal["both", "optical", "sar"] = "both"
     backbone: Literal["small", "resnet18", "resnet50"] = "small"
-    weights: Literal["none", "imagenet"] = "none"
+    # Start of pretraining: umsf-small has seen Sentinel pairs and simulated scenes (models.kept).
+    weights: Literal["none", "imagenet", "umsf-small"] = "none"
     norm: Literal["batch", "group"] = "batch"  # group: loses absolute levels
     channels: PositiveInt = 64
     stride: PositiveInt = 4
@@ -284,11 +286,13 @@ class ClusterConfig(Settings):
     # 0: the number of classes of the data set
     num_clusters: Annotated[NonNegativeInt, Field(le=MOST_CLASSES)] = 0
     sigmas_px: Sigmas = (1.5, 5.0)
-    max_dims: PositiveInt = 16  # of the statistics; PCA reduces them where there are more
+    max_dims: PositiveInt = 16  # of each kind of token; PCA reduces them where there are more
     tokens: PositiveInt = 16000
     restarts: PositiveInt = 5
     components: PositiveInt = 2  # Gaussians per cluster, in the teacher and in the merged mixture
     teacher: Literal["mixture", "kmeans"] = "mixture"
+    # What the teacher clusters; without pretraining (``initial``) always the statistics.
+    teacher_tokens: Literal["statistics", "pretrained", "both"] = "both"
     teacher_share: Share = 0.5  # of the teacher in the final posteriors; the rest is the network's
     initial: Literal["pretrained", "random"] = "pretrained"
     rounds: PositiveInt = 1  # from the second on, the network's own posteriors are the teacher

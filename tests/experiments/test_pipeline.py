@@ -19,11 +19,13 @@ from umsf_lib.clustering.stage import (
     cluster,
     clustered_classifier,
     component_posteriors,
+    feature_tokens,
     fit_teacher,
     load_clustered,
     merge_components,
     network_classifier,
     starting_network,
+    teacher_tokens,
 )
 from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.clustering.tokens import token_validity
@@ -113,9 +115,28 @@ def test_the_teacher_is_the_merged_mixture_before_it_is_merged(
     tiny_run: Run, task: ClusteringTask
 ) -> None:
     teacher = load_clustered(tiny_run, task).teacher
-    merged = fit("merged", task.sample(task.statistics, task.stride), 7, CLUSTER, seed=0)
-    assert isinstance(teacher, MixtureClusters) and isinstance(merged, MixtureClusters)
-    np.testing.assert_array_equal(teacher.model.means_, merged.model.means_)
+    merged = fit("merged", task.sample(teacher.tokens, task.stride), 7, CLUSTER, seed=0)
+    clusterer = teacher.clusterer
+    assert isinstance(clusterer, MixtureClusters) and isinstance(merged, MixtureClusters)
+    np.testing.assert_array_equal(clusterer.model.means_, merged.model.means_)
+
+
+def test_the_teacher_reads_what_the_settings_say(tiny_run: Run, task: ClusteringTask) -> None:
+    """Both: statistics and pretrained tokens, each with a total variance of 1 in the sample."""
+    network = load_pretrained(tiny_run, task.scenes).eval()
+    pretrained = task.reduced(feature_tokens(network, task, "fused"))
+    found = {}
+    for kind in ("statistics", "pretrained", "both"):
+        config = tiny_run.config.changed(cluster={"teacher_tokens": kind})
+        tokens = teacher_tokens(tiny_run, ClusteringTask(task.scenes, task.store, config))
+        found[kind] = task.sample(tokens, task.stride)
+    np.testing.assert_array_equal(found["statistics"], task.sample(task.statistics, task.stride))
+    np.testing.assert_allclose(found["pretrained"], task.sample(pretrained, task.stride), atol=1e-5)
+    scaled = [x / np.sqrt(np.trace(np.cov(x.T, ddof=0))) for x in list(found.values())[:2]]
+    np.testing.assert_allclose(found["both"], np.hstack(scaled), atol=1e-5)
+    random = tiny_run.config.changed(cluster={"initial": "random"})
+    alone = teacher_tokens(tiny_run, ClusteringTask(task.scenes, task.store, random))
+    np.testing.assert_array_equal(task.sample(alone, task.stride), found["statistics"])
 
 
 def test_components_are_merged_by_their_weighted_statistics(
@@ -127,7 +148,7 @@ def test_components_are_merged_by_their_weighted_statistics(
     parts: list[list[np.ndarray]] = [[], []]
     for scene in task.scenes.indices("train"):
         valid = token_validity(task.store, scene, task.stride)
-        for part, maps in zip(parts, (posteriors, task.statistics), strict=True):
+        for part, maps in zip(parts, (posteriors, found.teacher.tokens), strict=True):
             part.append(maps(scene)[:, valid].T.double().numpy())
     shares, tokens = (np.concatenate(part) for part in parts)
     means = np.stack([np.average(tokens, axis=0, weights=w) for w in shares.T])
@@ -156,9 +177,10 @@ def test_a_component_without_tokens_stays_by_itself(
 def test_one_component_per_cluster_needs_no_merging(tiny_run: Run, task: ClusteringTask) -> None:
     config = tiny_run.config.changed(cluster={"components": 1})
     single = ClusteringTask(task.scenes, task.store, config)
-    assert fit_teacher(single).num_clusters == single.num_components == 7
+    teacher = fit_teacher(tiny_run, single)
+    assert teacher.clusterer.num_clusters == single.num_components == 7
     network = load_clustered(tiny_run, task).network
-    assert merge_components(network, fit_teacher(single), single).tolist() == list(range(7))
+    assert merge_components(network, teacher, single).tolist() == list(range(7))
 
 
 def test_scores_know_the_code_of_every_method(tiny_run: Run, task: ClusteringTask, monkeypatch):

@@ -16,7 +16,7 @@ from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import load_data
 from umsf_lib.data.windows import PixelStore
 from umsf_lib.models.stage import train_despeckler
-from umsf_lib.pretraining.augmentations import drop_sensor, sample_tokens
+from umsf_lib.pretraining.augmentations import drop_bands, drop_sensor, sample_tokens
 from umsf_lib.pretraining.stage import WindowSource, build_learner
 from umsf_lib.run import Run, digest
 
@@ -129,6 +129,15 @@ def test_every_weight_learns_and_keys_do_not(project: Path, sensors: str) -> Non
         assert parameter.requires_grad != name.startswith("key.")
     learner.enqueue(batch, extra["enqueue"])
     learner.update_keys()
+
+
+def test_bands_are_dropped_one_by_one() -> None:
+    shown = drop_bands(torch.ones(5000, 3, 2, 2), 0.2, torch.Generator().manual_seed(0))
+    lost = shown[:, :, 0, 0] == 0
+    assert torch.equal(shown == 0, lost[:, :, None, None].expand(-1, -1, 2, 2))
+    torch.testing.assert_close(lost.float().mean(0), torch.full((3,), 0.2), atol=0.02, rtol=0)
+    both = (lost[:, 0] & lost[:, 1]).float().mean().item()
+    assert abs(both - 0.04) < 0.01  # independent
 
 
 def test_a_dropped_sensor_is_blank_and_each_is_as_often() -> None:

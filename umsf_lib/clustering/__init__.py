@@ -9,7 +9,6 @@ from .. import hand_on
 __getattr__, __all__ = hand_on(
     __name__,
     losses="clustering_loss",
-    mixture="posterior_map",
     self_training="smooth",
     stage="cluster clustered_classifier feature_tokens fit_teacher load_clustered",
     task="ClusteringTask",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,23 @@ from .inference import Classifier, network_posteriors, scene_map
 from .mixture import RIDGE, Clusterer, arrays_of, clusterer_of, fit, merge, posterior_map
 from .self_training import self_train
 from .task import ClusteringTask
-from .tokens import TokenMap, draw_places, token_validity
+from .tokens import JoinedTokens, TokenMap, draw_places, token_validity
 
 NETWORK = "checkpoints/clustered.pt"
 PLOT_TOKENS = 2000  # of test scenes, kept for t-SNE
 MAP_SYMMETRIES = 4  # of the square, averaged in the final map
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Label-free teacher: a clusterer of P components, and the tokens that it reads."""
+
+    clusterer: Clusterer
+    tokens: TokenMap
+
+    def posteriors(self, scene: int) -> Tensor:
+        """Compute the posteriors ``(P, h, w)`` float32 of a scene."""
+        return posterior_map(self.clusterer, self.tokens, scene)
 
 
 @dataclass(frozen=True)
@@ -42,12 +54,12 @@ class Clustered:
 
     Attributes:
         network: predicts P components from pixels.
-        teacher: predicts the same components from local statistics.
+        teacher: predicts the same components from tokens (``cluster.teacher_tokens``).
         groups: ``(P,)`` int64, cluster of each component.
     """
 
     network: UmsfNet
-    teacher: Clusterer
+    teacher: Teacher
     groups: Tensor
 
 
@@ -64,16 +76,17 @@ def cluster(run: Run, task: ClusteringTask, *, progress: Progress | None = None)
 
     def make() -> list[str]:
         network = starting_network(run, task).to(run.device)
-        teacher = fit_teacher(task, progress=progress)
+        teacher = fit_teacher(run, task, progress=progress)
         train = each(task.scenes.indices("train"), progress, "posteriors of the teacher")
-        taught = {scene: posterior_map(teacher, task.statistics, scene) for scene in train}
+        taught = {scene: teacher.posteriors(scene) for scene in train}
         tiles = training_tiles(task.scenes, views.window_px, views.overlap_px)
         network, rows = self_train(
             network, task.store, tiles, taught, run.config, progress=progress
         )
         groups = merge_components(network, teacher, task, progress)
         found = Clustered(network, teacher, groups)
-        arrays = {name: torch.from_numpy(array) for name, array in arrays_of(teacher).items()}
+        saved = arrays_of(teacher.clusterer)
+        arrays = {name: torch.from_numpy(array) for name, array in saved.items()}
         content = {"module": network.state_dict(), "teacher": arrays, "groups": found.groups}
         write_state(run.path(NETWORK), {"settings": inputs} | content)
         write_rows(run.path("self_training.csv"), rows)
@@ -98,19 +111,38 @@ def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
     return network
 
 
-def fit_teacher(task: ClusteringTask, *, progress: Progress | None = None) -> Clusterer:
-    """Fit the label-free teacher: components of local statistics (``cluster.teacher``)."""
-    settings, tokens = task.config.cluster, task.sample(task.statistics, task.stride, progress)
-    seed, count = task.config.seed, task.num_components
-    return fit(settings.teacher, tokens, count, settings, seed, progress=progress)
+def teacher_tokens(run: Run, task: ClusteringTask) -> TokenMap:
+    """Return the tokens that the teacher reads (``cluster.teacher_tokens``).
+
+    They are local statistics, fused tokens of the pretrained network, or both side by side, each
+    reduced to ``cluster.max_dims`` principal components.
+    """
+    settings = task.config.cluster
+    if settings.initial == "random" or settings.teacher_tokens == "statistics":
+        return task.statistics
+    network = load_pretrained(run, task.scenes).to(run.device).eval()
+    pretrained = task.reduced(feature_tokens(network, task, "fused"))
+    if settings.teacher_tokens == "pretrained":
+        return pretrained
+    kinds = (task.statistics, pretrained)
+    joined = JoinedTokens(kinds, [task.sample(kind, task.stride) for kind in kinds])
+    return lru_cache(maxsize=1)(joined)  # asked for the same scene in turn
+
+
+def fit_teacher(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Teacher:
+    """Fit the label-free teacher (``cluster.teacher``) to tokens of the training scenes."""
+    settings, seed, tokens = task.config.cluster, task.config.seed, teacher_tokens(run, task)
+    sample, count = task.sample(tokens, task.stride, progress), task.num_components
+    clusterer = fit(settings.teacher, sample, count, settings, seed, progress=progress)
+    return Teacher(clusterer, tokens)
 
 
 def merge_components(
-    network: UmsfNet, teacher: Clusterer, task: ClusteringTask, progress: Progress | None = None
+    network: UmsfNet, teacher: Teacher, task: ClusteringTask, progress: Progress | None = None
 ) -> Tensor:
     """Find the cluster ``(P,)`` int64 of each component by ``mixture.merge``, on training scenes.
 
-    It merges components whose statistics, weighted by the final posteriors, are most similar.
+    It merges components whose tokens, weighted by the final posteriors, are most similar.
     """
     if task.num_components == task.num_clusters:
         return torch.arange(task.num_clusters)
@@ -120,7 +152,7 @@ def merge_components(
     for scene in each(task.scenes.indices("train"), progress, "merge components"):
         valid = token_validity(task.store, scene, task.stride)
         shares = posteriors(scene)[:, valid].double()  # (P, n)
-        tokens = task.statistics(scene)[:, valid].double()  # (D, n)
+        tokens = teacher.tokens(scene)[:, valid].double()  # (D, n)
         sizes, sums = sizes + shares.sum(dim=1), sums + shares @ tokens.T  # (P,), (P, D)
         # (P, D, D): for each component (D, n) x (n, D)
         squares = squares + torch.stack([(tokens * own) @ tokens.T for own in shares])
@@ -133,17 +165,16 @@ def merge_components(
 
 
 def component_posteriors(
-    network: UmsfNet, teacher: Clusterer, task: ClusteringTask, teacher_share: float
+    network: UmsfNet, teacher: Teacher, task: ClusteringTask, teacher_share: float
 ) -> TokenMap:
     """Make a function: scene -> component posteriors ``(P, h, w)``, mean of network and teacher.
 
     The teacher, which has the components of the network, gets the weight ``teacher_share``.
     """
     own = network_posteriors(network, task.store, task.config.map, MAP_SYMMETRIES)
-    taught = partial(posterior_map, teacher, task.statistics)
     if teacher_share in (0, 1):  # the other is not needed
-        return taught if teacher_share == 1 else own
-    return lambda scene: torch.lerp(own(scene), taught(scene), teacher_share)
+        return teacher.posteriors if teacher_share == 1 else own
+    return lambda scene: torch.lerp(own(scene), teacher.posteriors(scene), teacher_share)
 
 
 def sample_features(
@@ -188,7 +219,8 @@ def load_clustered(run: Run, task: ClusteringTask) -> Clustered:
     path = run.path(NETWORK)
     content = load_checkpoint(path, cluster_inputs(run))
     load_weights(network, content["module"], path)
-    teacher = clusterer_of({name: array.numpy() for name, array in content["teacher"].items()})
+    saved = {name: array.numpy() for name, array in content["teacher"].items()}
+    teacher = Teacher(clusterer_of(saved), teacher_tokens(run, task))
     return Clustered(network.to(run.device).eval(), teacher, content["groups"])
 
 

@@ -144,6 +144,20 @@ class PrincipalTokens:
         return torch.einsum("dc,chw->dhw", components, centred)  # (d, D) x (D, h, w)
 
 
+class JoinedTokens:
+    """Tokens of several kinds side by side, each kind scaled to a total variance of 1."""
+
+    def __init__(self, kinds: Sequence[TokenMap], samples: Sequence[np.ndarray]) -> None:
+        """Join kinds of tokens, given a sample ``(n, D)`` of each."""
+        self.kinds = kinds
+        self.scales = [1 / np.sqrt(sample.var(axis=0).sum()) for sample in samples]
+
+    def __call__(self, scene: int) -> Tensor:
+        """Return the tokens ``(sum of D, h, w)`` of a scene."""
+        pairs = zip(self.kinds, self.scales, strict=True)
+        return torch.cat([kind(scene) * scale for kind, scale in pairs])
+
+
 def draw_tokens(
     token_map: TokenMap,
     store: PixelStore,

@@ -53,7 +53,9 @@ class UmsfNet(nn.Module):
         self.model, self.sensors, self.stride = model, model.sensors, model.stride
         self.projection_dim = model.projection_dim
         common: dict[str, Any] = {"channels": model.channels, "stride": model.stride}
-        common |= {"norm": model.norm, "weights": model.weights}
+        # umsf-small is for the whole network, see ``kept.start_from_kept``.
+        imagenet = model.weights if model.weights == "imagenet" else "none"
+        common |= {"norm": model.norm, "weights": imagenet}
         self.optical = self.sar = self.fusion = None
         if self.sensors != "sar":
             bands = len(layout.optical.bands)

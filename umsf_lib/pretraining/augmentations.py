@@ -131,6 +131,8 @@ def show_view(
     with torch.autocast(next(iter(images.values())).device.type, enabled=False):
         if "optical" in images:
             images["optical"] = photometric_optical(images["optical"], config, source)
+            if config.band_drop:
+                images["optical"] = drop_bands(images["optical"], config.band_drop, source)
         if "sar" in images:
             log_std = windows["sar_log_std"]
             images["sar"] = photometric_sar(images["sar"], log_std, config, source)
@@ -152,6 +154,15 @@ def drop_sensor(images: dict[str, Tensor], probability: float, source: Source) -
     lost = {"optical": u[:, 0] < probability * (u[:, 1] < 0.5)}
     lost["sar"] = (u[:, 0] < probability) & ~lost["optical"]
     return {role: x.masked_fill(lost[role][:, None, None, None], 0) for role, x in images.items()}
+
+
+def drop_bands(optical: Tensor, probability: float, source: Source) -> Tensor:
+    """Set single bands of windows ``(B, Co, h, w)`` to 0, the mean of standardised values.
+
+    The network then learns to do without a band that other imagery may lack.
+    """
+    lost = draw_uniform((*optical.shape[:2], 1, 1), source, optical.device) < probability
+    return optical.masked_fill(lost, 0)
 
 
 def draw_matches(

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config import Config, ConfigError, PretrainConfig
 from ..data.scene_set import SceneSet, normalisation_of
 from ..data.windows import PixelStore, draw_windows, open_store, training_tiles
+from ..models.kept import kept_record, start_from_kept
 from ..models.stage import load_despeckler
 from ..models.umsf_net import UmsfNet
 from ..progress import Progress
@@ -130,6 +131,8 @@ def build_learner(
     source = WindowSource(scenes, store, config)
     settings = replace(config.pretrain, queue_size=queue_size(config, len(source.tiles)))
     network = new_network(run, scenes)
+    if config.model.weights == "umsf-small":
+        start_from_kept(network, scenes.layout)
     learner = MomentumContrast(network, settings, generator).to(run.device)
     if run.device.type == "cuda":
         learner.tune_for_cuda(settings.compile)
@@ -245,6 +248,8 @@ def pretraining_inputs(run: Run) -> dict[str, Any]:
     """Return what the result depends on; each checkpoint stores it, and loading compares it."""
     inputs = run.config.section("views", "model", "pretrain", "seed")
     made = {"normalisation": normalisation_of(run), "despeckle": run.outputs_of("despeckle")}
+    if run.config.model.weights == "umsf-small":
+        made["weights"] = kept_record()["sha256"]
     return inputs | made
 
 
