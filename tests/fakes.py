@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import rasterio
+import torch
 from rasterio import Affine
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
+from torch import Tensor
 
+from umsf_lib.clustering.inference import Classifier
+from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.data.layout import Layout, load_layout
 from umsf_lib.data.rasters import write_raster
 from umsf_lib.data.scene_set import SceneSet
@@ -137,3 +141,34 @@ def truth(scenes: SceneSet, index: int) -> dict[str, np.ndarray]:
     sar = np.where(valid, sar.astype(np.float64), np.nan)
     ln_sar = np.log(10 ** (sar / 10)) if decibels else np.log(sar**2)
     return found | {"valid": valid, "ln_sar": ln_sar}
+
+
+# Red, green, blue and SAR amplitude of ground without labels
+STRIPES = {
+    "homes": (121, 139, 157, 130),
+    "roofs": (215, 222, 228, 170),
+    "water": (44, 84, 121, 40),
+    "wood": (46, 84, 100, 140),
+}
+
+
+def write_striped(root: Path) -> tuple[Path, Layout]:
+    """Write two scenes without labels: homes, roofs, and water or wood; two rows are nodata."""
+    for name, right in (("coast", "water"), ("park", "wood")):
+        values = np.zeros((4, SIZE, 3 * SIZE), np.uint8)
+        for third, ground in enumerate(("homes", "roofs", right)):
+            here = slice(third * SIZE, (third + 1) * SIZE)
+            values[:, 2:, here] = np.reshape(STRIPES[ground], (4, 1, 1))
+        write_fake(root, "pairs", name, optical=values[:3], sar=values[3:])
+    return root, load_layout("pairs")
+
+
+def striped_classifier(task: ClusteringTask) -> Classifier:
+    """Classify ``write_striped`` by red; the clusters are those of ``STRIPES`` and an empty one."""
+    levels = [ground[0] for ground in STRIPES.values()] + [255]
+
+    def posteriors(scene: int) -> Tensor:
+        red = task.scenes.plane("optical", scene)[0][:: task.stride, :: task.stride]
+        return torch.tensor(np.stack([red == level for level in levels])).float()
+
+    return Classifier("striped", len(levels), task.stride, posteriors)

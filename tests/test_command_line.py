@@ -13,13 +13,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rasterio import Affine
 
 from umsf_lib import __version__
 from umsf_lib.__main__ import main
 from umsf_lib.config import load_config
+from umsf_lib.experiments import pipeline
 from umsf_lib.experiments.sweep import SUITES
+from umsf_lib.maps import stage as maps_stage
+from umsf_lib.maps.stage import Legend
 from umsf_lib.run import SAMPLES, Run
 
 from .fakes import DEGREES, write_fake, write_set
@@ -63,6 +67,22 @@ def test_map_says_every_phase_then_where_the_maps_are(
     ]
     browser = f"umsf notebook 12_results_browser --run {tiny_run.folder.name}"
     assert lines[-1] == f"maps: {path.parent / 'maps'}; next: {browser}"
+
+
+def test_map_says_how_many_unnamed_clusters_and_what_their_colours_mean(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(tmp_path / "data", "pairs")
+    legend = Legend((), np.zeros(0), "blue (1 of 9 clusters): wet")
+    monkeypatch.setattr(pipeline, "run_everything", lambda *_, **__: None)
+    monkeypatch.setattr(maps_stage, "load_legend", lambda _: legend)
+    command = ["map", "--profile", "tiny", "--data", str(tmp_path / "data"), "--layout", "pairs"]
+    other = 'for another number add --run NAME --overrides "cluster.num_clusters=N"'
+    for count, given in ((12, []), (9, ["--run", "m", "--overrides", "cluster.num_clusters=9"])):
+        assert main(command + given) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1] == f"clusters: {count}, without names, as the layout has none; {other}"
+        assert lines[2] == "colours: blue (1 of 9 clusters): wet"
 
 
 @pytest.mark.parametrize("name", ["whu-opt-sar", "naip"])

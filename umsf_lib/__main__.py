@@ -23,7 +23,7 @@ from .run import Run, project_root, settings_of
 if TYPE_CHECKING:
     from .experiments.sweep import Sweep
 
-SUITE_HELP = "first (default), baselines, ablations or scale"
+SUITE_HELP = "first (default), baselines, ablations, scale or land"
 OPTIONS = {"profile": "quick", "data": "", "layout": "", "run": "", "seed": 0, "overrides": ""}
 
 
@@ -104,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--seeds", default="0,1,2", help="comma-separated (default 0,1,2)")
         stand_in = "file with records of runs not in runs/ (default: that of RESULTS.md)"
         added.add_argument("--records", type=expanded, help=stand_in)
+        how = "of clusters to classes: validation, named or test (default: the suite's)"
+        added.add_argument("--matching", default="", help=how)
+        about = "neighbouring test scenes that intervals draw together (default 1)"
+        added.add_argument("--block", type=int, default=1, help=about)
     report.add_argument("--keep", action="store_true", help="write the runs to that file")
     command("gallery", _gallery, "copy a run's executed notebooks to gallery/")
     data = commands.add_parser("data", help="check, describe or align a folder of scenes")
@@ -230,9 +234,18 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _map(options: argparse.Namespace) -> None:
     run = _open(options)
+    from .clustering.task import UNNAMED_CLUSTERS
+    from .data.layout import load_layout
     from .experiments.pipeline import run_everything
+    from .maps.stage import load_legend
 
+    if not load_layout(run.config.layout).classes:
+        count = run.config.cluster.num_clusters or UNNAMED_CLUSTERS
+        other = 'for another number add --run NAME --overrides "cluster.num_clusters=N"'
+        print(f"clusters: {count}, without names, as the layout has none; {other}", flush=True)
     run_everything(run, maps=True)
+    if said := load_legend(run).said:
+        print(f"colours: {said}")
     browser = ("umsf", "notebook", "12_results_browser", "--run", run.folder.name)
     _end("maps", run.path("maps"), *browser)
 
@@ -250,7 +263,8 @@ def _suite(options: argparse.Namespace) -> Sweep:
     for options.seed in seeds:
         _config(options)  # refuses what is no seed
     options.records = options.records or RECORDS
-    return Sweep(_config(options), options.suite, seeds, options.run, options.records)
+    own = {"matching": options.matching, "block": options.block}
+    return Sweep(_config(options), options.suite, seeds, options.run, options.records, **own)
 
 
 def _sweep(options: argparse.Namespace) -> None:

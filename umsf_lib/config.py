@@ -283,7 +283,7 @@ class PretrainConfig(Settings):
 class ClusterConfig(Settings):
     """Local statistics, teacher mixture and self-training of the clustering head."""
 
-    # 0: the number of classes of the data set
+    # 0: the number of classes of the data set, 12 if it has none
     num_clusters: Annotated[NonNegativeInt, Field(le=MOST_CLASSES)] = 0
     sigmas_px: Sigmas = (1.5, 5.0)
     max_dims: PositiveInt = 16  # of each kind of token; PCA reduces them where there are more

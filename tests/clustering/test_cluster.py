@@ -271,7 +271,7 @@ def test_pixels_are_the_bands_of_both_sensors_without_indices(task: ClusteringTa
 def test_as_many_clusters_as_classes_unless_asked(task: ClusteringTask, whu_store, pairs) -> None:
     assert task.num_clusters == 7
     assert with_clusters(task, num_clusters=12).num_clusters == 12
-    assert ClusteringTask(pairs, whu_store, task.config).num_clusters == 6  # no classes
+    assert ClusteringTask(pairs, whu_store, task.config).num_clusters == 12  # no classes
 
 
 @pytest.mark.parametrize("kind", KINDS)

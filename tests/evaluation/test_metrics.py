@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import entr
 from sklearn import metrics as sk
 
 from umsf_lib.config import DataError
 from umsf_lib.evaluation.metrics import (
     Table,
     accuracy,
+    ami,
     apply_mapping,
     ari,
     confusion,
@@ -25,6 +27,7 @@ from umsf_lib.evaluation.metrics import (
     macro_f1,
     many_to_one,
     mean_iou,
+    naming,
     nmi,
     paired_bootstrap,
     scores,
@@ -69,15 +72,18 @@ def test_golden_example() -> None:
     expected |= {"miou": 0.678632, "kappa": 0.698682, "many_to_one": 0.8}
     assert {name: s[name] for name in expected} == pytest.approx(expected, abs=5e-7)
     assert s["f1"] == pytest.approx({0: 100 / 115, 1: 120 / 160, 2: 100 / 125})
+    assert s["recall"] == pytest.approx({0: 50 / 55, 1: 60 / 90, 2: 50 / 55})
+    assert s["classes_found"] == 3
     assert hungarian(GOLDEN).tolist() == [0, 1, 2]
 
 
 def test_scores_are_plain_numbers() -> None:
     s = best(GOLDEN)
-    assert list(s) == ["acc", "nmi", "ari", "macro_f1", "miou", "kappa", "many_to_one", "f1"]
-    f1 = s.pop("f1")
+    overall = ["acc", "nmi", "ami", "ari", "macro_f1", "miou", "kappa", "many_to_one"]
+    assert list(s) == [*overall, "classes_found", "f1", "recall"]
+    of_classes = [*s.pop("f1").items(), *s.pop("recall").items()]
     assert all(type(value) is float for value in s.values())
-    assert all(type(c) is int and type(value) is float for c, value in f1.items())
+    assert all(type(c) is int and type(value) is float for c, value in of_classes)
 
 
 def test_greedy_trap() -> None:
@@ -129,6 +135,12 @@ def test_scores_equal_sklearn(seed: int) -> None:
     assert s["acc"] == pytest.approx(sk.accuracy_score(truth, pred), **close)
     assert s["nmi"] == pytest.approx(sk.normalized_mutual_info_score(truth, clusters), abs=1e-9)
     assert s["ari"] == pytest.approx(sk.adjusted_rand_score(truth, clusters), **close)
+    if len(set(truth.tolist())) > 1:  # else scikit-learn gives 1 to a single cluster
+        expected = sk.adjusted_mutual_info_score(truth, clusters)
+        assert s["ami"] == pytest.approx(expected, abs=1e-9)
+    recall = sk.recall_score(truth, pred, labels=sorted(set(truth.tolist())), average=None)
+    assert list(s["recall"].values()) == pytest.approx(recall, **close)
+    assert s["classes_found"] == (recall >= 0.05).sum()
     f1 = sk.f1_score(truth, pred, labels=present, average=None, zero_division=0)
     assert s["f1"] == pytest.approx(dict(zip(present, f1, strict=True)), **close)
     assert s["macro_f1"] == pytest.approx(np.mean(f1), **close)
@@ -155,7 +167,8 @@ def test_scores_do_not_depend_on_the_order_of_clusters(seed: int) -> None:
     for _ in range(5):
         s = best(rng.permutation(table))
         assert sum(s.pop("f1").values()) == pytest.approx(sum(f1.values()))
-        s.pop("kappa"), s.pop("miou")  # may differ between matchings of equal accuracy and F1
+        for name in ("kappa", "miou", "recall", "classes_found"):
+            s.pop(name)  # may differ between matchings of equal accuracy and F1
         assert s == pytest.approx({name: expected[name] for name in s})
 
 
@@ -164,14 +177,16 @@ def test_golden_scores_under_every_permutation() -> None:
     for order in itertools.permutations(range(3)):
         s = best(GOLDEN[list(order)])
         assert s.pop("f1") == pytest.approx(expected["f1"])
+        assert s.pop("recall") == pytest.approx(expected["recall"])
         assert s == pytest.approx({name: expected[name] for name in s})
 
 
 def test_constant_prediction_is_no_evidence() -> None:
-    """Class shares .7 .2 .1, everything in one cluster: accuracy .7, NMI and ARI 0."""
+    """Class shares .7 .2 .1, everything in one cluster: accuracy .7, NMI, AMI and ARI 0."""
     table = np.array([[70, 20, 10], [0, 0, 0], [0, 0, 0]])
     s = best(table)
     assert (s["acc"], s["nmi"], s["ari"], s["kappa"]) == (0.7, 0, 0, 0)
+    assert s["ami"] == pytest.approx(0, abs=1e-12) and s["classes_found"] == 1
     assert constant_score(table) == constant_score(table[::-1]) == 0.7
 
 
@@ -180,7 +195,7 @@ def test_labels_of_one_class_are_no_evidence(table: list[list[int]]) -> None:
     """What a constant predictor has, too, is in ACC; the scores beyond chance are 0."""
     s = best(np.array(table))
     assert s["acc"] == max(max(row) for row in table) / np.sum(table)
-    assert (s["nmi"], s["ari"], s["kappa"], s["many_to_one"]) == (0, 0, 0, 0)
+    assert (s["nmi"], s["ami"], s["ari"], s["kappa"], s["many_to_one"]) == (0, 0, 0, 0, 0)
     assert constant_score(np.array(table)) == 1
 
 
@@ -244,7 +259,7 @@ def test_contingency_refuses_what_does_not_fit(
 def test_empty_table_is_an_error_everywhere() -> None:
     nothing = contingency(np.array([1]), np.array([255]), 3, 3)
     assert nothing.sum() == 0
-    calls = [hungarian, many_to_one, constant_score, equal_size_ceiling, nmi, ari]
+    calls = [hungarian, many_to_one, constant_score, equal_size_ceiling, nmi, ami, ari, naming]
     for call in (*calls, accuracy, macro_f1, mean_iou, lambda t: scores(t, np.arange(3))):
         with pytest.raises(DataError, match="0 scored pixels"):
             call(nothing)
@@ -282,6 +297,64 @@ def test_apply_mapping_keeps_nodata_and_refuses_unknown_clusters() -> None:
 
 def test_a_cluster_never_seen_gets_no_majority() -> None:
     assert many_to_one(np.array([[0, 0], [1, 3], [5, 2]])).tolist() == [-1, 1, 0]
+
+
+def test_a_cluster_never_seen_is_named_by_the_most_frequent_class() -> None:
+    """Class 1 has 6 of the 11 pixels; clusters 1 and 3 have none of them."""
+    table = np.array([[4, 1, 0], [0, 0, 0], [0, 5, 1], [0, 0, 0]])
+    assert naming(table).tolist() == [0, 1, 1, 1]
+    assert scores(table, naming(table))["acc"] == 9 / 11
+
+
+def test_a_class_is_found_from_a_recall_of_a_twentieth() -> None:
+    """Merged into the largest class, two classes are lost: 4 of 100 pixels, and no cluster."""
+    table = np.array([[900, 95, 96, 7], [0, 5, 0, 0], [0, 0, 4, 0]])
+    s = scores(table, np.array([0, 1, 2]))
+    assert s["recall"] == {0: 1.0, 1: 0.05, 2: 0.04, 3: 0.0}
+    assert s["classes_found"] == 2
+
+
+def uneven(pixels: int, seed: int) -> Table:
+    """Twelve clusters and seven classes of very unequal sizes that share something."""
+    rng = np.random.default_rng(seed)
+    shares = np.outer(rng.dirichlet(np.full(12, 0.5)), rng.dirichlet(np.full(7, 0.5)))
+    shares[np.arange(7), np.arange(7)] *= 4
+    return rng.multinomial(pixels, (shares / shares.sum()).ravel()).reshape(12, 7)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("pixels", [300, 7000, 29_999, 30_000, 100_000])
+def test_ami_is_that_of_scikit_learn_for_few_pixels_and_near_it_for_many(
+    pixels: int, seed: int
+) -> None:
+    table = uneven(pixels, seed)
+    clusters, truth = expand(table)
+    tolerance = 1e-9 if pixels < 30_000 else 0.0005
+    assert ami(table) == pytest.approx(
+        sk.adjusted_mutual_info_score(truth, clusters), abs=tolerance
+    )
+
+
+def test_ami_of_a_whole_data_set_is_quick_and_hardly_adjusted() -> None:
+    """By chance, three clusters and classes of n pixels share 2 x 2 / 2 n nats."""
+    table = GOLDEN * 10_000_000
+    start = time.process_time()
+    assert 0 < nmi(table) - ami(table) < 1e-8
+    assert time.process_time() - start < 0.1
+    chance = 2 * 2 / (2 * table.sum())
+    entropy = sum(entr(table.sum(axis) / table.sum()).sum() for axis in (0, 1)) / 2
+    assert nmi(table) - ami(table) == pytest.approx(chance * (1 - nmi(table)) / entropy, rel=1e-3)
+
+
+@pytest.mark.parametrize("score", [accuracy, macro_f1, mean_iou, nmi, ami, ari])
+@pytest.mark.parametrize("factor", [1, 1000])
+def test_a_stack_of_tables_has_the_scores_of_each(score: Any, factor: int) -> None:
+    rng = np.random.default_rng(4)
+    tables = rng.integers(0, 30, (9, 6, 5)) * factor
+    tables[::2, 3:, 1:3] = 0  # absent classes, and a cluster that is empty
+    tables[0, 2] = 0
+    near = 0.01 if (score, factor) == (ami, 1) else 1e-12  # chance has a closed form in a stack
+    assert score(tables) == pytest.approx([score(table) for table in tables], abs=near)
 
 
 def test_ari_is_exact_for_a_whole_data_set() -> None:
@@ -353,6 +426,18 @@ def test_bootstrap_of_several_runs_averages_their_scores() -> None:
     assert paired_bootstrap(*pair, nmi, same_scenes=True) == pytest.approx(
         (one, low_of_one, high_of_one)
     )
+
+
+def test_scenes_of_a_block_are_drawn_together() -> None:
+    """Seven scenes in blocks of three are three draws, the last of them of one scene."""
+    a, b = scene_tables(7, 0, 0.7), scene_tables(7, 1, 0.68)
+    blocks = [[x[:3].sum(0), x[3:6].sum(0), x[6]] for x in (a, b)]
+    whole = paired_bootstrap(*([np.stack(x)] for x in blocks), ami, n=200)
+    assert paired_bootstrap([a], [b], ami, n=200, block=3) == pytest.approx(whole)
+    single = paired_bootstrap([a], [b], ami, n=200)
+    assert single[0] == pytest.approx(whole[0]) and single[1:] != whole[1:]
+    one = paired_bootstrap([a], [b], accuracy, block=7)  # nothing is left to draw
+    assert one[0] == one[1] == one[2]
 
 
 def test_bootstrap_is_paired_and_seeded() -> None:

@@ -168,12 +168,13 @@ def test_records_are_complete_and_each_occurs_once(run: Run, whu: SceneSet) -> N
     rows = rows_of(run)
     assert all(set(row) == FIELDS for row in rows)
     names = [land.name for land in whu.layout.classes]
-    wanted = {(metric, None) for metric in OVERALL} | {("f1", name) for name in names}
+    wanted = {(metric, None) for metric in OVERALL}
+    wanted |= {(metric, name) for metric in ("f1", "recall") for name in names}
     expected = {
         (method.name, protocol, matching, *pair)
         for method in methods
         for protocol in ("dense", "patch")
-        for matching in ("validation", "test")
+        for matching in ("validation", "named", "test")
         for pair in wanted
     } | {
         (method.name, protocol, "none", metric, None)
@@ -187,7 +188,8 @@ def test_records_are_complete_and_each_occurs_once(run: Run, whu: SceneSet) -> N
         assert (row["run"], row["profile"], row["seed"]) == ("mine", "tiny", 0)
         assert (row["split"], row["dataset"]) == ("test", "easy")
         assert row["variant"] == "both-attention-pretrained"
-        assert type(row["value"]) is float and -1 <= row["value"] <= 1
+        largest = 7 if row["metric"] == "classes_found" else 1
+        assert type(row["value"]) is float and -1 <= row["value"] <= largest
 
 
 def test_scores_equal_scikit_learn_on_the_pooled_test_pixels(run: Run, whu: SceneSet) -> None:
@@ -212,6 +214,7 @@ def test_scores_equal_scikit_learn_on_the_pooled_test_pixels(run: Run, whu: Scen
     expected = {
         "acc": oracle.accuracy_score(true, mapped),
         "nmi": oracle.normalized_mutual_info_score(true, test),
+        "ami": oracle.adjusted_mutual_info_score(true, test),
         "ari": oracle.adjusted_rand_score(true, test),
         "macro_f1": oracle.f1_score(true, mapped, average="macro"),
         "miou": oracle.jaccard_score(true, mapped, average="macro"),
@@ -219,13 +222,21 @@ def test_scores_equal_scikit_learn_on_the_pooled_test_pixels(run: Run, whu: Scen
         "constant": np.bincount(true).max() / len(true),
         "equal_size_ceiling": np.minimum(np.bincount(true) / len(true), 1 / 7).sum(),
     }
-    rows = [r for r in rows_of(run) if r["protocol"] == "dense" and r["matching"] != "test"]
+    rows = [
+        r
+        for r in rows_of(run)
+        if r["protocol"] == "dense" and r["matching"] in ("validation", "none")
+    ]
     found = {r["metric"]: r["value"] for r in rows if r["class"] is None}
     for metric, value in expected.items():
         assert found[metric] == pytest.approx(value, abs=1e-9), metric
     by_class = oracle.f1_score(true, mapped, average=None)
     f1 = {r["class"]: r["value"] for r in rows if r["metric"] == "f1"}
     assert [f1[land.name] for land in whu.layout.classes] == pytest.approx(list(by_class))
+    by_class = oracle.recall_score(true, mapped, average=None)
+    recall = {r["class"]: r["value"] for r in rows if r["metric"] == "recall"}
+    assert [recall[land.name] for land in whu.layout.classes] == pytest.approx(list(by_class))
+    assert found["classes_found"] == 7
 
 
 def test_the_matching_is_fitted_on_validation_scenes_not_on_test(run: Run, whu: SceneSet) -> None:
@@ -251,6 +262,38 @@ def test_the_matching_is_fitted_on_validation_scenes_not_on_test(run: Run, whu: 
     np.testing.assert_array_equal(fitted_matching(run, "turned"), expected)
 
 
+def test_clusters_are_named_by_the_validation_scenes(run: Run, whu: SceneSet) -> None:
+    """Ten clusters of seven classes; the tenth occurs on test scenes only."""
+    method, tests = guesses(whu, 10), whu.indices("test")
+
+    def posteriors(scene: int) -> torch.Tensor:
+        maps = method.posteriors(scene).clone()
+        maps[9] = 0.2 if scene in tests else 0
+        return maps
+
+    evaluate(run, bench_of(whu), given(dataclasses.replace(method, posteriors=posteriors)))
+    pixels: dict[str, list[tuple[int, int]]] = {"val": [], "test": []}
+    for part, found in pixels.items():
+        for scene in whu.indices(part):
+            clusters, labels = posteriors(scene).argmax(0).numpy(), valid_labels(whu, scene)
+            found += [(int(c), int(t)) for c, t in zip(clusters.flat, labels.flat, strict=True)]
+    seen = [[t for c, t in pixels["val"] if c == k and t != IGNORE] for k in range(10)]
+    most = Counter(sum(seen, [])).most_common(1)[0][0]
+    names = [Counter(found).most_common(1)[0][0] if found else most for found in seen]
+    assert not seen[9] and any(c == 9 for c, _ in pixels["test"])
+    assert dense_tables(run, method.name, "named")[1].tolist() == names
+    scored = [(names[c], t) for c, t in pixels["test"] if t != IGNORE]
+    rows = [r for r in rows_of(run) if (r["protocol"], r["matching"]) == ("dense", "named")]
+    values = {r["metric"]: r["value"] for r in rows if r["class"] is None}
+    assert values["acc"] == pytest.approx(oracle.accuracy_score(*zip(*scored, strict=True)))
+    right = Counter(t for name, t in scored if name == t)
+    sizes = Counter(t for _, t in scored)
+    recall = {r["class"]: r["value"] for r in rows if r["metric"] == "recall"}
+    for land in whu.layout.classes:
+        assert recall[land.name] == pytest.approx(right[land.id] / sizes[land.id])
+    assert values["classes_found"] == sum(right[k] >= 0.05 * sizes[k] for k in sizes)
+
+
 def test_a_transductive_set_has_only_the_matching_on_test(run: Run, terramesh: SceneSet) -> None:
     method = guesses(terramesh, 8)
     evaluate(run, bench_of(terramesh), given(method))
@@ -263,7 +306,7 @@ def test_validation_scenes_without_labels_fit_no_matching() -> None:
     test = np.array([[[5, 1], [0, 4]]])
     for val in (np.zeros((0, 2, 2), int), np.zeros((3, 2, 2), int)):
         assert list(matchings(val, test)) == ["test"]
-    assert list(matchings(test, test)) == ["validation", "test"]
+    assert list(matchings(test, test)) == ["validation", "named", "test"]
 
 
 def test_tables_are_kept_per_test_scene(run: Run, whu: SceneSet) -> None:
@@ -335,7 +378,8 @@ def test_labels_of_no_or_of_one_class(run, tmp_path: Path, code: int) -> None:
     scenes = prepare(tmp_path / "data", layout, tmp_path / "prepared")
     method = guesses(scenes, 7, right=0)
     assert evaluate(run, bench_of(scenes), given(method))
-    found = {r["metric"]: r["value"] for r in rows_of(run) if r["matching"] != "test"}
+    fitted = ("validation", "none")
+    found = {r["metric"]: r["value"] for r in rows_of(run) if r["matching"] in fitted}
     if code == 0:
         assert found == {} and gains(run, method.name, [method.name], accuracy).empty
     else:

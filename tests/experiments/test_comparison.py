@@ -15,7 +15,7 @@ from umsf_lib.config import DataError, load_config
 from umsf_lib.experiments import tables as comparison
 from umsf_lib.experiments.pipeline import METHODS, USUAL, stages_of
 from umsf_lib.experiments.records import read_run, write_records
-from umsf_lib.experiments.sweep import SUITES, Sweep
+from umsf_lib.experiments.sweep import SUITES, Sweep, vary_config
 from umsf_lib.experiments.tables import method_costs, print_sweep
 from umsf_lib.run import STATUS, Run, add_up, measure_cost
 
@@ -139,5 +139,19 @@ def test_the_smallest_parts_are_parts_of_their_suites() -> None:
         whole, part = (Sweep(TINY, suite, (0,), smallest=smallest) for smallest in (False, True))
         assert list(part.variants)[0] == "base"
         for variant, names in part.variants.items():
-            assert names and set(names) <= set(whole.variants[variant]) <= set(METHODS)
+            assert names or (suite, variant) == ("land", "base")  # which the others only share
+            assert set(names) <= set(whole.variants[variant]) <= set(METHODS)
     assert Sweep(TINY, "baselines", (0,), smallest=True).variants["base"] == USUAL
+    land = Sweep(TINY, "land", (0,), smallest=True).variants
+    assert list(land) == ["base", "clusters_12"] and "umsf" in land["clusters_12"]
+
+
+def test_a_suite_without_scores_of_its_base_has_the_seeds_of_its_first_variant(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled(monkeypatch, True)
+    for seed in (3, 5):
+        config = vary_config(load_config("tiny", seed=seed), "clusters_8")
+        fake_run(config, f"tiny-easy-{seed}-clusters_8", {"umsf": TABLE})
+    run_with("tiny-easy-4", {}, 4)  # of another suite
+    assert print_sweep(Run.open(TINY, "own"), "land").seeds == [3, 5]

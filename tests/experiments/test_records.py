@@ -58,9 +58,12 @@ def test_scores_counted_again_are_those_that_the_evaluation_wrote(
     found, wrote = record.scores(tiny_run.config), load_records([tiny_run.folder])
     pd.testing.assert_frame_equal(found, wrote.assign(run="a"))
     with np.load(tiny_run.path("confusions.npz")) as saved:
-        assert len(saved.files) == 2 * len(record.tables)
+        assert len(saved.files) == 3 * len(record.tables)
         for (method, protocol), tables in record.tables.items():
             np.testing.assert_array_equal(tables, saved[f"{method}/{protocol}/test"])
+            for matching, name in (("validation", "mapping"), ("named", "named")):
+                mapping = record.matchings[method, protocol][matching]
+                np.testing.assert_array_equal(mapping, saved[f"{method}/{protocol}/{name}"])
     assert list(record.methods) and set(record.methods) == set(wrote.method)
     stages, costs = tiny_run.manifest["stages"], record.manifest["stages"]
     assert {name: costs[name]["wall_s"] for name in stages} == {
@@ -174,6 +177,37 @@ def test_records_older_than_a_setting_are_read(fakes: list[Run], kept: Path) -> 
     found["tiny-easy-0"].manifest["config"]["cluster"]["lr"] = 0.5
     write_records(kept, found)  # of other settings: no record of this suite
     assert set(score_rows(again).variant) == {"optical", "sar"}
+
+
+def test_records_older_than_naming_lack_it_and_say_so(
+    project: Path, kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fake_run(TINY, "tiny-easy-0", {"umsf": np.stack([np.diag([40, 60])] * 3)}, named=None)
+    keep_records(Sweep(TINY, "first", (0,)), kept)
+    shutil.rmtree(run.folder)
+    record = read_records(kept)["tiny-easy-0"]
+    assert list(record.matchings["umsf", "dense"]) == ["validation", "test"]
+    report = ["report", "--profile", "tiny", "--seeds", "0", "--records", str(kept)]
+    assert main(report) == 0 and "AMI" in capsys.readouterr().out
+    assert main([*report, "--matching", "named"]) == 2
+    said = capsys.readouterr().err
+    assert "have no matching 'named', only validation, test; leave out --matching" in said
+    assert said.count("\n") == 1
+
+
+def test_tables_of_the_first_version_stay_as_they_were_published(
+    fakes: list[Run],  # noqa: F811
+    kept: Path,
+) -> None:
+    sweep = Sweep(TINY, "first", (0, 1), records=kept)
+    found = {run.folder.name: read_run(run.folder) for run in fakes}
+    del found["tiny-easy-0"].manifest["version"]
+    write_records(kept, found)
+    shutil.rmtree(sweep.folder)
+    heads = [line for line in markdown_of(sweep).splitlines() if line.startswith("| method")]
+    columns = [[cell.strip() for cell in head.strip("|").split("|")][3:] for head in heads]
+    first = ["ACC", "NMI", "ARI", "macro-F1", "mIoU", "ACC matched on test"]
+    assert columns == [first, ["ACC", "NMI"]]
 
 
 def foreign(rows: str) -> bytes:

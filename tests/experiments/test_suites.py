@@ -7,11 +7,14 @@ import json
 import re
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn import metrics as oracle
 
 from umsf_lib.__main__ import main
 from umsf_lib.clustering.stage import NETWORK
@@ -21,17 +24,32 @@ from umsf_lib.evaluation.metrics import accuracy, confusion, constant_score, hun
 from umsf_lib.evaluation.stage import dense_tables, identity, records
 from umsf_lib.experiments import sweep as suites
 from umsf_lib.experiments.pipeline import METHODS
-from umsf_lib.experiments.sweep import GROUPS, SIZES, SUITES, VARIANTS, Sweep, vary_config
+from umsf_lib.experiments.records import read_run
+from umsf_lib.experiments.sweep import (
+    CLUSTERS,
+    GROUPS,
+    MATCHINGS,
+    SIZES,
+    SUITES,
+    VARIANTS,
+    Sweep,
+    rival,
+    vary_config,
+)
 from umsf_lib.experiments.tables import (
+    class_rows,
     margins,
     markdown,
     print_report,
     scale_rows,
     scene_rows,
     score_rows,
+    scores_markdown,
     seed_margins,
 )
 from umsf_lib.run import Run, sha256_of, write_json
+
+from ..fakes import write_set
 
 TINY = load_config("tiny")
 ROOT = Path(__file__).parents[2]
@@ -72,17 +90,26 @@ def test_every_suite_names_known_variants_and_methods_and_begins_with_base() -> 
         assert {part for name in variants for part in name.split("-")} <= set(VARIANTS)
         assert {name for names in variants.values() for name in names} <= set(METHODS)
     assert "no_pretraining" in SUITES["baselines"]
-    assert sum(map(len, GROUPS.values())) + len(SIZES) == len(VARIANTS) - 1  # none is there twice
+    apart = sum(map(len, GROUPS.values())) + len(SIZES) + len(CLUSTERS)
+    assert apart == len(VARIANTS) - 1  # none is there twice
 
 
-def fake_run(config: Config, name: str, tables: dict[str, np.ndarray]) -> Run:
+def fake_run(
+    config: Config,
+    name: str,
+    tables: dict[str, np.ndarray],
+    named: tuple[int, int] | None = (0, 1),
+) -> Run:
     """A run whose evaluation found these tables ``(S, 2, 2)``, cluster i being class i."""
     run, rows, arrays = Run.open(config, name), [], {}
     classes = load_layout(config.layout).classes
     for method, table in tables.items():
         arrays[f"{method}/dense/test"] = table
         arrays[f"{method}/dense/mapping"] = np.array([0, 1])
-        mappings = {"validation": np.array([0, 1]), "test": hungarian(table.sum(axis=0))}
+        mappings = {"validation": np.array([0, 1])}
+        if named:
+            mappings["named"] = arrays[f"{method}/dense/named"] = np.array(named)
+        mappings["test"] = hungarian(table.sum(axis=0))
         rows += records(identity(name, config, method, "dense"), classes, table, mappings)
     np.savez(run.path("confusions.npz"), **arrays)
     write_json(run.path("metrics.json"), rows)
@@ -147,13 +174,27 @@ def test_margins_are_paired_differences(fakes: list[Run]) -> None:
     table = margins(Sweep(TINY, "first", (0, 1))).set_index(["variant", "method", "metric"])
     assert ("base", "umsf", "acc") not in table.index
     of = {run.folder.name: run for run in fakes}
-    for metric, statistic in (("acc", accuracy), ("nmi", nmi)):
+
+    def pixels(seed: int, method: str) -> tuple[np.ndarray, np.ndarray]:
+        """Classes and clusters, one by one."""
+        table = dense_tables(of[f"tiny-easy-{seed}"], method)[0].sum(0)
+        clusters, classes = (
+            np.repeat(index, table.ravel()) for index in ([0, 0, 1, 1], [0, 1] * 2)
+        )
+        return classes, clusters
+
+    scores: dict[str, Any] = {
+        "acc": oracle.accuracy_score,
+        "nmi": oracle.normalized_mutual_info_score,
+        "ami": oracle.adjusted_mutual_info_score,
+        "macro_f1": partial(oracle.f1_score, average="macro"),
+        "miou": partial(oracle.jaccard_score, average="macro"),
+    }
+    assert set(table.index.get_level_values("metric")) == set(scores)
+    for metric, score in scores.items():
         row = table.loc[("base", "kmeans-pixels", metric)]
-        apart = [
-            statistic(dense_tables(of[f"tiny-easy-{s}"], "umsf")[0].sum(0))
-            - statistic(dense_tables(of[f"tiny-easy-{s}"], "kmeans-pixels")[0].sum(0))
-            for s in (0, 1)
-        ]
+        both = (("umsf", 1), ("kmeans-pixels", -1))
+        apart = [sum(sign * score(*pixels(s, name)) for name, sign in both) for s in (0, 1)]
         assert row.low <= row.margin <= row.high and (row.seeds, row.scenes) == (2, 3)
         assert row.margin == pytest.approx(np.mean(apart))
         assert row.ahead == 2
@@ -161,6 +202,39 @@ def test_margins_are_paired_differences(fakes: list[Run]) -> None:
         assert each.loc[("kmeans-pixels", "base")].to_dict() == pytest.approx(
             dict(enumerate(apart))
         )
+
+
+def test_tables_are_made_under_the_matching_that_is_asked_for(project: Path, capsys) -> None:
+    """The rival's clusters get each other's names, with which 40 of 100 pixels are right."""
+    tables = {"umsf": np.stack([np.diag([40, 60])] * 3)}
+    fake_run(TINY, "tiny-easy-0", tables)
+    rival = vary_config(TINY, "sar")
+    fake_run(rival, "tiny-easy-0-sar", {"umsf": np.full((3, 2, 2), [[30, 20], [20, 30]])}, (1, 0))
+    usual, named = (Sweep(TINY, "first", (0,), matching=m) for m in ("", "named"))
+    for sweep, right in ((usual, 0.6), (named, 0.4)):
+        keys = ["variant", "metric"]
+        assert score_rows(sweep).set_index(keys)["mean"]["sar", "acc"] == pytest.approx(right)
+        row = margins(sweep).set_index(keys).loc[("sar", "acc")]
+        assert (row.margin, row.low) == pytest.approx((1 - right, 1 - right))
+        recall = class_rows(sweep).set_index(["variant", "class"]).recall
+        assert recall["sar", "farmland"] == pytest.approx(right)
+        assert seed_margins(sweep).loc[("umsf", "sar"), 0] == pytest.approx(1 - right)
+    assert MATCHINGS["named"] in markdown_of(named) and MATCHINGS["named"] not in markdown_of(usual)
+    assert "ACC matched on test" not in markdown_of(named)
+    assert main(["report", "--profile", "tiny", "--seeds", "0", "--matching", "majority"]) == 2
+    assert "matching 'majority' is unknown; choose one of: validation, " in capsys.readouterr().err
+
+
+def test_scenes_of_a_block_are_drawn_together(fakes: list[Run], capsys) -> None:
+    single, both = (margins(Sweep(TINY, "first", (0,), block=block)) for block in (1, 3))
+    np.testing.assert_allclose(single.margin, both.margin)
+    assert (single.low < single.high).any()
+    assert (both.low == both.high).all()  # of three scenes one block is left
+    report = ["report", "--profile", "tiny", "--seeds", "0", "--block"]
+    assert main([*report, "3"]) == 0
+    assert "intervals over blocks of 3 neighbouring test scenes, and" in capsys.readouterr().out
+    assert main([*report, "0"]) == 2
+    assert "--block is 0; give the number of scenes" in capsys.readouterr().err
 
 
 def test_seeds_in_which_ours_is_behind_are_counted(fakes: list[Run]) -> None:
@@ -262,8 +336,8 @@ def test_the_readme_block_repeats_the_tables(fakes: list[Run], project: Path, ca
     one = found[(found.variant == "sar") & (found.metric == "acc")].iloc[0]
     cell = f"{one['mean']:.3f} ± {one['std']:.3f}".replace("0.", ".")
     line = next(line for line in lines if line.startswith("| umsf | sar | 2 | "))
-    assert cell in line and line.count("|") == 10
-    assert text.count("| +.") == 6  # ours is ahead of all three, in both scores
+    assert cell in line and line.count("|") == 12
+    assert text.count("| +.") == 15  # ours is ahead of all three, in all five scores
     written = project / "runs" / "tiny-easy-first"
     assert written.with_name("tiny-easy-first.md").read_text().strip() == text.strip()
     again = pd.read_csv(written.with_name("tiny-easy-first-margins.csv"))
@@ -315,6 +389,87 @@ def test_what_changes_the_pretraining_is_pretrained_anew(project: Path, tiny_run
     assert more.folder.name == "base-scenes_4-no_pretraining" and more.is_done("pretrain")
     mild = suites.open_variant(base, "mild_imbalance")
     assert mild.config.synthetic.difficulty == "mild" and not mild.manifest["stages"]
+
+
+LAND = {
+    "base": (),
+    "clusters_8": ("kmeans-statistics", "umsf"),
+    "sar-clusters_8": ("umsf",),
+    "clusters_12": ("kmeans-statistics", "umsf"),
+    "sar-clusters_12": ("umsf",),
+}
+
+
+def test_real_land_is_pretrained_once_for_all_numbers_of_clusters(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setitem(SUITES, "land", LAND)
+    write_set(tmp_path / "tiles")
+    options = ["--suite", "land", "--profile", "tiny", "--seeds", "3", "--records", "none"]
+    options += ["--data", str(tmp_path / "tiles"), "--layout", "whu-opt-sar", "--block", "2"]
+    assert main(["sweep", *options]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\npretrain 8/8") == 2  # with both sensors, and with SAR alone
+    assert [line for line in said.splitlines() if line.startswith("run ")] == [
+        f"run tiny-tiles-3-{name}" for name in LAND if name != "base"
+    ]
+    tables = said[said.index("Each cluster has the class that is most frequent in it on the val") :]
+    assert main(["report", *options]) == 0
+    again = capsys.readouterr().out
+    assert tables.startswith(again.strip())
+    first, eight, twelve = again.split("**")[0::2]
+    assert again.split("**")[1::2] == ["8 clusters", "12 clusters"]
+    for part in (eight, twelve):
+        names = [line.split("|")[1:3] for line in unpadded(part).splitlines() if "|" in line]
+        rows = [[" kmeans-statistics ", " base "], [" umsf ", " base "], [" umsf ", " sar "]]
+        assert [name for name in names if name in rows] == rows + [rows[0], rows[2]] + rows
+        head = unpadded(part).splitlines()[2]
+        assert " ACC | NMI | AMI | ARI | macro-F1 | mIoU | classes found |" in head
+        assert "over blocks of 2 neighbouring test scenes" in part
+    of = {k: read_run(project / "runs" / f"tiny-tiles-3-clusters_{k}") for k in (8, 12)}
+    for count, record in of.items():
+        for method in ("kmeans-statistics", "umsf"):
+            tables, mapping = record.dense(method, "named")
+            assert tables.shape[1] == len(mapping) == count and (mapping >= 0).all()
+
+
+def test_the_suite_of_real_land_has_every_comparison_at_each_number() -> None:
+    methods = "kmeans-statistics mixture-statistics merged-statistics kmeans-pretrained "
+    methods += "mixture-pretrained merged-pretrained mutual-information deepcluster swav scan umsf"
+    land = Sweep(TINY, "land", (0,)).variants
+    assert land.pop("base") == ()
+    for count in (8, 12, 16):
+        name = f"clusters_{count}"
+        assert set(land.pop(name)) == set(methods.split())
+        assert vary_config(TINY, name).cluster.num_clusters == count
+        for alone in ("optical", "sar", "no_pretraining"):
+            assert land.pop(f"{alone}-{name}") == ("umsf",)
+            assert rival(f"{alone}-{name}", "umsf") == rival(name, "scan") == name
+    assert not land
+    only = load_config("tiny", layout="naip", overrides="model.sensors=optical")
+    assert {name.split("-")[0] for name in Sweep(only, "land", (0,)).variants} == {
+        "base",
+        "clusters_8",
+        "clusters_12",
+        "clusters_16",
+        "no_pretraining",
+    }
+
+
+def test_land_without_validation_scenes_is_matched_on_the_test_scenes(project: Path) -> None:
+    config = vary_config(TINY, "clusters_8")
+    run = fake_run(config, "tiny-easy-0-clusters_8", {"umsf": np.full((2, 2, 2), 20)}, None)
+    rows = json.loads(run.path("metrics.json").read_text())
+    write_json(run.path("metrics.json"), [r for r in rows if r["matching"] != "validation"])
+    sweep = Sweep(TINY, "land", (0,))
+    assert MATCHINGS["test"] in markdown_of(sweep)
+    assert "ACC matched on test" in markdown_of(sweep)
+
+
+def test_numbers_of_ten_and_more_keep_their_zero() -> None:
+    found = {"method": "umsf", "variant": "base", "seeds": 2, "metric": "classes_found"}
+    text = scores_markdown(pd.DataFrame([found | {"mean": 10.0, "std": 0.5}]))
+    assert "| 10.0 ± .5" in text
 
 
 def test_seeds_of_other_scenes_have_no_common_table(project: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,11 @@ from umsf_lib.config import ConfigError
 from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import load_data, prepare
 from umsf_lib.evaluation.stage import fitted_matching
-from umsf_lib.maps.stage import legend_of, write_maps
+from umsf_lib.maps.browser import class_table
+from umsf_lib.maps.stage import legend_of, load_legend, write_maps
 from umsf_lib.run import Run
 
-from ..fakes import bands, codes, load_layout, write_fake
+from ..fakes import bands, codes, load_layout, striped_classifier, write_fake, write_striped
 
 MAPPING = np.arange(7)
 SIDE = 600  # above the 512 px of a tile, so that there are overviews
@@ -142,3 +144,40 @@ def test_codes_of_further_clusters_fit_a_byte(whu: SceneSet) -> None:
     assert len(legend_of(high, 247, np.full(247, -1)).classes) == 254
     with pytest.raises(ConfigError, match=r"7 classes and 248 clusters .* 254; lower cluster\.num"):
         legend_of(high, 248, np.full(248, -1))
+
+
+def test_unnamed_clusters_have_the_same_colours_in_all_scenes_and_layers(
+    run: Run, tmp_path: Path
+) -> None:
+    """Homes, roofs, water and wood are clusters 0 to 3; each scene has three of them."""
+    scenes = prepare(*write_striped(tmp_path / "data"), tmp_path / "prepared")
+    task = ClusteringTask.of_run(run, scenes)
+    classifier, which = striped_classifier(task), scenes.indices("test")
+    assert write_maps(run, task, classifier, None, which)
+    legend = load_legend(run)
+    numbers = [f"cluster {i}" for i in (2, 3, 4)]
+    names = ["cluster 0, water-like", "cluster 1, vegetation-like", *numbers]
+    assert [row.name for row in legend.classes] == names
+    assert legend.of_cluster.tolist() == [2, 3, 0, 1, 4]  # homes are darker in SAR than roofs
+    assert legend.said.startswith("blue (1 of 5 clusters): water-like")
+    for name, right in {"coast": 1, "park": 2}.items():
+        path = run.path("maps", f"{name}.prediction.tif")
+        assert cog_validate(path, strict=True, quiet=True) == (True, [], [])
+        with rasterio.open(path) as source:
+            found, colors = source.read(1), source.colormap(1)
+        assert found[24, [24, 72, 120]].tolist() == [3, 4, right] and found[0, 0] == 0
+        assert [colors[row.code][:3] for row in legend.classes] == [c.rgb for c in legend.classes]
+        assert class_table(path) == list(legend.classes)  # what the browser draws
+    kept = json.loads(run.path("maps/legend.json").read_text())["clusters"]
+    assert [row["kind"] for row in kept] == ["", "", "water-like", "vegetation-like", ""]
+    assert kept[2]["green"] == 84 and kept[4]["green"] is None  # the fifth does not occur
+    assert not write_maps(run, task, classifier, None, which)
+
+
+def test_a_legend_of_classes_says_nothing_of_blue_and_green(run: Run) -> None:
+    legend = load_legend(run)
+    assert legend.said == "" and len(legend.of_cluster) == 7
+    task = ClusteringTask.of_run(run, load_data(run))
+    mapped = legend_of(task.scenes, 7, fitted_matching(run, "umsf"))
+    assert legend.classes[:7] == tuple(replace(c, folder="") for c in mapped.classes[:7])
+    assert legend.of_cluster.tolist() == mapped.of_cluster.tolist()

@@ -19,7 +19,7 @@ from .mixture import fit, posterior_map
 from .smoothing import guide_of
 from .tokens import PrincipalTokens, StatisticTokens, TokenMap, draw_tokens
 
-UNNAMED_CLUSTERS = 6  # where no class table says how many there are
+UNNAMED_CLUSTERS = 12  # where no class table says how many: more than needed, to be joined by eye
 
 
 @dataclass

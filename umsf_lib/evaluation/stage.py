@@ -20,22 +20,24 @@ from ..data.scene_set import valid_labels
 from ..progress import Progress, each
 from ..run import Run, write_arrays, write_json
 from .metrics import (
+    Score,
+    ami,
     ari,
     confusion,
     constant_score,
     contingency,
     equal_size_ceiling,
     hungarian,
+    naming,
     nmi,
     paired_bootstrap,
     scores,
 )
 
-OVERALL = ("acc", "nmi", "ari", "macro_f1", "miou", "kappa", "many_to_one")
+OVERALL = ("acc", "nmi", "ami", "ari", "macro_f1", "miou", "kappa", "many_to_one", "classes_found")
 RECORDS = ("metrics.json", "probe.json")  # files of a run
 VALUE = ["matching", "metric", "class", "value"]
 COLUMNS = ["run", "method", "variant", "profile", "dataset", "protocol", "split", "seed", *VALUE]
-Score = Callable[[np.ndarray], float]  # of a table, for example metrics.accuracy
 Counts = tuple[np.ndarray, np.ndarray]  # what dense_tables returns
 
 
@@ -49,9 +51,10 @@ def evaluate(
     """Run the stage ``evaluate``: score all methods, write ``confusions.npz``, ``metrics.json``.
 
     The matching of clusters to classes is fitted on the pooled validation scenes and applied to the
-    test scenes. A data set without validation scenes (a transductive one) has only the matching
-    fitted on the test scenes, and the records say so. A protocol is left out if no test pixel or
-    patch is labelled well enough, and all of them if the data has no classes.
+    test scenes: one to one (``validation``), and each cluster by itself (``named``, see
+    ``metrics.naming``). A data set without validation scenes (a transductive one) has only the
+    matching fitted on the test scenes, and the records say so. A protocol is left out if no test
+    pixel or patch is labelled well enough, and all of them if the data has no classes.
 
     Args:
         run: its finished stages are read by the methods.
@@ -102,6 +105,8 @@ def _write_scores(
             rows += records(base, scenes.layout.classes, tables, mappings)
             arrays[f"{name}/{protocol}/test"] = tables
             arrays[f"{name}/{protocol}/mapping"] = next(iter(mappings.values()))
+            if "named" in mappings:
+                arrays[f"{name}/{protocol}/named"] = mappings["named"]
     write_arrays(run.path("confusions.npz"), **arrays)
     write_json(run.path("metrics.json"), rows)
     return ["confusions.npz", "metrics.json"]
@@ -157,7 +162,9 @@ def block_means(maps: torch.Tensor, size: int) -> torch.Tensor:
 
 def matchings(val: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     """Fit the matchings: name -> class of each cluster ``(K',)``; the one that counts is first."""
-    fitted = {"validation": hungarian(val.sum(axis=0))} if val.any() else {}
+    pooled, fitted = val.sum(axis=0), {}
+    if pooled.any():
+        fitted = {"validation": hungarian(pooled), "named": naming(pooled)}
     return fitted | {"test": hungarian(test.sum(axis=0))}
 
 
@@ -194,8 +201,9 @@ def records(
     for matching, mapping in mappings.items():
         scored = scores(table, mapping)
         rows += [(matching, metric, None, scored[metric]) for metric in OVERALL]
-        f1 = scored["f1"]
-        rows += [(matching, "f1", land.name, f1[land.id]) for land in classes if land.id in f1]
+        for metric in ("f1", "recall"):
+            found = ((land.name, scored[metric].get(land.id)) for land in classes)
+            rows += [(matching, metric, name, value) for name, value in found if value is not None]
     rows.append(("none", "constant", None, constant_score(table)))
     rows.append(("none", "equal_size_ceiling", None, equal_size_ceiling(table)))
     return [{**base, **dict(zip(VALUE, row, strict=True))} for row in rows]
@@ -265,8 +273,13 @@ def gains(run: Run, ours: str, others: Iterable[str], statistic: Score) -> pd.Da
     return pd.DataFrame.from_dict(rows, orient="index", columns=["gain", "low", "high"])
 
 
-def dense_tables(run: Run, method: str) -> Counts:
+def dense_tables(run: Run, method: str, mapping: str = "mapping") -> Counts:
     """Load what ``evaluate`` kept of a method's test scenes in the dense protocol.
+
+    Args:
+        run: an evaluated run.
+        method: its name.
+        mapping: "mapping" for the matching that counts, or "named", if there are validation scenes.
 
     Returns:
         Tables ``(S, K', K)`` int64 and the matching ``(K',)`` cluster -> class; both empty if the
@@ -275,20 +288,21 @@ def dense_tables(run: Run, method: str) -> Counts:
     with np.load(run.path("confusions.npz")) as saved:
         if not saved.files:
             return np.zeros((0, 0, 0), np.int64), np.zeros(0, np.int64)
-        return saved[f"{method}/dense/test"], saved[f"{method}/dense/mapping"]
+        return saved[f"{method}/dense/test"], saved[f"{method}/dense/{mapping}"]
 
 
 def paired_gain(
-    ours: Iterable[Counts], theirs: Iterable[Counts], statistic: Score, *, same_scenes: bool = False
+    ours: Iterable[Counts], theirs: Iterable[Counts], statistic: Score, **options: Any
 ) -> tuple[float, float, float]:
     """Run ``metrics.paired_bootstrap`` on the results of ``dense_tables``, one pair per run."""
     pair = (tables_to_score(ours, statistic), tables_to_score(theirs, statistic))
-    return paired_bootstrap(*pair, statistic, same_scenes=same_scenes)
+    return paired_bootstrap(*pair, statistic, **options)
 
 
 def tables_to_score(runs: Iterable[Counts], statistic: Score) -> list[np.ndarray]:
     """Return the tables that a score reads, one per result of ``dense_tables``.
 
-    NMI and ARI read the clusters themselves, the other scores their matched classes.
+    NMI, AMI and ARI read the clusters themselves, the other scores their matched classes.
     """
-    return [t if statistic in (nmi, ari) else confusion(t, mapping) for t, mapping in runs]
+    of_clusters = statistic in (nmi, ami, ari)
+    return [t if of_clusters else confusion(t, mapping) for t, mapping in runs]

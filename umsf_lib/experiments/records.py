@@ -43,17 +43,21 @@ class RunRecord:
     name: str
     manifest: dict[str, Any]  # at least config and stages, as in the run folder
     tables: dict[Key, np.ndarray]  # counts (S, K', K) int64
-    matchings: dict[Key, dict[str, np.ndarray]]  # name -> class of each cluster (K',), first counts
+    # Name -> class of each cluster (K',); the first counts. Older records have none named "named".
+    matchings: dict[Key, dict[str, np.ndarray]]
 
     @property
     def methods(self) -> set[str]:
         """All methods that the run has scores of."""
         return {method for method, _ in self.tables}
 
-    def dense(self, method: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return a method's dense tables ``(S, K', K)`` and its matching for scores ``(K',)``."""
+    def dense(self, method: str, matching: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Return a method's dense tables ``(S, K', K)`` and a matching ``(K',)``.
+
+        It is the one of this name, or by default the one that counts.
+        """
         key = (method, "dense")
-        return self.tables[key], next(iter(self.matchings[key].values()))
+        return self.tables[key], self.matchings[key][matching or next(iter(self.matchings[key]))]
 
     def scores(self, config: Config) -> pd.DataFrame:
         """Compute a table of scores, like that of ``metrics.json``, from the counts."""
@@ -80,6 +84,8 @@ def read_run(folder: Path) -> RunRecord:
             key, mapping = (method, protocol), saved[f"{method}/{protocol}/mapping"]
             tables[key] = saved[name]
             matchings[key] = {"validation": mapping} if key in fitted else {}
+            if (named := f"{method}/{protocol}/named") in saved.files:
+                matchings[key]["named"] = saved[named]
             matchings[key]["test"] = hungarian(tables[key].sum(axis=0))
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     return RunRecord(folder.name, manifest, tables, matchings)

@@ -5,15 +5,17 @@ A suite has one run folder per variant and seed, with the methods that it compar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..baselines import CEILING
-from ..config import Config, ConfigError, check_choice
+from ..config import Config, ConfigError, DataError, check_choice
+from ..data.layout import load_layout
 from ..run import Run, other_settings, project_root
 from .pipeline import METHODS, USUAL, pretrain_run, run_everything
 from .records import RunRecord, is_evaluated, read_records, read_run
@@ -70,10 +72,17 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 # Number of training scenes; the other scenes stay the same (see ``synthesize``).
 SIZES = {f"scenes_{count}": {"synthetic": {"train": count}} for count in (4, 16, 32, 64)}
 ABLATED = {name: changes for group in GROUPS.values() for name, changes in group.items()}
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"base": {}} | ABLATED | SIZES
+# Number of clusters, for which nothing is pretrained anew.
+CLUSTERS = {f"clusters_{count}": {"cluster": {"num_clusters": count}} for count in (8, 12, 16)}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"base": {}} | ABLATED | SIZES | CLUSTERS
 OURS: Sequence[str] = ("umsf",)
 SCALED: Sequence[str] = ("umsf", "mixture-statistics", "merged-statistics")
+# On real land each cluster is named by itself, so K is larger and the same for all methods.
+LAND: Sequence[str] = tuple(
+    name for name in METHODS if name not in CEILING and not name.endswith(("-pixels", "-random"))
+)
 # Suite -> variant -> methods; "base" comes first, as the others copy stages they share with it.
+# A variant without methods is not scored: the others only share its pretraining.
 SUITES: dict[str, dict[str, Sequence[str]]] = {
     "first": {"base": USUAL, "optical": OURS, "sar": OURS, "no_pretraining": OURS},
     "baselines": {"base": tuple(METHODS), "optical": OURS, "sar": OURS, "no_pretraining": OURS},
@@ -83,9 +92,22 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     | {name: SCALED for name in SIZES}
     | {f"{name}-no_pretraining": OURS for name in SIZES}
     | {"scenes_64-epochs_x4": OURS},
+    "land": {"base": ()}
+    | {
+        f"{alone}{name}": OURS if alone else LAND
+        for name in CLUSTERS
+        for alone in ("", "optical-", "sar-", "no_pretraining-")
+    },
 }
-SMALLEST = ("base", "no_pretraining")  # done if a suite has no records, with the USUAL methods
+# Done if a suite has no records, with the USUAL methods.
+SMALLEST = ("base", "no_pretraining", "clusters_12")
 AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that do not affect pretraining
+# How clusters get classes (see ``evaluation.stage.evaluate``).
+MATCHINGS = {
+    "validation": "Clusters are matched one to one with classes on the validation scenes.",
+    "named": "Each cluster has the class that is most frequent in it on the validation scenes.",
+    "test": "Clusters are matched one to one with classes on the test scenes themselves.",
+}
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,10 @@ class Sweep:
         seeds: each variant has one run per seed.
         name: first part of the names of the runs, before seed and variant.
         records: file with records of runs that are not in ``runs/`` (see ``records``).
+        matching: a key of ``MATCHINGS``, under which the tables are made; "" for the usual one (see
+            ``matching_of``).
+        block: number of neighbouring test scenes that the intervals draw together (see
+            ``metrics.paired_bootstrap``), in the order of the split.
         smallest: only ``SMALLEST`` of the suite, in the run ``name``, which has a single seed.
 
     Raises:
@@ -109,11 +135,17 @@ class Sweep:
     seeds: Sequence[int]
     name: str = ""
     records: Path | None = None
+    matching: str = ""
+    block: int = 1
     smallest: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse an unknown suite."""
+        """Refuse an unknown suite or matching, and blocks of no scene."""
         check_choice("suite", self.suite, SUITES)
+        if self.matching:
+            check_choice("matching", self.matching, MATCHINGS)
+        if self.block < 1:
+            raise ConfigError(f"--block is {self.block}; give the number of scenes, at least 1.")
 
     @property
     def prefix(self) -> str:
@@ -127,25 +159,48 @@ class Sweep:
         """Folder that holds the run folders."""
         return project_root() / "runs"
 
-    @property
+    @cached_property
     def variants(self) -> dict[str, Sequence[str]]:
         """Variant -> methods.
 
-        Left out are variants with the same settings as an earlier one in this profile and, for data
-        that is not synthetic, variants with other synthetic scenes.
+        Left out are variants with the same settings as an earlier one in this profile, variants
+        with SAR alone of data without SAR and, for data that is not synthetic, variants with other
+        synthetic scenes.
         """
         found: dict[str, Sequence[str]] = {}
         seen: list[Config] = []
+        no_sar = load_layout(self.config.layout).sar is None
         for name, methods in SUITES[self.suite].items():
             config = vary_config(self.config, name)
             if config in seen or (self.config.data and other_scenes(name)):
                 continue
-            seen.append(config)
+            if no_sar and config.model.sensors == "sar":
+                continue
+            if methods:
+                seen.append(config)
             if not self.smallest:
                 found[name] = methods
             elif name in SMALLEST:
                 found[name] = tuple(method for method in methods if method in USUAL)
         return found
+
+    def matching_of(self, fitted: Collection[str]) -> str:
+        """Choose one of the matchings that were fitted: as asked for, or the usual one.
+
+        That is "named" in the suite ``land``, "validation" in the others, and "test" where there
+        are no validation scenes.
+
+        Raises:
+            DataError: the matching that is asked for was not fitted.
+        """
+        wanted = self.matching or ("named" if self.suite == "land" else "validation")
+        if self.matching and wanted not in fitted:
+            raise DataError(
+                f"The runs {self.prefix}-<seed> have no matching '{wanted}', only "
+                f"{', '.join(name for name in MATCHINGS if name in fitted)}; leave out --matching, "
+                "or evaluate scenes with a validation part anew."
+            )
+        return wanted if wanted in fitted else "test"
 
     def base(self, seed: int) -> Run:
         """Open the base run of a seed."""
@@ -166,6 +221,8 @@ class Sweep:
         """Do all runs that are neither finished nor recorded with these settings."""
         kept = read_records(self.records)
         for variant, seed, name, config in self.planned():
+            if not self.variants[variant]:
+                continue  # its stages are done when the first variant shares them
             wanted = set(self.variants[variant]) - set(CEILING)  # not all data has it
             same = name in kept and not other_settings(kept[name].manifest["config"], config)
             if (
@@ -248,9 +305,12 @@ def rival(variant: str, method: str) -> str | None:
 
     This is usually ``base``. A row with its own training scenes is compared with ``umsf`` on the
     same training scenes. That ``umsf`` itself is compared with ``base``, or with nothing (None) if
-    its test scenes differ, too.
+    its test scenes differ, too. A row with its own number of clusters is compared with ``umsf`` at
+    the same number.
     """
-    first = variant.split("-")[0]
+    first, *_ = parts = variant.split("-")
+    if parts[-1] in CLUSTERS:
+        return parts[-1]
     if not other_scenes(first) or (variant, method) == (first, "umsf"):
         return None if "difficulty" in VARIANTS[first].get("synthetic", {}) else "base"
     return first

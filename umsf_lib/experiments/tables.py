@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,11 +16,9 @@ import pandas as pd
 
 from ..config import DataError, MissingStageError
 from ..data.stage import load_data
-from ..evaluation.metrics import accuracy, differences, nmi
+from ..evaluation.metrics import Score, accuracy, ami, differences, macro_f1, mean_iou, nmi
 from ..evaluation.stage import (
     Counts,
-    Score,
-    headline,
     load_records,
     paired_gain,
     tables_to_score,
@@ -27,13 +26,29 @@ from ..evaluation.stage import (
 from ..run import Run, add_up, other_settings, project_root, write_atomically
 from .pipeline import stages_of
 from .records import is_evaluated, read_records, write_records
-from .sweep import VARIANTS, Sweep, rival
+from .sweep import CLUSTERS, MATCHINGS, VARIANTS, Sweep, rival
 
-SHOWN = {"acc": "ACC", "nmi": "NMI", "ari": "ARI", "macro_f1": "macro-F1", "miou": "mIoU"} | {
+SHOWN = {
+    "acc": "ACC",
+    "nmi": "NMI",
+    "ami": "AMI",
+    "ari": "ARI",
+    "macro_f1": "macro-F1",
+    "miou": "mIoU",
+    "classes_found": "classes found",
     "acc_on_test": "ACC matched on test",  # with the best possible matching
 }
+DIGITS = {"classes_found": ".1f"}  # of a score, where it is not .3f
 ENDINGS = {"no_pretraining": ", no pretraining", "epochs_x4": ", 4 x pretraining"}  # of curves
-COMPARED = {"acc": accuracy, "nmi": nmi}
+COMPARED: dict[str, Score] = {
+    "acc": accuracy,
+    "nmi": nmi,
+    "ami": ami,
+    "macro_f1": macro_f1,
+    "miou": mean_iou,
+}
+# Scores that the published tables of version 0.1 lack, and what their margins have.
+NEWER, FIRST_COMPARED = ("ami", "classes_found"), ("acc", "nmi")
 Names = tuple[str, str]  # method, variant
 Pair = tuple[list[Counts], list[Counts]]  # of UMSF-Net and of its rival, one per seed
 
@@ -48,16 +63,24 @@ def keep_records(sweep: Sweep, path: Path) -> None:
 
 
 def suite_records(sweep: Sweep) -> pd.DataFrame:
-    """Return the scores of all evaluated runs of a suite as one table."""
-    parts = [scores for *_, scores in sweep.finished()]
-    return pd.concat(parts, ignore_index=True) if parts else load_records([])
+    """Return the scores of all evaluated runs of a suite as one table.
+
+    If records of version 0.1 are among them, it is without the scores of ``NEWER``.
+    """
+    found = list(sweep.finished())
+    if not found:
+        return load_records([])
+    every = pd.concat([scores for *_, scores in found], ignore_index=True)
+    of_first = any("version" not in record.manifest for _, _, record, _ in found)
+    return every[~every.metric.isin(NEWER)] if of_first else every
 
 
 def score_rows(sweep: Sweep, protocol: str = "dense") -> pd.DataFrame:
     """Compute mean and std over seeds for each method in each variant.
 
-    Scores are of the test scenes. Clusters are matched to classes on the validation scenes, if
-    there are any; for ``acc_on_test`` they are matched on the test scenes themselves.
+    Scores are of the test scenes, under the matching of ``Sweep.matching_of``. For ``acc_on_test``
+    clusters are matched on the test scenes themselves; it is left out where clusters are named,
+    since more clusters than classes cannot be matched one to one.
 
     Returns:
         Columns ``variant, method, metric, mean, std, seeds``.
@@ -65,8 +88,12 @@ def score_rows(sweep: Sweep, protocol: str = "dense") -> pd.DataFrame:
     keys = ["variant", "method", "metric"]
     every = suite_records(sweep)
     every = every[every["class"].isna() & (every.protocol == protocol)]
+    if every.empty:
+        return pd.DataFrame(columns=[*keys, "mean", "std", "seeds"])
+    matching = sweep.matching_of(set(every.matching))
     best = every[(every.matching == "test") & (every.metric == "acc")].assign(metric="acc_on_test")
-    every = pd.concat([headline(every), best])
+    chosen = every[every.matching == matching]
+    every = chosen if matching == "named" else pd.concat([chosen, best])
     every = every[every.metric.isin(SHOWN)]
     grouped = every.groupby(keys, sort=False).value
     return grouped.agg(["mean", "std", "count"]).rename(columns={"count": "seeds"}).reset_index()
@@ -89,21 +116,38 @@ def scale_rows(sweep: Sweep) -> pd.DataFrame:
     return table.assign(scenes=scenes, name=curves).sort_values("scenes", kind="stable")
 
 
+def class_rows(sweep: Sweep) -> pd.DataFrame:
+    """Compute mean F1 and recall over seeds of each class, for each method in each variant.
+
+    Returns:
+        Columns ``method, variant, class, f1, recall``, of dense pixels; a class that the test
+        scenes lack has no recall.
+    """
+    keys = ["method", "variant", "class"]
+    every = suite_records(sweep).query("protocol == 'dense' and metric in ('f1', 'recall')")
+    chosen = every[every.matching == sweep.matching_of(set(every.matching))]
+    return chosen.pivot_table("value", keys, "metric", sort=False).reset_index()
+
+
 def margins(sweep: Sweep) -> pd.DataFrame:
     """Compute UMSF-Net minus each other method and variant, with 95 % intervals.
 
-    See ``sweep.rival`` for what is compared. The paired bootstrap resamples the test scenes of each
-    seed and averages over the seeds that both have finished. Synthetic scenes differ from seed to
-    seed; the scenes of a data set do not, so they are resampled once for all seeds.
+    See ``sweep.rival`` for what is compared, and ``Sweep.matching_of`` for the matching. The paired
+    bootstrap resamples the test scenes of each seed (or blocks of them, ``Sweep.block``) and
+    averages over the seeds that both have finished. Synthetic scenes differ from seed to seed; the
+    scenes of a data set do not, so they are resampled once for all seeds. Scores are those of
+    ``COMPARED``; the published tables of version 0.1 have ``FIRST_COMPARED``.
 
     Returns:
         Columns ``variant, method, metric, margin, low, high, ahead, seeds, scenes``; ``ahead`` is
         the number of seeds in which UMSF-Net is better.
     """
-    rows = []
+    rows, same = [], bool(sweep.config.data)
+    compared = COMPARED if "ami" in set(suite_records(sweep).metric) else FIRST_COMPARED
     for (method, variant), seeds, pair in _pairs(sweep):
-        for metric, statistic in COMPARED.items():
-            gain = paired_gain(*pair, statistic, same_scenes=bool(sweep.config.data))
+        for metric in compared:
+            statistic = COMPARED[metric]
+            gain = paired_gain(*pair, statistic, same_scenes=same, block=sweep.block)
             ahead = int((_each(pair, statistic) > 0).sum())
             scenes = len(pair[0][0][0])
             rows.append((variant, method, metric, *gain, ahead, len(seeds), scenes))
@@ -133,7 +177,8 @@ def _pairs(sweep: Sweep) -> Iterator[tuple[Names, list[int], Pair]]:
     tables: dict[Names, dict[int, Counts]] = {}
     for variant, seed, record, scores in sweep.finished():
         for method in scores.method.unique():
-            tables.setdefault((method, variant), {})[seed] = record.dense(method)
+            matching = sweep.matching_of(record.matchings[method, "dense"])
+            tables.setdefault((method, variant), {})[seed] = record.dense(method, matching)
     for (method, variant), theirs in tables.items():
         ours = tables.get(("umsf", rival(variant, method) or ""), {})
         if seeds := [seed for seed in ours if seed in theirs and ours is not theirs]:
@@ -172,14 +217,15 @@ def scene_rows(sweep: Sweep, metric: str = "acc") -> pd.DataFrame:
     rows: dict[Names, list[list[float]]] = {}
     for variant, _, record, scores in sweep.finished() if sweep.config.data else ():
         for method in scores.method.unique():
-            (tables,) = tables_to_score([record.dense(method)], statistic)  # one per scene
+            counts = record.dense(method, sweep.matching_of(record.matchings[method, "dense"]))
+            (tables,) = tables_to_score([counts], statistic)  # one per scene
             scored = [statistic(table) if table.any() else math.nan for table in tables]
             rows.setdefault((method, variant), []).append(scored)
-    counts = sorted({len(scored) for values in rows.values() for scored in values})
-    if len(counts) > 1:
+    lengths = sorted({len(scored) for values in rows.values() for scored in values})
+    if len(lengths) > 1:
         raise DataError(
             f"The runs {sweep.prefix}-<seed> were scored on different numbers of scenes "
-            f"({', '.join(map(str, counts))}); delete the runs of the older data and run the "
+            f"({', '.join(map(str, lengths))}); delete the runs of the older data and run the "
             "sweep again."
         )
     means = {names: np.mean(values, axis=0) for names, values in rows.items()}
@@ -228,28 +274,63 @@ def _in_records(sweep: Sweep) -> str:
 def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
     """Format a suite as in RESULTS.md, from its ``score_rows`` and ``margins``."""
     every = suite_records(sweep)
-    chosen = every.query("variant == 'base' and protocol == 'dense' and metric == 'constant'")
+    every = every[every.protocol == "dense"]
+    groups = [name for name in CLUSTERS if scores.variant.str.endswith(name).any()]
+    parts = [MATCHINGS[sweep.matching_of(set(every.matching))]] if groups or sweep.matching else []
+    of_classes = class_rows(sweep) if groups else every
+    for group in groups:
+        tables = [_of_group(table, group) for table in (every, scores, gains, of_classes)]
+        parts += [f"**{CLUSTERS[group]['cluster']['num_clusters']} clusters**"]
+        parts += [*_tables(sweep, *tables[:3]), "F1 / recall of each class, mean over seeds:"]
+        parts += [_classes_markdown(tables[3])]
+    if not groups:
+        parts += _tables(sweep, every, scores, gains)
+        for metric in FIRST_COMPARED:
+            if len(scenes := scene_rows(sweep, metric)):
+                parts += [f"{SHOWN[metric]} of each test scene, mean over seeds:"]
+                parts += [_markdown(scenes.map(_short).reset_index())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _of_group(table: pd.DataFrame, group: str) -> pd.DataFrame:
+    """Select the variants with a number of clusters, named as if there were no other number."""
+    chosen = table[table.variant.str.endswith(group)]
+    names = chosen.variant.str.removesuffix(group).str.removesuffix("-").replace("", "base")
+    return chosen.assign(variant=names)
+
+
+def _tables(
+    sweep: Sweep, every: pd.DataFrame, scores: pd.DataFrame, gains: pd.DataFrame
+) -> list[str]:
+    """Format scores, those of a constant predictor, and margins."""
+    chosen = every.query("variant == 'base' and metric == 'constant'")
     constant = chosen.groupby("seed").value.first()
     score = f"{_short(constant.mean())} ± {_short(constant.std())}"
     sentence = f"Calling everything the most frequent class has ACC {score}, NMI 0."
+    drawn = f"blocks of {sweep.block} neighbouring " if sweep.block > 1 else ""
     between = (
-        "Ours minus each of them, with 95 % intervals over test scenes, and in how many seeds ours "
-        "is ahead:"
+        f"Ours minus each of them, with 95 % intervals over {drawn}test scenes, and in how many "
+        "seeds ours is ahead:"
     )
-    parts = [scores_markdown(scores), *([] if constant.empty else [sentence]), between]
-    parts.append(margins_markdown(gains))
-    for metric in COMPARED:
-        if len(scenes := scene_rows(sweep, metric)):
-            parts += [f"{SHOWN[metric]} of each test scene, mean over seeds:"]
-            parts += [_markdown(scenes.map(_short).reset_index())]
-    return "\n\n".join(parts) + "\n"
+    named = [] if constant.empty else [sentence]
+    return [scores_markdown(scores), *named, between, margins_markdown(gains)]
+
+
+def _classes_markdown(table: pd.DataFrame) -> str:
+    """Format the table of ``class_rows``: F1 / recall, one column per class."""
+    cells = table.f1.map(_short) + " / " + table.recall.map(_short)
+    keys = ["method", "variant"]
+    order = pd.MultiIndex.from_frame(table[keys].drop_duplicates())
+    wide = table.assign(cell=cells).pivot(index=keys, columns="class", values="cell")
+    columns = table["class"].unique()
+    return _markdown(wide.reindex(order, columns=columns).fillna("-").reset_index())
 
 
 def scores_markdown(scores: pd.DataFrame) -> str:
     """Format the table of ``score_rows`` as in RESULTS.md: mean ± std over seeds."""
-    return _wide(
-        scores, scores["mean"].map(_short) + " ± " + scores["std"].map(_short), list(SHOWN)
-    )
+    forms = scores.metric.map(lambda metric: DIGITS.get(metric, ".3f"))
+    means, spreads = (scores[column].combine(forms, _short) for column in ("mean", "std"))
+    return _wide(scores, means + " ± " + spreads)
 
 
 def margins_markdown(gains: pd.DataFrame) -> str:
@@ -257,21 +338,20 @@ def margins_markdown(gains: pd.DataFrame) -> str:
     ends = gains[["low", "high"]].map(_short)
     middle = gains.margin.map(partial(_short, form="+.3f"))
     seeds = gains.ahead.astype(str) + " of " + gains.seeds.astype(str)
-    return _wide(
-        gains, middle + " (" + ends.low + " to " + ends.high + "), " + seeds, list(COMPARED)
-    )
+    return _wide(gains, middle + " (" + ends.low + " to " + ends.high + "), " + seeds)
 
 
 def _short(value: float, form: str = ".3f") -> str:
     """Format three digits without the leading zero; a dash for NaN (the std of one seed)."""
-    return "-" if math.isnan(value) else format(value, form).replace("0.", ".", 1)
+    return "-" if math.isnan(value) else re.sub(r"\b0\.", ".", format(value, form))
 
 
-def _wide(table: pd.DataFrame, cells: pd.Series, metrics: list[str]) -> str:
-    """Format one line per variant and method, with one column of cells per metric."""
+def _wide(table: pd.DataFrame, cells: pd.Series) -> str:
+    """Format one line per variant and method, with one column of cells per metric of ``SHOWN``."""
     names = ["method", "variant", "seeds"]
     seeds = table.groupby(["variant", "method"]).seeds.transform("max")
     long = table.assign(cell=cells, seeds=seeds)
+    metrics = [metric for metric in SHOWN if metric in set(table.metric)]
     order = pd.MultiIndex.from_frame(long[names].drop_duplicates())
     wide = long.pivot(index=names, columns="metric", values="cell").reindex(order, columns=metrics)
     return _markdown(wide.rename(columns=SHOWN).fillna("").reset_index())
@@ -330,10 +410,13 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
 def _seeds_with_most(sweep: Sweep) -> list[int]:
     """Return the seeds with most records of a suite; none if records have other settings."""
     start = f"{sweep.prefix}-"
+    first = next(variant for variant, methods in sweep.variants.items() if methods)
+    ending = "" if first == "base" else f"-{first}"
     names = {path.parent.name for path in sweep.folder.glob(f"{start}*/metrics.json")}
     names |= set(read_records(sweep.records))
-    endings = [name.removeprefix(start) for name in names if name.startswith(start)]
-    begun = sorted(int(ending) for ending in endings if ending.isdecimal())
+    same = (name for name in names if name.startswith(start) and name.endswith(ending))
+    seeds = [name.removeprefix(start).removesuffix(ending) for name in same]
+    begun = sorted(int(seed) for seed in seeds if seed.isdecimal())
     done = Counter(seed for _, seed, _, _ in replace(sweep, seeds=begun).finished())
     return [seed for seed in begun if done[seed] == max(done.values(), default=1)]
 

@@ -8,5 +8,6 @@ from .. import hand_on
 __getattr__, __all__ = hand_on(
     __name__,
     browser="BrowserState browse class_table",
-    stage="legend_of predict_scene write_maps",
+    colors="cluster_means colored judged",
+    stage="legend_of load_legend predict_scene write_maps",
 )

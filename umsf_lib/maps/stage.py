@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from ..clustering.inference import Classifier
 from ..clustering.task import ClusteringTask
 from ..config import IGNORE, MOST_CLASSES, ConfigError
 from ..data.layout import LandClass
-from ..data.rasters import write_raster
+from ..data.rasters import opened, write_raster
 from ..data.scene_set import SceneSet, valid_labels
 from ..data.windows import PixelStore
 from ..figures.imagery import cluster_classes, optical_composite, sar_image
 from ..progress import Progress, each
-from ..run import Run
+from ..run import Run, write_json
+from .colors import cluster_means, colored, judged
 
+LEGEND = "maps/legend.json"
 NODATA = 0  # code of pixels without data in class maps; class codes begin at 1 or above
 
 
@@ -35,7 +39,9 @@ def write_maps(
     """Run stage ``maps``: write prediction, confidence, label, error and quicklooks of scenes.
 
     The files ``maps/<scene>.<layer>.tif`` are cloud optimized GeoTIFFs with the CRS and transform
-    of the source. Class maps have a colour table and class names, which QGIS shows.
+    of the source. Class maps have a colour table and class names, which QGIS shows. Clusters
+    without names are numbered and coloured by their bands in all these scenes (see ``colors``).
+    ``maps/legend.json`` holds the legend.
 
     A classifier counts as the same if its name, its number of clusters and the stages that trained
     it are. A digest of its posteriors would tell more, but would cost the prediction of a scene and
@@ -64,7 +70,10 @@ def write_maps(
 
     def make() -> list[str]:
         scenes = each(which, progress, "scenes")
-        return [f for scene in scenes for f in _write_scene(run, task, classifier, legend, scene)]
+        files = [f for scene in scenes for f in _write_scene(run, task, classifier, legend, scene)]
+        found, table = (legend, None) if mapping is not None else _color(run, task, legend, which)
+        _keep(run, found, table)
+        return [*files, LEGEND]
 
     return run.stage("maps", make, inputs)
 
@@ -76,14 +85,16 @@ class Legend:
     Attributes:
         classes: rows of the class table, or one row per cluster if clusters have no class names.
         of_cluster: ``(K',)`` row of each cluster in ``classes``.
+        said: what blue and green mean, and by which bands; empty where clusters have class names.
     """
 
     classes: tuple[LandClass, ...]
     of_cluster: np.ndarray
+    said: str = ""
 
 
 def legend_of(scenes: SceneSet, num_clusters: int, mapping: np.ndarray | None) -> Legend:
-    """Make the legend: class names if there is a mapping, else cluster numbers.
+    """Make the legend: class names if there is a mapping, else cluster numbers in plain colours.
 
     Args:
         scenes: prepared scenes, whose layout has the class table.
@@ -113,31 +124,82 @@ def legend_of(scenes: SceneSet, num_clusters: int, mapping: np.ndarray | None) -
     return Legend(tuple(table), rows)
 
 
+def load_legend(run: Run) -> Legend:
+    """Read the legend of the maps that a run has written.
+
+    Raises:
+        MissingStageError: the maps are not there.
+    """
+    run.outputs_of("maps")
+    found = json.loads(run.path(LEGEND).read_text(encoding="utf-8"))
+    classes = tuple(LandClass(**row) for row in found["classes"])
+    return Legend(classes, np.array(found["of_cluster"]), found["said"])
+
+
+def _keep(run: Run, legend: Legend, table: pd.DataFrame | None) -> None:
+    """Write the legend, and for clusters without names what decided their colours."""
+    names = ("id", "name", "code", "rgb")
+    rows = [{name: getattr(c, name) for name in names} for c in legend.classes]
+    found = {"said": legend.said, "classes": rows, "of_cluster": legend.of_cluster.tolist()}
+    if table is not None:
+        found["clusters"] = json.loads(table.round(4).to_json(orient="records"))
+    write_json(run.path(LEGEND), found)
+
+
+def _color(
+    run: Run, task: ClusteringTask, plain: Legend, which: Sequence[int]
+) -> tuple[Legend, pd.DataFrame]:
+    """Number and colour the clusters of maps that are written; write the maps again with these."""
+
+    def clusters() -> Iterator[tuple[int, np.ndarray]]:
+        for scene in which:
+            with opened(run.path(_file(task, scene, "prediction"))) as source:
+                yield scene, source.read(1) - 1  # nodata becomes 255
+
+    table, said = judged(
+        cluster_means(task.scenes, clusters(), len(plain.classes)), task.scenes.layout
+    )
+    legend = Legend(*colored(table), said)
+    codes = np.full(256, NODATA, np.uint8)
+    codes[: len(legend.of_cluster)] = legend.of_cluster + 1
+    for scene, ids in clusters():
+        _write_layer(run, task, legend, scene, "prediction", codes[ids])
+    return legend, table
+
+
 def _write_scene(
     run: Run, task: ClusteringTask, classifier: Classifier, legend: Legend, scene: int
 ) -> list[str]:
     """Map one scene; return the names of its files."""
-    name, smoothing = task.scenes.records[scene].name, run.config.cluster.smoothing_px
+    smoothing = run.config.cluster.smoothing_px
     predicted, confidence = predict_scene(classifier, task.store, scene, smoothing, legend)
     layers = scene_layers(task.scenes, scene, predicted, confidence, legend)
-    grid = task.scenes.sources[name].profile()
+    return [_write_layer(run, task, legend, scene, layer, array) for layer, array in layers.items()]
+
+
+def _file(task: ClusteringTask, scene: int, layer: str) -> str:
+    return f"maps/{task.scenes.records[scene].name}.{layer}.tif"
+
+
+def _write_layer(
+    run: Run, task: ClusteringTask, legend: Legend, scene: int, layer: str, array: np.ndarray
+) -> str:
+    """Write one layer of a scene; return the name of its file."""
+    grid = task.scenes.sources[task.scenes.records[scene].name].profile()
     coded: dict[str, Any] = {
         "nodata": NODATA,
         "colors": {c.code: c.rgb for c in legend.classes},
         "class_names": {c.code: c.name for c in legend.classes},
     }
-    files = []
-    for layer, array in layers.items():
-        files.append(f"maps/{name}.{layer}.tif")
-        write_raster(
-            run.path(files[-1]),
-            array,
-            crs=grid.crs,
-            transform=grid.transform,
-            overviews="mode" if layer in ("prediction", "label", "error") else "average",
-            **(coded if layer in ("prediction", "label") else {}),
-        )
-    return files
+    write_raster(
+        run.path(_file(task, scene, layer)),
+        array,
+        crs=grid.crs,
+        transform=grid.transform,
+        overviews="mode" if layer in ("prediction", "label", "error") else "average",
+        **(coded if layer in ("prediction", "label") else {}),
+    )
+    return _file(task, scene, layer)
 
 
 def predict_scene(
