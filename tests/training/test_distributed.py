@@ -26,7 +26,8 @@ from umsf_lib.training.checkpoints import Checkpoints
 from ..pretraining.test_pretrain import ready
 from .test_training import same
 
-OVERRIDES = "model.norm=group pretrain.checkpoint_every=5 device=cpu"
+# At the usual rate .03 rounding decides whether one activation is above 0 (ReLU).
+OVERRIDES = "model.norm=group pretrain.lr=0.029 pretrain.checkpoint_every=5 device=cpu"
 DONE = 5  # steps, of 8, before one process dies; as many as between checkpoints
 
 
