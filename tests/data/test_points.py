@@ -23,7 +23,8 @@ from .test_scenes import REAL, needs_real
 
 LAYOUT = load_layout("sentinel-pairs")
 H, W = 48, 56
-# Codes are 1 more than ids. Two at corners; two of one class and two of different ones overlap.
+# Codes are 1 more than ids, but trees have code 6 and id 4. Two points are at corners; two of one
+# class and two of different ones overlap.
 TEXT = """scene,row,col,x,y,code,class
 004,0,0,1.5,2.5,1,water
 4,47,55,,,2,residential
@@ -53,7 +54,7 @@ def drawn(squares: dict[tuple[int, int], int]) -> np.ndarray:
 
 
 def expected() -> dict[str, np.ndarray]:
-    mixed = drawn({(20, 20): 2, (22, 23): 2, (30, 10): 3, (33, 11): 5})
+    mixed = drawn({(20, 20): 2, (22, 23): 2, (30, 10): 3, (33, 11): 4})
     mixed[31:33, 9:13] = IGNORE  # where 28..32 x 8..12 and 31..35 x 9..13 meet
     return {
         "004": drawn({(0, 0): 0, (47, 55): 1}),
@@ -80,7 +81,7 @@ def test_the_order_of_points_does_not_matter(tmp_path: Path) -> None:
     head, *lines = TEXT.splitlines()
     folder(tmp_path, "\n".join([head, *reversed(lines), "47,32,12,,,4,paved"]))
     scene = next(s for s in find_scenes(tmp_path, LAYOUT) if s.name == "047")
-    ids = drawn({(20, 20): 2, (22, 23): 2, (30, 10): 3, (32, 12): 3, (33, 11): 5})
+    ids = drawn({(20, 20): 2, (22, 23): 2, (30, 10): 3, (32, 12): 3, (33, 11): 4})
     for (top, bottom), (left, right) in (((31, 33), (9, 13)), ((31, 35), (10, 14))):
         ids[top:bottom, left:right] = IGNORE  # trees meet one or the other square of paved ground
     np.testing.assert_array_equal(scene.read()["label"], ids)
@@ -102,7 +103,7 @@ def test_the_check_counts_points_by_class(tmp_path: Path) -> None:
     text = "\n".join(report(found))
     assert found.defects == [] and "scenes, 5 x 5 px each (points.csv); 2 of 8 points" in text
     assert "Labels: 6 points of 2 scenes" in text and "2 of 8 points match no scene (9)" in text
-    for line in ("0 water (code 1): 1\n", "2 commercial (code 3): 2\n", "4 trees (code 6): 0\n"):
+    for line in ("0 water (code 1): 1\n", "2 commercial (code 3): 2\n", "4 trees (code 6): 1\n"):
         assert line in text
 
 
@@ -196,7 +197,7 @@ def test_real_points_are_found_and_checked() -> None:
     found = survey(root, layout)
     text = "\n".join(report(found))
     assert found.defects == [] and "Labels: 538 points of 31 scenes" in text
-    assert "4 green (code 5): 6\n" in text and "Split (alternate): 31 train, 16 val" in text
+    assert "ignored (code 5): 6\n" in text and "Split (alternate): 31 train, 16 val" in text
     assert found.split["val"][:2] == ["004", "031"] and found.split["test"][:2] == ["019", "047"]
     names = {land.code: land.name for land in layout.classes}
     with (root / "points.csv").open(newline="") as file:
