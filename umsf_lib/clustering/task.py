@@ -49,8 +49,13 @@ class ClusteringTask:
 
     @property
     def num_components(self) -> int:
-        """P: components that teacher and network predict, before they are merged to clusters."""
-        return self.num_clusters * self.config.cluster.components
+        """P: components that teacher and network predict, before they are merged to clusters.
+
+        Without classes, to which clusters would be matched one to one, nothing is merged: on real
+        imagery, 12 components show more than 24 that are merged to 12 (``tried.md``).
+        """
+        per_cluster = self.config.cluster.components if self.scenes.labelled else 1
+        return self.num_clusters * per_cluster
 
     def pixels(self, scene: int) -> Tensor:
         """Return the standardised bands of single pixels ``(C, H, W)``: optical and log SAR."""

@@ -72,8 +72,11 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 # Number of training scenes; the other scenes stay the same (see ``synthesize``).
 SIZES = {f"scenes_{count}": {"synthetic": {"train": count}} for count in (4, 16, 32, 64)}
 ABLATED = {name: changes for group in GROUPS.values() for name, changes in group.items()}
-# Number of clusters, for which nothing is pretrained anew.
-CLUSTERS = {f"clusters_{count}": {"cluster": {"num_clusters": count}} for count in (8, 12, 16)}
+# Number of clusters, for which nothing is pretrained anew; each is named, so none are merged.
+CLUSTERS = {
+    f"clusters_{count}": {"cluster": {"num_clusters": count, "components": 1}}
+    for count in (8, 12, 16)
+}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"base": {}} | ABLATED | SIZES | CLUSTERS
 OURS: Sequence[str] = ("umsf",)
 SCALED: Sequence[str] = ("umsf", "mixture-statistics", "merged-statistics")
