@@ -323,7 +323,7 @@ def test_each_learned_baseline_from_end_to_end(unlabelled, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # SCAN's fallback has a test of its own
         classifier = LEARNED[name](run, task, progress=note)
-    assert (classifier.name, classifier.num_clusters) == (name, 6)
+    assert (classifier.name, classifier.num_clusters) == (name, 12)
     check_posteriors(classifier, task)
     log = pd.read_csv(run.path(f"{name}.csv"))
     assert len(log) and log["loss"].notna().all()

@@ -39,8 +39,8 @@ def test_filters_go_to_the_band_of_that_name() -> None:
 
 
 def test_other_bands_get_those_of_the_nearest_wavelength() -> None:
-    """Red edge 740 nm is nearer to 833 than to 665 nm; two share the near infrared."""
-    shares = kept.spread(KEPT, ["coastal", "blue", "rededge1", "rededge2", "nir"])
+    """Red edge at 783 nm is nearer to 833 than to 665 nm; two share the near infrared."""
+    shares = kept.spread(KEPT, ["coastal", "blue", "rededge1", "rededge3", "nir"])
     np.testing.assert_array_equal(shares[0], [0.5, 0.5, 0, 0, 0])
     np.testing.assert_array_equal(shares[2], [0, 0, 1, 0, 0])
     np.testing.assert_array_equal(shares[3], [0, 0, 0, 0.5, 0.5])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from .inference import Classifier, network_posteriors, scene_map
 from .mixture import RIDGE, Clusterer, arrays_of, clusterer_of, fit, merge, posterior_map
 from .self_training import self_train
 from .task import ClusteringTask
-from .tokens import JoinedTokens, TokenMap, draw_places, token_validity
+from .tokens import TokenMap, draw_places, token_validity
 
 NETWORK = "checkpoints/clustered.pt"
 PLOT_TOKENS = 2000  # of test scenes, kept for t-SNE
@@ -111,9 +111,7 @@ def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
     return network
 
 
-def teacher_tokens(
-    run: Run, task: ClusteringTask, *, progress: Progress | None = None
-) -> TokenMap:
+def teacher_tokens(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> TokenMap:
     """Return the tokens that the teacher reads (``cluster.teacher_tokens``).
 
     They are local statistics, fused tokens of the pretrained network, or both side by side, each
@@ -126,10 +124,7 @@ def teacher_tokens(
     pretrained = task.reduced(feature_tokens(network, task, "fused"), progress)
     if settings.teacher_tokens == "pretrained":
         return pretrained
-    kinds = (task.statistics, pretrained)
-    samples = [task.sample(kind, task.stride, progress) for kind in kinds]
-    joined = JoinedTokens(kinds, samples)
-    return lru_cache(maxsize=1)(joined)  # asked for the same scene in turn
+    return task.joined([task.statistics, pretrained])
 
 
 def fit_teacher(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Teacher:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 
@@ -17,7 +17,7 @@ from ..run import Run
 from .inference import Classifier
 from .mixture import fit, posterior_map
 from .smoothing import guide_of
-from .tokens import PrincipalTokens, StatisticTokens, TokenMap, draw_tokens
+from .tokens import JoinedTokens, PrincipalTokens, StatisticTokens, TokenMap, draw_tokens
 
 UNNAMED_CLUSTERS = 12  # where no class table says how many: more than needed, to be joined by eye
 
@@ -30,6 +30,8 @@ class ClusteringTask:
     store: PixelStore
     config: Config
     _shared: dict[str, TokenMap] = field(default_factory=dict, init=False, repr=False)
+    # Samples of reduced tokens: reading all training scenes again would take minutes.
+    _samples: dict[TokenMap, np.ndarray] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of_run(cls, run: Run, scenes: SceneSet) -> ClusteringTask:
@@ -83,12 +85,29 @@ class ClusteringTask:
         dims = self.config.cluster.max_dims
         if sample.shape[1] > dims:
             token_map = PrincipalTokens(token_map, sample, dims)
-        return lru_cache(maxsize=1)(token_map)  # methods ask for the same scene in turn
+            sample = token_map.pca.transform(sample)
+        return self._kept(token_map, sample)
+
+    def joined(self, kinds: Sequence[TokenMap]) -> TokenMap:
+        """Put kinds of reduced tokens side by side, see ``JoinedTokens``."""
+        samples = [self.sample(kind, self.stride) for kind in kinds]
+        tokens = JoinedTokens(kinds, samples)
+        return self._kept(
+            tokens, np.hstack([x * s for x, s in zip(samples, tokens.scales, strict=True)])
+        )
+
+    def _kept(self, token_map: TokenMap, sample: np.ndarray) -> TokenMap:
+        """Keep the tokens of the last scene, as methods ask for the same one in turn."""
+        cached = lru_cache(maxsize=1)(token_map)
+        self._samples[cached] = sample
+        return cached
 
     def sample(
         self, token_map: TokenMap, stride: int, progress: Progress | None = None
     ) -> np.ndarray:
         """Draw tokens ``(n, D)`` float64 of the training scenes."""
+        if (known := self._samples.get(token_map)) is not None:
+            return known
         train, config = self.scenes.indices("train"), self.config
         count = config.cluster.tokens
         return draw_tokens(token_map, self.store, train, stride, count, config.seed, progress)
