@@ -424,7 +424,7 @@ def test_scan_without_a_confident_token_says_so(unlabelled, monkeypatch) -> None
     run, task = unlabelled
     monkeypatch.setitem(learn.__globals__, "THRESHOLD", 2.0)
     network = new_network(run, task.scenes)
-    network.clustering = torch.nn.Conv2d(task.config.model.channels, 6, 1)
+    network.clustering = torch.nn.Conv2d(task.config.model.channels, task.num_clusters, 1)
     with pytest.warns(UserWarning, match="no token reached probability 2.0"):
         kept, rows = learn(task, None, network)
     assert kept is network and {row["round"] for row in rows} == {1.0}

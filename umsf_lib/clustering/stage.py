@@ -119,12 +119,12 @@ def teacher_tokens(run: Run, task: ClusteringTask, *, progress: Progress | None 
     """
     settings = task.config.cluster
     if settings.initial == "random" or settings.teacher_tokens == "statistics":
-        return task.statistics
+        return task.local_statistics(progress)
     network = load_pretrained(run, task.scenes).to(run.device).eval()
     pretrained = task.reduced(feature_tokens(network, task, "fused"), progress)
     if settings.teacher_tokens == "pretrained":
         return pretrained
-    return task.joined([task.statistics, pretrained])
+    return task.joined([task.local_statistics(progress), pretrained])
 
 
 def fit_teacher(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Teacher:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 
 import numpy as np
 from torch import Tensor
@@ -63,17 +63,26 @@ class ClusteringTask:
         """Return the standardised bands of single pixels ``(C, H, W)``: optical and log SAR."""
         return guide_of(self.store, scene).bands
 
-    @cached_property
+    @property
     def statistics(self) -> TokenMap:
         """Local statistics, or their principal components where there are many."""
-        train = self.scenes.indices("train")
-        tokens = StatisticTokens(self.store, train, self.config.cluster.sigmas_px, self.stride)
-        return self.reduced(tokens)
+        return self.local_statistics()
 
-    def shared(self, name: str, make: Callable[[], TokenMap]) -> TokenMap:
+    def local_statistics(self, progress: Progress | None = None) -> TokenMap:
+        """Return ``statistics``; ``progress`` is told of the scenes that are read for them."""
+
+        def make() -> TokenMap:
+            train, sigmas = self.scenes.indices("train"), self.config.cluster.sigmas_px
+            return StatisticTokens(self.store, train, sigmas, self.stride)
+
+        return self.shared("statistics", make, progress)
+
+    def shared(
+        self, name: str, make: Callable[[], TokenMap], progress: Progress | None = None
+    ) -> TokenMap:
         """Return reduced tokens that several methods cluster; the first call makes them."""
         if name not in self._shared:
-            self._shared[name] = self.reduced(make())
+            self._shared[name] = self.reduced(make(), progress)
         return self._shared[name]
 
     def reduced(self, token_map: TokenMap, progress: Progress | None = None) -> TokenMap:
