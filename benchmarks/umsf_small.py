@@ -96,8 +96,12 @@ def simulated(difficulty: str, seed: int) -> SceneSet:
     """Simulate the development scenes of one kind."""
     wanted = f"synthetic.difficulty={difficulty} synthetic.train={SCENES}"
     config = load_config("quick", seed=seed, overrides=wanted)
-    run = Run.open(config, f"umsf-small-{difficulty}-{seed}")
-    return prepare(synthesize(run), load_layout(config.layout))
+    run, layout = Run.open(config, f"umsf-small-{difficulty}-{seed}"), load_layout(config.layout)
+    assert layout.sar is not None
+    optical, sar = (
+        replace(sensor, standardise="shrunken") for sensor in (layout.optical, layout.sar)
+    )
+    return prepare(synthesize(run), replace(layout, optical=optical, sar=sar))
 
 
 def main() -> None:
