@@ -98,10 +98,9 @@ def simulated(difficulty: str, seed: int) -> SceneSet:
     config = load_config("quick", seed=seed, overrides=wanted)
     run, layout = Run.open(config, f"umsf-small-{difficulty}-{seed}"), load_layout(config.layout)
     assert layout.sar is not None
-    optical, sar = (
-        replace(sensor, standardise="shrunken") for sensor in (layout.optical, layout.sar)
-    )
-    return prepare(synthesize(run), replace(layout, optical=optical, sar=sar))
+    optical = replace(layout.optical, standardise="shrunken")
+    layout = replace(layout, optical=optical, sar=replace(layout.sar, standardise="shrunken"))
+    return prepare(synthesize(run), layout)
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ def with_rule(scenes: SceneSet, rule: str) -> SceneSet:
 
 def test_8_bit_scenes_keep_half_of_their_level_and_calibrated_ones_all(scenes: SceneSet) -> None:
     """Against moments of the pixels as rasterio reads them."""
-    usual = "set" if scenes.layout.name == "terramesh" else "scene"
+    usual = {"terramesh": "set", "pairs": "shrunken"}.get(scenes.layout.name, "scene")
     found = {rule: with_rule(scenes, rule) for rule in ("set", "shrunken", "scene")} | {"": scenes}
     train = scenes.indices("train")
     for role in ROLES:

@@ -33,9 +33,9 @@ def whole(scenes: SceneSet, index: int) -> dict[str, np.ndarray]:
     valid, parts = found["valid"], {"valid": found["valid"][None]}
     for role, values in (("optical", found["optical"].astype(float)), ("sar", found["ln_sar"])):
         inside = values[:, valid]
-        mean, std = np.array(table[role]["mean"]), np.array(table[role]["std"])
-        if scenes.layout.name == "whu-opt-sar":  # 8 bits: half-way to the scene's own
-            mean, std = (mean + inside.mean(axis=1)) / 2, (std + inside.std(axis=1)) / 2
+        mean, std = inside.mean(axis=1), inside.std(axis=1)
+        if scenes.layout.name == "terramesh":
+            mean, std = np.array(table[role]["mean"]), np.array(table[role]["std"])
         parts[role] = np.where(valid, (values - mean[:, None, None]) / std[:, None, None], 0)
     return parts
 
