@@ -491,7 +491,7 @@ def test_names_are_kept_as_they_are_spelled(tmp_path: Path, name: str) -> None:
         ("code: 40", "code: 1:30", "Line 25: classes.3.code .*'1:30'"),
         ("code: 40", "code: yes", "Line 25: classes.3.code .* must be a number, .* as true"),
         ("code: 40", "code:", "Line 25: classes.3.code .* must be a valid integer, .* None"),
-        ("  nodata: 0  # observed range of the imagery", "  nodata: no  #", "Line 14: .* number"),
+        ("  nodata: 0  # observed range of the imagery", "  nodata: no  #", "Line 13: .* number"),
         ("  label: lbl", "  label:", "Line 7: folders.label.0 .* must be a valid string"),
         ("  sar: sar\n", "  sar: sar\n  sar: VH\n", "line 7: 'sar' is there twice"),
         ("pattern:", "patern:", "Line 8: 'patern' is not a parameter"),

@@ -305,8 +305,8 @@ def test_an_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
             "must be 'stretched8' or 'reflectance', .* 'stretched'",
         ),
         (
-            "scaling: stretched8",
-            "scaling: stretched8\n  standardise: tile",
+            "standardise: scene  #",
+            "standardise: tile  #",
             "must be 'set', 'shrunken' or 'scene', but it is 'tile'",
         ),
         ("pattern:", "patern:", "did you mean 'pattern'"),
