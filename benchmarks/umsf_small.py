@@ -2,9 +2,8 @@
 
     python benchmarks/umsf_small.py PAIRS [--steps 1500]
 
-PAIRS is the folder of the 31 pairs of Sentinel-2 and Sentinel-1 (layout ``sentinel-pairs``; see
-``data/README.md``); their points are not read. The simulated scenes have development seeds. No
-labels take part. Both sets are joined as scenes of blue, green, red, near infrared and one SAR
+PAIRS is the folder of the 31 pairs of Sentinel-2 and Sentinel-1 (layout ``pairs``; see
+``data/README.md``). The simulated scenes have development seeds. No labels take part. Both sets are joined as scenes of blue, green, red, near infrared and one SAR
 band: the near infrared, which the pairs lack, is its mean there, and bands of all scenes are
 dropped at random. The result is ``umsf_lib/models/umsf-small.pt`` (float16) with its record.
 """
@@ -16,13 +15,14 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from umsf_lib.config import load_config
-from umsf_lib.data.layout import load_layout
+from umsf_lib.data.layout import Layout, load_layout
 from umsf_lib.data.scene_set import (
     NORMALISATION,
     SceneRecord,
@@ -92,15 +92,20 @@ def joined(sets: Sequence[SceneSet], folder: Path) -> SceneSet:
     return SceneSet(folder, layout, tuple(records), split, {})
 
 
+def standardised(name: str, rule: Literal["set", "shrunken"]) -> Layout:
+    """Load a layout, and standardise both of its sensors by this rule."""
+    layout = load_layout(name)
+    assert layout.sar is not None
+    optical = replace(layout.optical, standardise=rule)
+    return replace(layout, optical=optical, sar=replace(layout.sar, standardise=rule))
+
+
 def simulated(difficulty: str, seed: int) -> SceneSet:
     """Simulate the development scenes of one kind."""
     wanted = f"synthetic.difficulty={difficulty} synthetic.train={SCENES}"
     config = load_config("quick", seed=seed, overrides=wanted)
-    run, layout = Run.open(config, f"umsf-small-{difficulty}-{seed}"), load_layout(config.layout)
-    assert layout.sar is not None
-    optical = replace(layout.optical, standardise="shrunken")
-    layout = replace(layout, optical=optical, sar=replace(layout.sar, standardise="shrunken"))
-    return prepare(synthesize(run), layout)
+    run = Run.open(config, f"umsf-small-{difficulty}-{seed}")
+    return prepare(synthesize(run), standardised(config.layout, "shrunken"))
 
 
 def main() -> None:
@@ -111,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     text = f"{RECIPE} pretrain.steps_per_epoch={args.steps // EPOCHS}"
     run = Run.open(load_config("quick", seed=100, overrides=text), f"umsf-small-{args.steps}")
-    pairs = prepare(args.pairs, load_layout("sentinel-pairs"))
+    pairs = prepare(args.pairs, standardised("pairs", "set"))
     scenes = joined([pairs, *(simulated(*kind) for kind in SIMULATED)], run.folder / "joined")
 
     def make() -> list[str]:
