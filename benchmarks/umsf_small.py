@@ -3,9 +3,10 @@
     python benchmarks/umsf_small.py PAIRS [--steps 1500]
 
 PAIRS is the folder of the 31 pairs of Sentinel-2 and Sentinel-1 (layout ``pairs``; see
-``data/README.md``). The simulated scenes have development seeds. No labels take part. Both sets are joined as scenes of blue, green, red, near infrared and one SAR
-band: the near infrared, which the pairs lack, is its mean there, and bands of all scenes are
-dropped at random. The result is ``umsf_lib/models/umsf-small.pt`` (float16) with its record.
+``data/README.md``). The simulated scenes have development seeds. No labels take part. Both sets are
+joined as scenes of blue, green, red, near infrared and one SAR band: the near infrared, which the
+pairs lack, is its mean there, and bands of all scenes are dropped at random. The result is
+``umsf_lib/models/umsf-small.pt`` (float16) with its record.
 """
 
 from __future__ import annotations
