@@ -291,8 +291,9 @@ class ClusterConfig(Settings):
     restarts: PositiveInt = 5
     components: PositiveInt = 2  # Gaussians per cluster, in the teacher and in the merged mixture
     teacher: Literal["mixture", "kmeans"] = "mixture"
-    # What the teacher clusters; without pretraining (``initial``) always the statistics.
-    teacher_tokens: Literal["statistics", "pretrained", "both"] = "statistics"
+    # What the teacher clusters; the network is that which self-training starts from (``initial``).
+    # auto: both, but statistics for simulated scenes, whose classes differ in nothing else.
+    teacher_tokens: Literal["auto", "statistics", "network", "both"] = "auto"
     teacher_share: Share = 0.5  # of the teacher in the final posteriors; the rest is the network's
     initial: Literal["pretrained", "random"] = "pretrained"
     rounds: PositiveInt = 1  # from the second on, the network's own posteriors are the teacher

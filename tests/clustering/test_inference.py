@@ -10,12 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from umsf_lib.clustering.inference import (
-    Classifier,
-    average_over_flips,
-    scene_map,
-    turn_and_flip,
-)
+from umsf_lib.clustering.inference import Classifier, scene_map
 from umsf_lib.clustering.smoothing import guide_of, smooth_pixels
 from umsf_lib.config import MapConfig
 from umsf_lib.data.scene_set import SceneSet
@@ -94,50 +89,6 @@ def test_a_network_in_training_keeps_no_graph(whu_store: PixelStore) -> None:
     layer = torch.nn.Conv2d(1, 2, 1)
     found = scene_map(lambda w: layer(w["sar"]), whu_store, 0, 1, MapConfig(16, 4))
     assert not found.requires_grad
-
-
-# Averaging over symmetries
-
-
-def pointwise(windows: dict[str, Tensor]) -> Tensor:
-    return F.avg_pool2d(windows["optical"], 2)  # turns and flips with its input
-
-
-def leaning(windows: dict[str, Tensor]) -> Tensor:
-    kernel = torch.tensor([[0.0, 1, 2], [3, 4, 5], [6, 7, 8]])[None, None]
-    return F.conv2d(windows["sar"], kernel, padding=1)
-
-
-@pytest.fixture
-def windows() -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    images = {
-        role: torch.randn(3, n, 8, 8, generator=generator)
-        for role, n in (("optical", 4), ("sar", 1))
-    }
-    return images | {"valid": torch.rand(3, 1, 8, 8, generator=generator) > 0.5}
-
-
-@pytest.mark.parametrize("symmetries", [1, 2, 4, 8])
-def test_an_equivariant_function_is_its_own_average(windows, symmetries: int) -> None:
-    found = average_over_flips(pointwise, symmetries)(windows)
-    assert torch.allclose(found, pointwise(windows), atol=1e-6)
-
-
-@pytest.mark.parametrize(("symmetries", "group"), [(2, (0, 2)), (4, (0, 2, 4, 6)), (8, range(8))])
-def test_an_average_is_equivariant_whatever_is_averaged(windows, symmetries, group) -> None:
-    averaged = average_over_flips(leaning, symmetries)
-    assert not torch.allclose(averaged(windows), leaning(windows), atol=0.1)
-    for index in group:
-        turned = {role: turn_and_flip(images, index) for role, images in windows.items()}
-        assert torch.allclose(averaged(turned), turn_and_flip(averaged(windows), index), atol=1e-4)
-
-
-def test_the_average_of_a_convolution_is_that_of_its_kernel(windows) -> None:
-    kernel = torch.arange(9.0).view(1, 1, 3, 3)
-    turned = torch.stack([turn_and_flip(kernel, index) for index in range(8)]).mean(0)
-    expected = F.conv2d(windows["sar"], turned, padding=1)
-    assert torch.allclose(average_over_flips(leaning, 8)(windows), expected, atol=1e-4)
 
 
 # To pixels

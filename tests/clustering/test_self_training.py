@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from umsf_lib.clustering.inference import average_over_flips, network_posteriors, scene_map
+from umsf_lib.clustering.inference import network_posteriors, scene_map
 from umsf_lib.clustering.losses import clustering_loss
 from umsf_lib.clustering.self_training import (
     PseudoLabelSampler,
@@ -143,18 +143,6 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(whu: SceneSet, whu_store: Pix
         assert set(fewer) == set(parts) - {name}
 
 
-def test_a_view_agrees_with_its_own_turned_copy(whu: SceneSet, whu_store: PixelStore) -> None:
-    """Flip-averaged posteriors of turned windows are the turned posteriors."""
-    network = network_of(whu).eval()
-    average = average_over_flips(lambda images: network(images).softmax(1), 8)
-    window = whu_store.windows(*(torch.zeros(1, dtype=torch.int64) for _ in range(3)), 32)
-    turned = {"optical": torch.rot90(window["optical"], 1, (2, 3))}
-    with torch.no_grad():
-        there, here = average(turned), average({"optical": window["optical"]})
-    assert torch.allclose(there, torch.rot90(here, 1, (2, 3)), atol=1e-5)
-    assert torch.allclose(here.sum(1), torch.ones_like(here[:, 0]))
-
-
 def test_a_teacher_is_smoothed_along_its_scene(whu: SceneSet, whu_store: PixelStore) -> None:
     stride, record = TINY.model.stride, whu.records[3]
     shape = [4, *(math.ceil(side / stride) for side in (record.height, record.width))]
@@ -195,7 +183,7 @@ def test_self_training_unlearns_the_noise_of_its_teacher(
     average, rows = self_train(network, store, training_tiles(whu, 32, 0), teacher, config)
     assert [row["round"] for row in rows] == [1.0] * 6 + [2.0] * 6
     assert [row["step"] for row in rows] == list(range(10, 121, 10))
-    own = network_posteriors(average, store, config.map, 2)
+    own = network_posteriors(average, store, config.map)
     for scene in teacher:
         maps = own(scene)
         height, width = truth[scene].shape
@@ -214,6 +202,6 @@ def test_posteriors_of_a_network_are_its_flip_averaged_softmax(
         back = torch.rot90(network({"optical": turned}).softmax(1), 2, (2, 3))
         return (network(windows).softmax(1) + back) / 2
 
-    found = network_posteriors(network, store, TINY.map, 2)(0)
+    found = network_posteriors(network, store, TINY.map)(0)
     torch.testing.assert_close(found, scene_map(slow, store, 0, 4, TINY.map))
     torch.testing.assert_close(found.sum(0), torch.ones(found.shape[1:]))

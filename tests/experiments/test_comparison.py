@@ -151,7 +151,7 @@ def test_a_suite_without_scores_of_its_base_has_the_seeds_of_its_first_variant(
 ) -> None:
     labelled(monkeypatch, True)
     for seed in (3, 5):
-        config = vary_config(load_config("tiny", seed=seed), "clusters_8")
-        fake_run(config, f"tiny-easy-{seed}-clusters_8", {"umsf": TABLE})
+        config = vary_config(load_config("tiny", seed=seed), "clusters_12")
+        fake_run(config, f"tiny-easy-{seed}-clusters_12", {"umsf": TABLE})
     run_with("tiny-easy-4", {}, 4)  # of another suite
     assert print_sweep(Run.open(TINY, "own"), "land").seeds == [3, 5]

@@ -35,7 +35,7 @@ from umsf_lib.data.stage import load_data
 from umsf_lib.evaluation.stage import evaluate, fitted_matching, load_records
 from umsf_lib.experiments.pipeline import USUAL, methods, run_everything
 from umsf_lib.maps.stage import legend_of, write_maps
-from umsf_lib.pretraining.stage import load_pretrained
+from umsf_lib.pretraining.stage import load_pretrained, new_network
 from umsf_lib.run import Run
 
 CLUSTER = load_config("tiny").cluster
@@ -122,11 +122,11 @@ def test_the_teacher_is_the_merged_mixture_before_it_is_merged(
 
 
 def test_the_teacher_reads_what_the_settings_say(tiny_run: Run, task: ClusteringTask) -> None:
-    """Both: statistics and pretrained tokens, each with a total variance of 1 in the sample."""
+    """Both: statistics and tokens of the network, each with a total variance of 1 in the sample."""
     network = load_pretrained(tiny_run, task.scenes).eval()
     pretrained = task.reduced(feature_tokens(network, task, "fused"))
     found = {}
-    for kind in ("statistics", "pretrained", "both"):
+    for kind in ("statistics", "network", "both"):
         config = tiny_run.config.changed(cluster={"teacher_tokens": kind})
         other = ClusteringTask(task.scenes, task.store, config)
         tokens = teacher_tokens(tiny_run, other)
@@ -135,12 +135,15 @@ def test_the_teacher_reads_what_the_settings_say(tiny_run: Run, task: Clustering
         np.testing.assert_allclose(kept, found[kind], atol=1e-5)
     statistics = task.sample(task.statistics, task.stride)
     np.testing.assert_allclose(found["statistics"], statistics, atol=1e-5)
-    np.testing.assert_allclose(found["pretrained"], task.sample(pretrained, 4), atol=1e-5)
+    np.testing.assert_allclose(found["network"], task.sample(pretrained, 4), atol=1e-5)
     scaled = [x / np.sqrt(np.trace(np.cov(x.T, ddof=0))) for x in list(found.values())[:2]]
     np.testing.assert_allclose(found["both"], np.hstack(scaled), atol=1e-5)
-    random = tiny_run.config.changed(cluster={"initial": "random"})
-    alone = teacher_tokens(tiny_run, ClusteringTask(task.scenes, task.store, random))
-    np.testing.assert_allclose(task.sample(alone, task.stride), statistics, atol=1e-5)
+    config = tiny_run.config.changed(cluster={"teacher_tokens": "network", "initial": "random"})
+    untrained = teacher_tokens(tiny_run, ClusteringTask(task.scenes, task.store, config))
+    expected = task.reduced(
+        feature_tokens(new_network(tiny_run, task.scenes).eval(), task, "fused")
+    )
+    np.testing.assert_allclose(task.sample(untrained, 4), task.sample(expected, 4), atol=1e-5)
 
 
 def test_components_are_merged_by_their_weighted_statistics(

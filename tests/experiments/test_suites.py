@@ -71,13 +71,15 @@ def test_every_variant_is_one_change_that_the_profile_accepts(name: str) -> None
     plain = load_config("quick")
     sections = {s: dataclasses.replace(getattr(plain, s), **v) for s, v in changes.items()}
     assert vary_config(plain, name) == changed == dataclasses.replace(plain, **sections)
-    assert (changed == plain) == (name in ("base", "windows_64"))
+    assert (changed == plain) == (name in ("base", "windows_64", "no_fused"))
 
 
 def test_a_variant_of_the_profiles_own_settings_is_left_out() -> None:
     for profile, size in (("quick", 64), ("standard", 128)):
         left = set(Sweep(load_config(profile), "ablations", (0,)).variants)
         assert set(GROUPS["windows"]) - left == {f"windows_{size}"}
+        fused = f"{'no' if profile == 'quick' else 'with'}_fused"
+        assert set(GROUPS["loss terms"]) - left == {fused}
     of_16 = load_config("quick", overrides="synthetic.train=16")
     left = set(Sweep(of_16, "scale", (0,)).variants)
     assert {"scenes_4", "scenes_4-no_pretraining", "no_pretraining"} <= left

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from scipy import ndimage, special, stats
 from torch import Tensor
 
-from umsf_lib.clustering.inference import turn_and_flip, undo_turn_and_flip
 from umsf_lib.clustering.smoothing import gaussian_blur
 from umsf_lib.config import ViewConfig
 from umsf_lib.models.speckle import draw_speckle
@@ -76,6 +75,18 @@ def test_all_eight_orientations_come_equally_often() -> None:
     gram = linear @ linear.transpose(1, 2)  # a similarity: scale^2 times the identity
     scale = torch.linalg.det(linear).abs()
     assert torch.allclose(gram, scale[:, None, None] * torch.eye(2), atol=1e-6)
+
+
+def turn_and_flip(images: Tensor, index: int) -> Tensor:
+    """Apply symmetry ``index`` (0 to 7, 0 = identity) of the square to images ``(B, C, h, w)``."""
+    turned = torch.rot90(images, index % 4, (2, 3))
+    return turned.flip(3) if index >= 4 else turned
+
+
+def undo_turn_and_flip(images: Tensor, index: int) -> Tensor:
+    """Apply the inverse of ``turn_and_flip``."""
+    images = images.flip(3) if index >= 4 else images
+    return torch.rot90(images, -(index % 4), (2, 3))
 
 
 def test_the_whole_window_is_a_turn_and_flip_of_it() -> None:

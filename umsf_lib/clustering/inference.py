@@ -43,18 +43,14 @@ class Classifier:
 
 
 def network_posteriors(
-    network: UmsfNet, store: PixelStore, config: MapConfig, symmetries: int
+    network: UmsfNet, store: PixelStore, config: MapConfig
 ) -> Callable[[int], Tensor]:
-    """Make a function: scene -> posteriors ``(K, h, w)`` of a network's clustering head.
-
-    They are averaged over some symmetries of the square (see ``average_over_flips``).
-    """
+    """Make a function: scene -> posteriors ``(K, h, w)`` of a network's clustering head."""
 
     def posteriors(windows: dict[str, Tensor]) -> Tensor:
         return network(windows).softmax(dim=1)  # (B, K, h, w)
 
-    averaged = average_over_flips(posteriors, symmetries)
-    return partial(scene_map, averaged, store, stride=network.stride, config=config)
+    return partial(scene_map, posteriors, store, stride=network.stride, config=config)
 
 
 @torch.no_grad()
@@ -94,29 +90,3 @@ def scene_map(
             weights[here] += weight
     assert total is not None
     return total / weights
-
-
-def average_over_flips(function: MapFunction, symmetries: int) -> MapFunction:
-    """Average ``function`` over 1, 2, 4 or 8 symmetries of the square."""
-    chosen = {1: (0,), 2: (0, 2), 4: (0, 2, 4, 6), 8: tuple(range(8))}[symmetries]
-
-    def averaged(windows: dict[str, Tensor]) -> Tensor:
-        results = []
-        for index in chosen:
-            turned = {role: turn_and_flip(images, index) for role, images in windows.items()}
-            results.append(undo_turn_and_flip(function(turned), index))
-        return torch.stack(results).mean(dim=0)
-
-    return averaged
-
-
-def turn_and_flip(images: Tensor, index: int) -> Tensor:
-    """Apply symmetry ``index`` (0 to 7, 0 = identity) of the square to images ``(B, C, h, w)``."""
-    turned = torch.rot90(images, index % 4, (2, 3))
-    return turned.flip(3) if index >= 4 else turned
-
-
-def undo_turn_and_flip(images: Tensor, index: int) -> Tensor:
-    """Apply the inverse of ``turn_and_flip``."""
-    images = images.flip(3) if index >= 4 else images
-    return torch.rot90(images, -(index % 4), (2, 3))

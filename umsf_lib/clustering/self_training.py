@@ -34,7 +34,6 @@ from .losses import clustering_loss, consistency_loss, soft_cross_entropy
 from .smoothing import guide_of, smooth_tokens
 from .tokens import token_validity
 
-TEACHER_SYMMETRIES = 2  # of the square, averaged when the network becomes its own teacher
 SMALLEST_SHARE = 1e-3  # floor of a cluster's share: the KL term must not divide by 0
 
 
@@ -67,7 +66,7 @@ def self_train(
     rows: list[Row] = []
     for number in range(settings.rounds):
         if number > 0:
-            own = network_posteriors(average, store, config.map, TEACHER_SYMMETRIES)
+            own = network_posteriors(average, store, config.map)
             taught = each(list(teacher), progress, "posteriors of the network")
             teacher = {scene: own(scene) for scene in taught}
         smoothed = smooth(teacher, store, config, progress=progress)

@@ -33,7 +33,6 @@ from .tokens import TokenMap, draw_places, token_validity
 
 NETWORK = "checkpoints/clustered.pt"
 PLOT_TOKENS = 2000  # of test scenes, kept for t-SNE
-MAP_SYMMETRIES = 4  # of the square, averaged in the final map
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def cluster_inputs(run: Run) -> dict[str, Any]:
 
 def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
     """Load pretrained encoders and fusion, or make random ones (``cluster.initial``); new head."""
-    make = load_pretrained if run.config.cluster.initial == "pretrained" else new_network
+    make = load_pretrained if task.config.cluster.initial == "pretrained" else new_network
     network = make(run, task.scenes)
     network.set_num_clusters(task.num_components)
     return network
@@ -114,17 +113,17 @@ def starting_network(run: Run, task: ClusteringTask) -> UmsfNet:
 def teacher_tokens(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> TokenMap:
     """Return the tokens that the teacher reads (``cluster.teacher_tokens``).
 
-    They are local statistics, fused tokens of the pretrained network, or both side by side, each
+    They are local statistics, fused tokens of ``starting_network``, or both side by side, each
     reduced to ``cluster.max_dims`` principal components.
     """
-    settings = task.config.cluster
-    if settings.initial == "random" or settings.teacher_tokens == "statistics":
+    wanted = task.config.cluster.teacher_tokens
+    if wanted == "auto":
+        wanted = "both" if task.config.data else "statistics"
+    if wanted == "statistics":
         return task.local_statistics(progress)
-    network = load_pretrained(run, task.scenes).to(run.device).eval()
-    pretrained = task.reduced(feature_tokens(network, task, "fused"), progress)
-    if settings.teacher_tokens == "pretrained":
-        return pretrained
-    return task.joined([task.local_statistics(progress), pretrained])
+    network = starting_network(run, task).to(run.device).eval()
+    fused = task.reduced(feature_tokens(network, task, "fused"), progress)
+    return fused if wanted == "network" else task.joined([task.local_statistics(progress), fused])
 
 
 def fit_teacher(run: Run, task: ClusteringTask, *, progress: Progress | None = None) -> Teacher:
@@ -170,7 +169,7 @@ def component_posteriors(
 
     The teacher, which has the components of the network, gets the weight ``teacher_share``.
     """
-    own = network_posteriors(network, task.store, task.config.map, MAP_SYMMETRIES)
+    own = network_posteriors(network, task.store, task.config.map)
     if teacher_share in (0, 1):  # the other is not needed
         return teacher.posteriors if teacher_share == 1 else own
     return lambda scene: torch.lerp(own(scene), teacher.posteriors(scene), teacher_share)
@@ -249,7 +248,7 @@ def clustered_classifier(
 
 def network_classifier(network: UmsfNet, task: ClusteringTask, name: str) -> Classifier:
     """Make a classifier of whole scenes from a network whose head predicts the clusters."""
-    posteriors = network_posteriors(network, task.store, task.config.map, MAP_SYMMETRIES)
+    posteriors = network_posteriors(network, task.store, task.config.map)
     return Classifier(name, task.num_clusters, network.stride, posteriors)
 
 

@@ -37,14 +37,19 @@ def ours(run: Run, task: ClusteringTask) -> Classifier:
     return clustered_classifier(load_clustered(run, task), task)
 
 
+def teacher(run: Run, task: ClusteringTask) -> Classifier:
+    """Return the classifier of the teacher alone, without what the network has learnt from it."""
+    return clustered_classifier(load_clustered(run, task), task, "teacher", 1.0)
+
+
 PRETRAINED: dict[str, Fit] = {
     f"{kind}-pretrained": partial(clusters_of_pretrained, kind)
     for kind in ("kmeans", "mixture", "merged")
 }
 TRAINED = LEARNED | CEILING  # each has its own stage
-METHODS: dict[str, Fit] = BASELINES | PRETRAINED | TRAINED | {"umsf": ours}
+METHODS: dict[str, Fit] = BASELINES | PRETRAINED | TRAINED | {"teacher": teacher, "umsf": ours}
 # The other methods start from random weights.
-FROM_PRETRAINED = {*PRETRAINED, "mutual-information", "swav", "scan", "umsf"}
+FROM_PRETRAINED = {*PRETRAINED, "mutual-information", "swav", "scan", "teacher", "umsf"}
 USUAL = (*BASELINES, *PRETRAINED, "umsf")  # these take only seconds, besides our own training
 
 
@@ -56,7 +61,7 @@ def stages_of(method: str) -> tuple[str, ...]:
     if method in BASELINES and not method.endswith("-random"):
         return ()
     started = ("despeckle", "pretrain") if method in FROM_PRETRAINED else ("despeckle",)
-    own = {"umsf": ("cluster",)} | {name: (name,) for name in TRAINED}
+    own = {"umsf": ("cluster",), "teacher": ("cluster",)} | {name: (name,) for name in TRAINED}
     return (*started, *own.get(method, ()))
 
 
@@ -70,10 +75,11 @@ def methods(
     ``has_ceiling``).
 
     Raises:
-        MissingStageError: ``umsf`` is one of them, but the run has no finished clustering.
+        MissingStageError: ``umsf`` or ``teacher`` is one of them, but the run has no finished
+            clustering.
     """
     wanted = {*names, *load_records([run.folder]).method}
-    if "umsf" in wanted:
+    if wanted & {"teacher", "umsf"}:
         run.outputs_of("cluster")  # fails now, not after all others have been fitted
     if wanted.intersection(CEILING) and not has_ceiling(task.scenes):
         wanted -= set(CEILING)
@@ -101,7 +107,7 @@ def run_everything(run: Run, names: Sequence[str] = USUAL, *, maps: bool = False
     """
     scenes = pretrain_run(run)
     task = ClusteringTask.of_run(run, scenes)
-    if "umsf" in names:
+    if {"teacher", "umsf"} & set(names):
         cluster(run, task, progress=print_progress("cluster"))
     evaluate(run, task, methods(run, task, names), progress=print_progress("evaluate"))
     if maps:

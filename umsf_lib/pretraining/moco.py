@@ -34,9 +34,13 @@ Keys = dict[str, tuple[Tensor, Tensor]]  # projector -> unit rows of tokens (M, 
 
 
 def weighted_sum(parts: Mapping[str, Tensor], config: PretrainConfig) -> Tensor:
-    """Add up the parts of the loss; parts of the same kind share the weight of their kind."""
+    """Add up the parts of the loss; parts of the same kind share the weight of their kind.
+
+    The tokens of a single sensor are not fused, so their contrast is one within the sensor.
+    """
     view, modality, neighbour = config.positives
-    kinds = ((INTRA, view + neighbour), (CROSS, modality), (FUSED, config.fused))
+    fused = config.fused if len(parts) > 1 else view + neighbour
+    kinds = ((INTRA, view + neighbour), (CROSS, modality), (FUSED, fused))
     terms = []
     for kind, weight in kinds:
         active = [parts[name] for name in kind if name in parts]
@@ -58,6 +62,9 @@ class MomentumContrast(nn.Module):
         self._queues = nn.ModuleDict({n: Queue(config.queue_size, dim, generator) for n in names})
         every = INTRA | CROSS | FUSED
         self.contrasts = {name: pair for name, pair in every.items() if set(pair) <= set(names)}
+        # Projector whose embeddings are watched for a collapse; that of the fused tokens learns
+        # nothing if their contrast has no weight.
+        self.watched = "fused" if config.fused or len(names) == 1 else "optical"
 
     def train(self, mode: bool = True) -> MomentumContrast:
         """Set the mode as usual, but keep the key network in eval mode.
@@ -89,8 +96,8 @@ class MomentumContrast(nn.Module):
         Returns:
             Scalar loss, whose mean over the processes is that of the whole batch; dict with the
             ``parts`` of the loss, ``query`` and ``key`` embeddings, the tokens' ``mask (M, Q)`` of
-            negatives, the fused tokens' ``negatives (Q, D)``, and ``enqueue``: the keys of all
-            processes.
+            negatives, the ``negatives (Q, D)`` of the projector ``watched``, and ``enqueue``: the
+            keys of all processes.
         """
         own = batch.own()
         query = unit(embeddings(self.query, own, 0))
@@ -112,7 +119,8 @@ class MomentumContrast(nn.Module):
             losses.append(shares[i] * self.info_nce(q, k, queue, tau, mask))  # (N,)
         parts = dict(zip(self.contrasts, (losses[0] + losses[1]).unbind(), strict=True))
         extra = {"parts": parts, "query": query, "key": key, "mask": masks[0]}
-        extra |= {"negatives": self.queues["fused"].entries, "enqueue": gather_keys(key, batch)}
+        negatives = self.queues[self.watched].entries
+        extra |= {"negatives": negatives, "enqueue": gather_keys(key, batch)}
         return weighted_sum(parts, self.config), extra
 
     def _masks(self, own: Batch) -> list[Tensor]:

@@ -84,7 +84,7 @@ def _pretrain(
         stash.update(batch=batch, keys=extra["enqueue"])
         metrics = extra["parts"]
         if (step + 1) % LOG_EVERY == 0:  # reading the monitor of collapse waits for the device
-            q, k = extra["query"]["fused"][0], extra["key"]["fused"][0]  # (M, D)
+            q, k = (extra[side][learner.watched][0] for side in ("query", "key"))  # (M, D)
             metrics = metrics | embedding_statistics(q, k, extra["negatives"], extra["mask"])
         return loss, metrics
 
