@@ -490,10 +490,12 @@ def other_settings(made: Mapping[str, Any], config: Config) -> str:
     """Return the ``differences`` between a run's settings and a configuration.
 
     Settings that did not exist yet when the run was made are left out, and so is the name of the
-    profile. If the run stores only the name of its data set (see ``nameless``), the data sets are
+    profile. If one of both has only the name of its data set (see ``nameless``), the data sets are
     compared by name.
     """
-    wanted = nameless(_plain(config)) if made == nameless(made) else _plain(config)
+    wanted = _plain(config)
+    if made == nameless(made) or wanted == nameless(wanted):
+        made, wanted = nameless(made), nameless(wanted)
     known = {key: value for key, value in _flat(made).items() if key != "profile"}
     return differences(known, {key: v for key, v in _flat(wanted).items() if key in known})
 

@@ -86,7 +86,7 @@ def test_it_learns_what_the_training_labels_say_and_reads_no_others(
     assert sorted(asked) == sorted(whu.indices("train"))
     assert rows[-1]["loss"] < rows[0]["loss"]
     scene = whu.indices("test")[0]
-    found = network_posteriors(trained.eval(), task.store, config.map, 1)(scene).argmax(0)
+    found = network_posteriors(trained.eval(), task.store, config.map)(scene).argmax(0)
     half = found.shape[1] // 2
     assert (found[:, : half - 2] == 2).float().mean() > 0.9
     assert (found[:, half + 2 :] == 5).float().mean() > 0.9

@@ -209,7 +209,7 @@ CASES: dict[str, Callable[[], Figure]] = {
     "intervals": lambda: figures.intervals_figure(
         INTERVALS, SCORE_TITLES, label="ours minus the other", lines={"equal to ours": {"acc": 0}}
     ),
-    "scale": lambda: figures.scale_figure(SCALE, SCORE_TITLES),
+    "scale": lambda: figures.curves_figure(SCALE, SCORE_TITLES),
     "maps": lambda: figures.maps_figure(
         {f"mixture-statistics: 0.{n}": figures.label_image(PREDICTION, LONG) for n in range(6)},
         LONG,
@@ -505,6 +505,19 @@ def test_views_mark_the_same_tokens_in_all_four_panels() -> None:
             np.testing.assert_allclose(np.add(link.xy1, link.xy2), (20, 16), atol=1e-5)
 
 
+def test_curves_stand_at_equal_distances_over_their_numbers() -> None:
+    rows = [("net", steps, "acc", steps / 4000) for steps in (0, 600, 3000)]
+    table = pd.DataFrame(rows, columns=["name", "steps", "metric", "mean"]).assign(std=np.nan)
+    lines = {"statistics": {"acc": 0.5}}
+    figure = figures.curves_figure(table, {"acc": "A"}, x="steps", label="steps", lines=lines)
+    (ax,) = figure.axes
+    curve, line = ax.lines
+    np.testing.assert_allclose(curve.get_xydata(), [[0, 0], [1, 0.15], [2, 0.75]])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "600", "3000"]
+    assert set(line.get_ydata()) == {0.5}
+    assert sorted(legend_names(figure)) == ["net", "statistics"]
+
+
 def test_despeckle_panels_share_one_grey_scale() -> None:
     before = RNG.normal(0, 2, (20, 20))
     figure = figures.despeckle_figure(before, before / 2, enl={"after": 41.26})
@@ -751,7 +764,7 @@ def test_without_labels_a_sentence_stands_for_the_figure() -> None:
         figures.scores_figure(SCORES[:0], constant={"acc": np.nan}),
         figures.per_class_f1_figure({}, ()),
         figures.intervals_figure(INTERVALS[:0], SCORE_TITLES, label=""),
-        figures.scale_figure(SCALE[:0], SCORE_TITLES),
+        figures.curves_figure(SCALE[:0], SCORE_TITLES),
         figures.probe_figure(ACCURACY[:0], JUDGES),
         figures.confusion_figure(np.zeros((0, 0), int), (), np.zeros(0, int)),
         figures.attention_figure(RGB, **central_attention(network, {})),

@@ -10,5 +10,6 @@ __getattr__, __all__ = hand_on(
     __name__,
     pipeline="METHODS PRETRAINED methods run_everything",
     records="RECORDS",
-    tables="method_costs print_sweep",
+    sweep="Sweep",
+    tables="find_sweep method_costs print_sweep",
 )

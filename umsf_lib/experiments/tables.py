@@ -279,7 +279,7 @@ def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
     parts = [MATCHINGS[sweep.matching_of(set(every.matching))]] if groups or sweep.matching else []
     of_classes = class_rows(sweep) if groups else every
     for group in groups:
-        tables = [_of_group(table, group) for table in (every, scores, gains, of_classes)]
+        tables = [of_clusters(table, group) for table in (every, scores, gains, of_classes)]
         parts += [f"**{CLUSTERS[group]['cluster']['num_clusters']} clusters**"]
         parts += [*_tables(sweep, *tables[:3]), "F1 / recall of each class, mean over seeds:"]
         parts += [_classes_markdown(tables[3])]
@@ -292,8 +292,8 @@ def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _of_group(table: pd.DataFrame, group: str) -> pd.DataFrame:
-    """Select the variants with a number of clusters, named as if there were no other number."""
+def of_clusters(table: pd.DataFrame, group: str) -> pd.DataFrame:
+    """Select the variants of a key of ``CLUSTERS``, named as if there were no other number."""
     chosen = table[table.variant.str.endswith(group)]
     names = chosen.variant.str.removesuffix(group).str.removesuffix("-").replace("", "base")
     return chosen.assign(variant=names)
@@ -387,24 +387,30 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
             "compared by score; notebook 06 shows maps without labels."
         )
     for records in (None, kept):
-        sweep = Sweep(run.config, suite, (), name, records)
-        if seeds := _seeds_with_most(sweep):
-            path, root = records or sweep.folder, project_root()
-            # Notebooks show no local path.
-            where = path.relative_to(root) if path.is_relative_to(root) else path.name
-            print(
-                f"suite {suite}: records of runs {sweep.prefix}-<seed> in {where}, "
-                f"seeds {', '.join(map(str, seeds))}"
-            )
-            return replace(sweep, seeds=seeds)
+        if found := find_sweep(Sweep(run.config, suite, (), name, records)):
+            return found
+    prefix = Sweep(run.config, suite, (), name).prefix
     print(
-        f"suite {suite}: no records of runs {sweep.prefix}-<seed>, so only the smallest part is "
+        f"suite {suite}: no records of runs {prefix}-<seed>, so only the smallest part is "
         f"done now, in this run; 'umsf sweep --suite {suite} --seeds 0,1,2,3,4 --records none' "
         "does all of it"
     )
     smallest = Sweep(run.config, suite, (run.config.seed,), run.folder.name, smallest=True)
     smallest.run()
     return smallest
+
+
+def find_sweep(sweep: Sweep) -> Sweep | None:
+    """Give a suite the seeds with most records and print which these are; None without records."""
+    if not (seeds := _seeds_with_most(sweep)):
+        return None
+    path, root = sweep.records or sweep.folder, project_root()
+    where = path.relative_to(root) if path.is_relative_to(root) else path.name  # no local path
+    print(
+        f"suite {sweep.suite}: records of runs {sweep.prefix}-<seed> in {where}, "
+        f"seeds {', '.join(map(str, seeds))}"
+    )
+    return replace(sweep, seeds=seeds)
 
 
 def _seeds_with_most(sweep: Sweep) -> list[int]:

@@ -349,26 +349,38 @@ def _draw_intervals(ax: Axes, table: pd.DataFrame, metric: str) -> None:
 
 
 @styled
-def scale_figure(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
-    """Show scores against the number of training scenes, one panel per score.
+def curves_figure(
+    table: pd.DataFrame,
+    titles: Mapping[str, str],
+    *,
+    x: str = "scenes",
+    label: str = "training scenes",
+    lines: Mapping[str, Mapping[str, float]] | None = None,
+) -> Figure:
+    """Show scores against a number of scenes, steps or labels, one panel per score.
 
     Args:
-        table: columns ``scenes``, ``name``, ``metric``, ``mean``, ``std`` (NaN: no bar).
+        table: columns ``x``, ``name``, ``metric``, ``mean``, ``std`` (NaN: no bar); the values of
+            ``x`` stand at equal distances.
         titles: score -> title of its panel, in order.
+        x: the column of numbers.
+        label: their axis label.
+        lines: name -> score -> value: a horizontal line.
     """
     if table.empty:
         return note_figure("There are no scores to show.")
     figure, axes = new_panels(1, len(titles), 10.5, 3.6)
-    ticks = sorted(table.scenes.unique())
+    ticks = sorted(table[x].unique())
     for ax, (metric, title) in zip(axes[0], titles.items(), strict=True):
         curves = table[table.metric == metric].groupby("name", sort=False)
         for color, (name, curve) in zip(COLORS, curves, strict=False):
             look: Any = {"color": color, "marker": "o", "ms": 4, "label": name}
-            ax.errorbar(curve.scenes, curve["mean"], curve["std"], **look)
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(ticks, [str(count) for count in ticks])
-        ax.minorticks_off()
-        ax.set(title=title, xlabel="training scenes")
+            ax.errorbar(np.searchsorted(ticks, curve[x]), curve["mean"], curve["std"], **look)
+        for dashes, (name, at) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
+            if metric in at:
+                ax.axhline(at[metric], color="0.2", ls=dashes, lw=1.2, label=name, zorder=0)
+        ax.set_xticks(range(len(ticks)), [str(count) for count in ticks])
+        ax.set(title=title, xlabel=label)
     entries = axes[0, 0].get_legend_handles_labels()
     figure.legend(*entries, loc="outside lower center", ncols=len(entries[0]))
     return figure
