@@ -288,7 +288,7 @@ def test_the_digest_of_code_follows_what_the_code_imports(tmp_path: Path, monkey
     assert changed_by("pretraining/losses.py", "(q / tau)", "(q / tau / 2)") == later
     assert changed_by("simulation/terrain.py", "numpy as np", "numpy as n2") == {*stages}
     assert changed_by("maps/stage.py", "NODATA = 0", "NODATA = 1") == {"maps"}
-    found = changed_by("clustering/stage.py", "PLOT_TOKENS = 2000", "PLOT_TOKENS = 2001")
+    found = changed_by("clustering/stage.py", "PLOT_SCENES = 2000", "PLOT_SCENES = 2001")
     assert found == {"clustering", "evaluation", "maps"}
     assert changed_by("pretraining/losses.py", '"""Contrast', '"""Compare') == set()
     assert changed_by("pretraining/losses.py", "\n\n\n", "\n\n\n# a comment\n") == set()

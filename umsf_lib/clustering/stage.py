@@ -7,6 +7,7 @@ the teacher keeps the rare land cover that a network loses. Then components are 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,7 @@ from .task import ClusteringTask
 from .tokens import TokenMap, draw_places, token_validity
 
 NETWORK = "checkpoints/clustered.pt"
-PLOT_TOKENS = 2000  # of test scenes, kept for t-SNE
+PLOT_TOKENS, PLOT_SCENES = 2000, 12  # of test scenes, kept for t-SNE
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def component_posteriors(
 def sample_features(
     found: Clustered, task: ClusteringTask, progress: Progress | None = None
 ) -> dict[str, np.ndarray]:
-    """Draw unit feature tokens of test scenes, with their place and cluster.
+    """Draw unit feature tokens of up to ``PLOT_SCENES`` test scenes, with place and cluster.
 
     Returns:
         ``optical``, ``sar``, ``fused`` ``(M, C)`` float32, those the network has; ``scene``,
@@ -187,6 +188,7 @@ def sample_features(
     classifier, stride, seed = clustered_classifier(found, task), task.stride, task.config.seed
     kinds = ("optical", "sar", "fused") if found.network.sensors == "both" else ("fused",)
     features, test = feature_tokens(found.network, task, *kinds), task.scenes.indices("test")
+    test = test[:: max(1, math.ceil(len(test) / PLOT_SCENES))]  # spread evenly
     rows: dict[str, list[np.ndarray]] = defaultdict(list)
     places_of = list(draw_places(task.store, test, stride, PLOT_TOKENS, seed))
     for scene, places in each(places_of, progress, "features of test scenes"):
