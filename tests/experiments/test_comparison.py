@@ -100,18 +100,20 @@ def test_kept_records_stand_in_where_there_are_no_runs(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labelled(monkeypatch, True)
-    kept, here = project / "kept.csv.gz", load_config("tiny", seed=4)
+    path, here = project / "kept.csv.gz", load_config("tiny", seed=4)
     made = run_with("tiny-easy-3", {}, 3)
-    write_records(kept, {"tiny-easy-3": read_run(made.folder)})
+    write_records(path, {"tiny-easy-3": read_run(made.folder)})
+    kept = Sweep(load_config("tiny"), "ablations", (), records=path)
     shutil.rmtree(made.folder)
     run = Run.open(here, "own")
     sweep = print_sweep(run, "ablations", kept=kept)
-    assert sweep.seeds == [3] and sweep.records == kept
+    assert sweep.seeds == [3] and sweep.records == path
     assert "runs tiny-easy-<seed> in kept.csv.gz, seeds 3\n" in capsys.readouterr().out
     ran: list[Sweep] = []
     monkeypatch.setattr(Sweep, "run", lambda self: ran.append(self))
     other = Run.open(load_config("tiny", seed=4, overrides="cluster.balance=0.3"), "other")
-    assert print_sweep(other, "ablations", kept=kept).smallest and len(ran) == 1
+    assert print_sweep(other, "ablations", kept=kept).seeds == [3]  # with their own settings
+    assert print_sweep(other, "ablations").smallest and len(ran) == 1
     run_with("tiny-easy-9", {}, 9)
     assert print_sweep(run, "ablations", kept=kept).seeds == [9]  # one's own come first
 

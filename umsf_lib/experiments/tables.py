@@ -362,7 +362,7 @@ def _markdown(table: pd.DataFrame) -> str:
     return table.to_markdown(index=False, disable_numparse=True)
 
 
-def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) -> Sweep:
+def print_sweep(run: Run, suite: str, name: str = "", kept: Sweep | None = None) -> Sweep:
     """Choose the seeds with most records of a suite, or do the smallest part of the suite now.
 
     Prints which of the two it is. Seeds with fewer records, begun by other suites, are left out, so
@@ -372,8 +372,8 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
         run: the notebook's run, with the settings of the suite except for seed and variant.
         suite: a key of ``SUITES``.
         name: name of the suite's runs, as given to ``umsf sweep --run``.
-        kept: file of records (``umsf report --keep``) to use if ``runs/`` has none; for a notebook
-            that needs nothing else of a run.
+        kept: the same suite of kept records, to use if ``runs/`` has none; for a notebook that
+            needs nothing else of a run.
 
     Returns:
         The suite with the chosen seeds, or its smallest part.
@@ -386,12 +386,12 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Path | None = None) 
             f"{run.config.data} has no labels (layout {run.config.layout}), so methods cannot be "
             "compared by score; notebook 06 shows maps without labels."
         )
-    for records in (None, kept):
-        if found := find_sweep(Sweep(run.config, suite, (), name, records)):
+    own = Sweep(run.config, suite, (), name)
+    for sweep in filter(None, (own, kept)):
+        if found := find_sweep(sweep):
             return found
-    prefix = Sweep(run.config, suite, (), name).prefix
     print(
-        f"suite {suite}: no records of runs {prefix}-<seed>, so only the smallest part is "
+        f"suite {suite}: no records of runs {own.prefix}-<seed>, so only the smallest part is "
         f"done now, in this run; 'umsf sweep --suite {suite} --seeds 0,1,2,3,4 --records none' "
         "does all of it"
     )
