@@ -42,6 +42,7 @@ lab: env
 
 # Hours: what the records do not hold yet is run, then notebooks and tables are made.
 SEEDS ?= 0,1,2,3,4
+reproduce: PROFILE := $(or $(PROFILE),quick-sgd)
 reproduce: env
 	for suite in baselines ablations scale; do $(BIN)/umsf sweep --suite $$suite --seeds $(SEEDS) $(OPTIONS) || exit; done
 	for name in 07_comparison 08_ablations 10_spatial_contrast; do $(BIN)/umsf notebook $$name $(OPTIONS) || exit; done

@@ -516,31 +516,38 @@ def test_the_tables_of_the_results_are_made_of_the_kept_records(
 
 
 def test_every_suite_of_the_results_has_its_tables() -> None:
-    assert len(KEPT_TABLES) == RESULTS.count(MARK) == 5
+    assert len(KEPT_TABLES) == RESULTS.count(MARK) == 7
 
 
 def test_the_six_rows_of_the_readme_are_those_of_the_results() -> None:
-    """Accuracy and macro-F1 of ``easy`` and of TerraMesh, the first and the last table."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.split("| ACC, `easy` |")[1].split("\n\n")[0].splitlines()[2:]
-    assert len(shown) == 6
-    tables = [
-        [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
-        for _, block in (KEPT_TABLES[0], KEPT_TABLES[-1])
-    ]
-    known = {
-        tuple(
-            row[column].split(" ")[0]
-            for table in tables
-            for row in table
-            if row[:2] == [method, variant] and len(row) > 8
-            for column in (3, 6)
-        )
-        for method, variant in {tuple(row[:2]) for row in tables[0] if len(row) > 8}
+    """ACC, AMI and macro-F1 of the Sentinel pairs, ACC and mIoU of OMBRIA, with 12 clusters."""
+    rows = {
+        "k-means on statistics": ("kmeans-statistics", "base"),
+        "SwAV, the best learned baseline": ("swav", "base"),
+        "Gaussian mixture on statistics": ("mixture-statistics", "base"),
+        "Gaussian mixture on pretrained tokens": ("mixture-pretrained", "base"),
+        "**UMSF-Net**": ("umsf", "base"),
+        "UMSF-Net without pretraining": ("umsf", "no_pretraining"),
     }
-    for line in shown:
-        cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
-        assert tuple(cell for cell in cells if cell != "-") in known, line
+
+    def cells(line: str) -> list[str]:
+        return [cell.strip() for cell in line.strip("|").split("|")]
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.split("ACC, OMBRIA")[1].split("\n\n")[0].splitlines()[2:]
+    assert [cells(line)[0] for line in shown] == list(rows)
+    expected: dict[str, list[str]] = {name: [] for name in rows}
+    for data, wanted in (
+        ("sentinel_pairs", ("ACC", "AMI", "macro-F1")),
+        ("ombria", ("ACC", "mIoU")),
+    ):
+        (block,) = (block for command, block in KEPT_TABLES if f"--data {data} " in command)
+        lines = block.split("**12 clusters**\n\n")[1].split("\n\n")[0].splitlines()
+        titles, table = cells(lines[0]), [cells(line) for line in lines[2:]]
+        for name, row in rows.items():
+            (found,) = (line for line in table if tuple(line[:2]) == row)
+            expected[name] += [found[titles.index(title)].split()[0] for title in wanted]
+    assert {cells(line)[0]: cells(line)[1:] for line in shown} == expected
 
 
 def test_the_readme_is_one_screen() -> None:
