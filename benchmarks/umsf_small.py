@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     args = parser.parse_args()
     text = f"{RECIPE} pretrain.steps_per_epoch={args.steps // EPOCHS}"
-    run = Run.open(load_config("quick", seed=100, overrides=text), f"umsf-small-{args.steps}")
+    run = Run.open(load_config("land", seed=100, overrides=text), f"umsf-small-{args.steps}")
     pairs = prepare(args.pairs, standardised("pairs", "set"))
     scenes = joined([pairs, *(simulated(*kind) for kind in SIMULATED)], run.folder / "joined")
 
