@@ -138,6 +138,10 @@ def test_the_teacher_reads_what_the_settings_say(tiny_run: Run, task: Clustering
     np.testing.assert_allclose(found["network"], task.sample(pretrained, 4), atol=1e-5)
     scaled = [x / np.sqrt(np.trace(np.cov(x.T, ddof=0))) for x in list(found.values())[:2]]
     np.testing.assert_allclose(found["both"], np.hstack(scaled), atol=1e-5)
+    simulated = tiny_run.config.changed(cluster={"teacher_tokens": "auto"})
+    for usual, kind in ((simulated, "statistics"), (replace(simulated, data="x"), "both")):
+        tokens = teacher_tokens(tiny_run, ClusteringTask(task.scenes, task.store, usual))
+        np.testing.assert_allclose(task.sample(tokens, 4), found[kind], atol=1e-5)
     config = tiny_run.config.changed(cluster={"teacher_tokens": "network", "initial": "random"})
     untrained = teacher_tokens(tiny_run, ClusteringTask(task.scenes, task.store, config))
     expected = task.reduced(

@@ -108,6 +108,19 @@ def test_the_despeckler_and_the_head_stay() -> None:
     assert "optical.0.weight" not in same
 
 
+@pytest.mark.parametrize("other", ["model.fusion=concat", "model.fusion=add", "model.heads=4"])
+def test_another_fusion_stays_and_the_encoders_are_the_kept_ones(other: str) -> None:
+    layout = of_bands(*KEPT)
+    net, usual = network(layout, other), network(layout)
+    before = {n: w.clone() for n, w in net.state_dict().items() if n.startswith("fusion.")}
+    for each in (net, usual):
+        kept.start_from_kept(each, layout)
+    own, every = net.state_dict(), usual.state_dict()
+    assert all(torch.equal(own[n], w) for n, w in before.items())
+    encoders = [n for n in own if n.startswith(("optical.", "sar.backbone.", "projectors."))]
+    assert encoders and all(torch.equal(own[n], every[n]) for n in encoders)
+
+
 def test_a_network_of_other_shapes_is_refused() -> None:
     layout = of_bands(*KEPT)
     with pytest.raises(ConfigError, match=r"model.channels is 64, but here it is 32; set"):

@@ -151,3 +151,19 @@ def test_a_dropped_sensor_is_blank_and_each_is_as_often() -> None:
     for where in lost.values():
         assert where.double().mean() == pytest.approx(0.25, abs=0.025)
     assert (images["optical"] == 1).all()  # the windows themselves stay whole for the other view
+
+
+@pytest.mark.parametrize(("sensors", "fused"), [("both", 0), ("both", 1), ("optical", 0)])
+def test_what_is_watched_is_trained(project: Path, sensors: str, fused: int) -> None:
+    """The projector of the collapse monitor gets gradients; that of fused tokens may not."""
+    learner, source, _ = learner_of(f"model.sensors={sensors} pretrain.fused={fused}")
+    loss, extra = learner(source.draw(4, torch.Generator().manual_seed(0)))
+    loss.backward()
+    trained = {
+        name
+        for name, head in learner.query.projectors.items()
+        if any(p.grad is not None and p.grad.any() for p in head.parameters())
+    }
+    assert learner.watched in trained
+    assert ("fused" in trained) == (fused == 1 or sensors == "optical")
+    assert extra["negatives"] is learner.queues[learner.watched].entries

@@ -42,8 +42,6 @@ SHARED = (
     "norm",
     "channels",
     "stride",
-    "fusion",
-    "heads",
     "despeckle",
     "projection_hidden",
     "projection_dim",
@@ -67,6 +65,8 @@ def kept_record() -> dict[str, Any]:
 
 def start_from_kept(network: UmsfNet, layout: Layout) -> None:
     """Give a network the weights ``umsf-small``; its despeckler and clustering head stay.
+
+    So does a fusion of another kind (the kept one is untrained, as it had no contrast of its own).
 
     The filters of a band go to the band of that name. A band that the kept weights lack gets those
     of the nearest wavelength (of the mean of all bands if its own is not known; SAR bands all get
@@ -93,9 +93,12 @@ def start_from_kept(network: UmsfNet, layout: Layout) -> None:
         mixed = torch.from_numpy(shares).float()  # (kept bands, bands)
         # (C, kept bands, 3, 3) x (kept bands, bands) -> (C, bands, 3, 3)
         state[name] = torch.einsum("ckhw,kb->cbhw", state[name], mixed)
-    own_parts = ("sar.despeckler.", "clustering.")
+    own_parts = ["sar.despeckler.", "clustering."]
+    kept = record["model"]
+    if (network.model.fusion, network.model.heads) != (kept["fusion"], kept["heads"]):
+        own_parts.append("fusion.")
     for name, weight in network.state_dict().items():
-        if name.startswith(own_parts):
+        if name.startswith(tuple(own_parts)):
             state[name] = weight
     load_weights(network, {name: state[name] for name in network.state_dict()}, WEIGHTS)
 
