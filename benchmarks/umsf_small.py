@@ -16,14 +16,13 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from umsf_lib.config import load_config
-from umsf_lib.data.layout import Layout, load_layout
+from umsf_lib.data.layout import load_layout
 from umsf_lib.data.scene_set import (
     NORMALISATION,
     SceneRecord,
@@ -85,20 +84,9 @@ def joined(sets: Sequence[SceneSet], folder: Path) -> SceneSet:
     folder.mkdir(parents=True, exist_ok=True)
     for role, parts in arrays.items():
         np.save(folder / f"{role}.npy", np.concatenate(parts, axis=-1))
-    layout = load_layout("whu-opt-sar")
-    assert layout.sar is not None
-    optical_own = replace(layout.optical, standardise="scene")  # as the records say
-    layout = replace(layout, optical=optical_own, sar=replace(layout.sar, standardise="scene"))
+    layout = load_layout("whu-opt-sar").standardised("scene")  # as the records say
     split = {"train": [r.name for r in records], "val": [], "test": []}
     return SceneSet(folder, layout, tuple(records), split, {})
-
-
-def standardised(name: str, rule: Literal["set", "shrunken"]) -> Layout:
-    """Load a layout, and standardise both of its sensors by this rule."""
-    layout = load_layout(name)
-    assert layout.sar is not None
-    optical = replace(layout.optical, standardise=rule)
-    return replace(layout, optical=optical, sar=replace(layout.sar, standardise=rule))
 
 
 def simulated(difficulty: str, seed: int) -> SceneSet:
@@ -106,7 +94,7 @@ def simulated(difficulty: str, seed: int) -> SceneSet:
     wanted = f"synthetic.difficulty={difficulty} synthetic.train={SCENES}"
     config = load_config("quick", seed=seed, overrides=wanted)
     run = Run.open(config, f"umsf-small-{difficulty}-{seed}")
-    return prepare(synthesize(run), standardised(config.layout, "shrunken"))
+    return prepare(synthesize(run), load_layout(config.layout).standardised("shrunken"))
 
 
 def main() -> None:
@@ -117,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     text = f"{RECIPE} pretrain.steps_per_epoch={args.steps // EPOCHS}"
     run = Run.open(load_config("land", seed=100, overrides=text), f"umsf-small-{args.steps}")
-    pairs = prepare(args.pairs, standardised("pairs", "set"))
+    pairs = prepare(args.pairs, load_layout("pairs").standardised("set"))
     scenes = joined([pairs, *(simulated(*kind) for kind in SIMULATED)], run.folder / "joined")
 
     def make() -> list[str]:

@@ -134,7 +134,10 @@ def test_overrides(overrides: str, section: str, key: str, value: object) -> Non
             ["model.despeckle", "must be a valid boolean", "'false' (str)"],
         ),
         ("model.despeckle=1", ["model.despeckle", "must be a valid boolean", "1 (int)"]),
-        ("model.fusion=atention", ["model.fusion", "'atention'", "'attention', 'concat' or 'add'"]),
+        (
+            "model.fusion=atention",
+            ["model.fusion", "'atention'", "'asanet', 'amm_fusenet' or 'ref_net'"],
+        ),
         ("cluster.sigmas_px=2", ["cluster.sigmas_px", "must be a valid", "2 (int)"]),
         ("cluster.sigmas_px=[a]", ["cluster.sigmas_px", "number", "'a' (str)"]),
         ("cluster.sigmas_px=[-1]", ["cluster.sigmas_px", "-1", "greater than 0"]),

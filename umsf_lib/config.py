@@ -192,6 +192,14 @@ class SyntheticConfig(Settings):
 
 
 @dataclass(frozen=True)
+class SceneConfig(Settings):
+    """How scenes are read."""
+
+    # Replaces the rule of both sensors in the layout (see ``layout.Sensor``); layout: keeps it.
+    standardise: Literal["layout", "set", "shrunken", "scene"] = "layout"
+
+
+@dataclass(frozen=True)
 class ViewConfig(Settings):
     """Windows, and the two augmented views of each window."""
 
@@ -231,7 +239,7 @@ class ModelConfig(Settings):
     norm: Literal["batch", "group"] = "batch"  # group: loses absolute levels
     channels: PositiveInt = 64
     stride: PositiveInt = 4
-    fusion: Literal["attention", "concat", "add"] = "attention"
+    fusion: Literal["attention", "concat", "add", "asanet", "amm_fusenet", "ref_net"] = "attention"
     heads: PositiveInt = 8
     despeckle: bool = True
     projection_hidden: PositiveInt = 128
@@ -341,6 +349,7 @@ class Config(Settings):
     deterministic: bool = False  # bit-identical pretraining on a GPU, but slower
     stale: Literal["say", "keep", "fresh"] = "say"  # of older code: keep and say; keep; train again
     synthetic: SyntheticConfig = SyntheticConfig()
+    scenes: SceneConfig = SceneConfig()
     views: ViewConfig = ViewConfig()
     despeckle: DespeckleConfig = DespeckleConfig()
     model: ModelConfig = ModelConfig()

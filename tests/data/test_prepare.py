@@ -130,16 +130,12 @@ def test_each_record_has_its_own_moments(scenes: SceneSet) -> None:
             np.testing.assert_allclose(record.std[role], values.std(axis=1), rtol=1e-7)
 
 
-def with_rule(scenes: SceneSet, rule: str) -> SceneSet:
-    """The scenes as if the layout said ``standardise: rule`` for both sensors."""
-    sensors = {r: dataclasses.replace(scenes.layout.sensor(r), standardise=rule) for r in ROLES}
-    return dataclasses.replace(scenes, layout=dataclasses.replace(scenes.layout, **sensors))
-
-
 def test_8_bit_scenes_keep_half_of_their_level_and_calibrated_ones_all(scenes: SceneSet) -> None:
     """Against moments of the pixels as rasterio reads them."""
     usual = {"terramesh": "set", "pairs": "shrunken"}.get(scenes.layout.name, "scene")
-    found = {rule: with_rule(scenes, rule) for rule in ("set", "shrunken", "scene")} | {"": scenes}
+    found = {"": scenes}
+    for rule in ("set", "shrunken", "scene"):
+        found[rule] = dataclasses.replace(scenes, layout=scenes.layout.standardised(rule))
     train = scenes.indices("train")
     for role in ROLES:
         assert scenes.layout.sensor(role).standardise == usual
@@ -389,3 +385,23 @@ def test_a_layout_in_utf16_prepares_the_same_scenes(tmp_path: Path) -> None:
     own.write_text(layout.source.read_text(encoding="utf-8"), encoding="utf-16")
     found = prepare(tmp_path / "data", load_layout(str(own)), tmp_path / "prepared")
     assert found.folder == prepare(tmp_path / "data", layout, tmp_path / "prepared").folder
+
+
+def test_a_run_may_standardise_otherwise_than_its_layout(project: Path, tmp_path: Path) -> None:
+    """As a layout file with that rule would, but the scenes are prepared once."""
+    layout = write_set(tmp_path / "data")
+    text = layout.source.read_text().replace("standardise: scene", "standardise: set")
+    (tmp_path / "own.yaml").write_text(text)
+    written = load_data(
+        open_run(project, data=str(tmp_path / "data"), layout=str(tmp_path / "own.yaml"))
+    )
+    run = Run.open(load_config("tiny", data=str(tmp_path / "data")), "usual")
+    usual, saved = load_data(run), json.loads(run.path("statistics.json").read_text())
+    config = load_config("tiny", data=str(tmp_path / "data"), overrides="scenes.standardise=set")
+    run = Run.open(config, "other")
+    scenes = load_data(run)
+    assert scenes.folder == usual.folder != written.folder
+    found = json.loads(run.path("statistics.json").read_text())
+    assert found == normalisation(written) != saved
+    for role, pair in standardisation(written, written.statistics).items():
+        np.testing.assert_array_equal(pair, standardisation(scenes, scenes.statistics)[role])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -309,3 +310,26 @@ def test_a_run_of_other_settings_is_refused(tiny_run: Run) -> None:
     with pytest.raises(ConfigError, match="seed 0 -> 5"):
         Run.open(changed, "copy", root=copy.parent)
     shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("fusion", ["asanet", "amm_fusenet", "ref_net"])
+def test_a_run_may_fuse_as_a_published_network_does(project: Path, fusion: str) -> None:
+    """Pretraining, clustering, scores and maps; the fusion itself learns in both trainings."""
+    config = load_config("tiny", overrides=f"model.fusion={fusion}")
+    run = Run.open(config, fusion)
+    run_everything(run, ["umsf"], maps=True)
+    scenes = load_data(run)
+    task = ClusteringTask.of_run(run, scenes)
+    found = [
+        network.state_dict()
+        for network in (
+            new_network(run, scenes),
+            load_pretrained(run, scenes),
+            load_clustered(run, task).network,
+        )
+    ]
+    for before, after in itertools.pairwise(found):
+        own = [name for name in before if name.startswith("fusion.") and "weight" in name]
+        assert own and any(not torch.equal(before[name], after[name]) for name in own)
+    assert load_records([run.folder]).query("metric == 'acc'").value.between(0, 1).all()
+    assert len(list(run.path("maps").glob("*.prediction.tif"))) == len(scenes.split["test"])

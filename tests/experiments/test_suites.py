@@ -40,6 +40,7 @@ from umsf_lib.experiments.tables import (
     class_rows,
     margins,
     markdown,
+    of_clusters,
     print_report,
     scale_rows,
     scene_rows,
@@ -53,6 +54,7 @@ from ..fakes import write_set
 
 TINY = load_config("tiny")
 ROOT = Path(__file__).parents[2]
+SAME = ("base", "windows_64", "no_fused", "umsf_small", "components_2")  # as quick
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -71,7 +73,7 @@ def test_every_variant_is_one_change_that_the_profile_accepts(name: str) -> None
     plain = load_config("quick")
     sections = {s: dataclasses.replace(getattr(plain, s), **v) for s, v in changes.items()}
     assert vary_config(plain, name) == changed == dataclasses.replace(plain, **sections)
-    assert (changed == plain) == (name in ("base", "windows_64", "no_fused"))
+    assert (changed == plain) == (name in SAME)
 
 
 def test_a_variant_of_the_profiles_own_settings_is_left_out() -> None:
@@ -218,8 +220,11 @@ def test_tables_are_made_under_the_matching_that_is_asked_for(project: Path, cap
         assert score_rows(sweep).set_index(keys)["mean"]["sar", "acc"] == pytest.approx(right)
         row = margins(sweep).set_index(keys).loc[("sar", "acc")]
         assert (row.margin, row.low) == pytest.approx((1 - right, 1 - right))
-        recall = class_rows(sweep).set_index(["variant", "class"]).recall
-        assert recall["sar", "farmland"] == pytest.approx(right)
+        found = class_rows(sweep).set_index(["variant", "class"]).loc["sar", "farmland"]
+        assert found.recall == pytest.approx(right)
+        # 50 pixels each of farmland and of what is called so, of which `hits` are both
+        hits = 50 * right
+        assert found.iou == pytest.approx(hits / (100 - hits))
         assert seed_margins(sweep).loc[("umsf", "sar"), 0] == pytest.approx(1 - right)
     assert MATCHINGS["named"] in markdown_of(named) and MATCHINGS["named"] not in markdown_of(usual)
     assert "ACC matched on test" not in markdown_of(named)
@@ -399,6 +404,7 @@ LAND = {
     "sar-clusters_8": ("umsf",),
     "clusters_12": ("kmeans-statistics", "umsf"),
     "sar-clusters_12": ("umsf",),
+    "standardise_set-clusters_12": ("kmeans-statistics",),
 }
 
 
@@ -411,7 +417,7 @@ def test_real_land_is_pretrained_once_for_all_numbers_of_clusters(
     options += ["--data", str(tmp_path / "tiles"), "--layout", "whu-opt-sar", "--block", "2"]
     assert main(["sweep", *options]) == 0
     said = capsys.readouterr().out
-    assert said.count("\npretrain 8/8") == 2  # with both sensors, and with SAR alone
+    assert said.count("\npretrain 8/8") == 2  # both sensors, SAR alone; statistics need none
     assert [line for line in said.splitlines() if line.startswith("run ")] == [
         f"run tiny-tiles-3-{name}" for name in LAND if name != "base"
     ]
@@ -444,9 +450,11 @@ def test_the_suite_of_real_land_has_every_comparison_at_each_number() -> None:
         name = f"clusters_{count}"
         assert set(land.pop(name)) == set(methods.split())
         assert vary_config(TINY, name).cluster.num_clusters == count
-        for alone in ("optical", "sar", "no_pretraining"):
+        for alone in ("optical", "sar", "no_pretraining", "umsf_small"):
             assert land.pop(f"{alone}-{name}") == ("umsf",)
             assert rival(f"{alone}-{name}", "umsf") == rival(name, "scan") == name
+        statistics = land.pop(f"standardise_set-{name}")  # the layout of TINY says scene
+        assert statistics == ("kmeans-statistics", "mixture-statistics")
     assert not land
     only = load_config("tiny", layout="naip", overrides="model.sensors=optical")
     assert {name.split("-")[0] for name in Sweep(only, "land", (0,)).variants} == {
@@ -455,7 +463,22 @@ def test_the_suite_of_real_land_has_every_comparison_at_each_number() -> None:
         "clusters_12",
         "clusters_16",
         "no_pretraining",
+        "umsf_small",
+        "standardise_scene",  # of this layout's rule, set, it is known already
     }
+
+
+def test_ablations_on_real_land_share_runs_with_its_tables_and_have_their_rival() -> None:
+    land, ablations = (set(Sweep(TINY, s, (0,)).variants) for s in ("land", "land-ablations"))
+    ours = {n for n in land if n.endswith("clusters_12") and not n.startswith("standardise")}
+    assert {"base", *ours} <= ablations and "clusters_12-components_2" in ablations
+    assert {rival(name, "umsf") for name in ablations - {"base"}} == {"clusters_12"}
+    merged = vary_config(TINY, "clusters_12-components_2").cluster
+    assert (merged.num_clusters, merged.components) == (12, 2)
+    table = pd.DataFrame({"variant": ["clusters_12", "sar-clusters_12", "clusters_8", "sar"]})
+    named = pd.DataFrame({"variant": ["clusters_12-components_2", "clusters_12"]})
+    assert list(of_clusters(table, "clusters_12").variant) == ["base", "sar"]
+    assert list(of_clusters(named, "clusters_12").variant) == ["components_2", "base"]
 
 
 def test_land_without_validation_scenes_is_matched_on_the_test_scenes(project: Path) -> None:

@@ -35,6 +35,7 @@ from .smoothing import guide_of, smooth_tokens
 from .tokens import token_validity
 
 SMALLEST_SHARE = 1e-3  # floor of a cluster's share: the KL term must not divide by 0
+STREAM_WEIGHT = 0.005  # of each stream's loss beside that of the fused tokens, as in REF-Net
 
 
 def self_train(
@@ -205,16 +206,19 @@ def self_training_loss(
     """Add up the teacher's cross entropy, the clustering loss and consistency with the EMA network.
 
     The prior of the clustering loss is the teacher's cluster ``shares (K,)``: equal shares would be
-    wrong for land cover.
+    wrong for land cover. Streams that only training has (REF-Net) learn from the teacher, too.
     """
     settings = config.cluster
-    logits = [network(view.images) for view in views]  # (B, K, h, w) each
+    # Of each view those of the fused tokens, then of the streams: (B, K, h, w) each
+    every = [network.logits(network.features(view.images), streams=True) for view in views]
+    logits = [said for said, *_ in every]
     taught = [
-        soft_cross_entropy(said, view.taught, view.valid)
-        for said, view in zip(logits, views, strict=True)
+        torch.stack([soft_cross_entropy(one, view.taught, view.valid) for one in said])
+        for said, view in zip(every, views, strict=True)
     ]
-    loss = torch.stack(taught).mean()
-    parts: dict[str, Tensor | float] = {"teacher": loss}
+    fused, *streams = torch.stack(taught).mean(dim=0)
+    parts: dict[str, Tensor | float] = {"teacher": fused}
+    loss = fused + STREAM_WEIGHT * sum(streams)
     if settings.clustering > 0:
         valid = [view.valid for view in views if view.valid is not None]  # both or none
         weight = torch.cat(valid) if valid else None

@@ -345,6 +345,11 @@ class Layout(Entry):
         assert sensor is not None
         return sensor
 
+    def standardised(self, rule: Literal["set", "shrunken", "scene"]) -> Layout:
+        """Return this layout with another ``standardise`` for both sensors."""
+        sar = replace(self.sar, standardise=rule) if self.sar else None
+        return replace(self, optical=replace(self.optical, standardise=rule), sar=sar)
+
     def in_file(self, role: str) -> Sensor | None:
         """Return what a file of ``optical``, ``sar`` or ``dem`` holds; None for ``label``."""
         if role == "optical" and self.dem:

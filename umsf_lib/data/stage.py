@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,16 @@ def load_data(run: Run, *, progress: Progress | None = None) -> SceneSet:
         )
     root = Path(config.data) if config.data else synthesize(run, progress)
     scenes = prepare(root, layout, progress=progress)
-    manifest = sha256_of(scenes.folder / "manifest.json")
+    if (rule := config.scenes.standardise) != "layout":
+        scenes = replace(scenes, layout=layout.standardised(rule))
+    manifest, found = sha256_of(scenes.folder / "manifest.json"), normalisation(scenes)
 
     def make() -> list[str]:
-        write_json(run.path(NORMALISATION), normalisation(scenes))
+        write_json(run.path(NORMALISATION), found)
         return [NORMALISATION]
 
-    run.stage("data", make, {"scenes": manifest, "split": scenes.split})
+    inputs = {"scenes": manifest, "split": scenes.split, "normalisation": found}
+    run.stage("data", make, inputs)
     return scenes
 
 

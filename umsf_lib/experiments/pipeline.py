@@ -105,7 +105,10 @@ def run_everything(run: Run, names: Sequence[str] = USUAL, *, maps: bool = False
         names: methods to compare.
         maps: also write the maps of the test scenes.
     """
-    scenes = pretrain_run(run)
+    if maps or any(map(stages_of, names)):
+        scenes = pretrain_run(run)
+    else:  # no method has a network
+        scenes = load_data(run, progress=print_progress("data"))
     task = ClusteringTask.of_run(run, scenes)
     if {"teacher", "umsf"} & set(names):
         cluster(run, task, progress=print_progress("cluster"))

@@ -17,7 +17,7 @@ from ..baselines import CEILING
 from ..config import Config, ConfigError, DataError, check_choice
 from ..data.layout import load_layout
 from ..run import Run, other_settings, project_root
-from .pipeline import METHODS, TRAINED, USUAL, pretrain_run, run_everything
+from .pipeline import METHODS, TRAINED, USUAL, pretrain_run, run_everything, stages_of
 from .records import RunRecord, is_evaluated, read_records, read_run
 
 FOURFOLD = "4 x the profile's"  # a value that depends on the profile
@@ -28,12 +28,18 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "sar": {"model": {"sensors": "sar"}},
     },
     "fusion": {
-        "concat": {"model": {"fusion": "concat"}},
-        "add": {"model": {"fusion": "add"}},
+        name: {"model": {"fusion": name}}
+        for name in ("concat", "add", "asanet", "amm_fusenet", "ref_net")
     },
     "pretraining": {
         "no_pretraining": {"cluster": {"initial": "random"}},
         "epochs_x4": {"pretrain": {"epochs": FOURFOLD}},
+        "umsf_small": {"model": {"weights": "umsf-small"}, "pretrain": {"lr": 0.0005}},
+    },
+    # The layout's own rule is left out (see ``Sweep.variants``).
+    "standardisation": {
+        f"standardise_{rule}": {"scenes": {"standardise": rule}}
+        for rule in ("set", "shrunken", "scene")
     },
     "loss terms": {
         "no_intra": {"pretrain": {"positives": (0.0, 1.0, 0.0)}},
@@ -52,6 +58,7 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     },
     "components": {
         "components_1": {"cluster": {"components": 1}},
+        "components_2": {"cluster": {"components": 2}},
         "components_3": {"cluster": {"components": 3}},
     },
     "balance": {
@@ -90,6 +97,7 @@ LAND: Sequence[str] = tuple(
     for name in METHODS
     if name not in CEILING and not name.endswith(("-pixels", "-random")) and "merged" not in name
 )
+STATISTICS: Sequence[str] = ("kmeans-statistics", "mixture-statistics")
 # Suite -> variant -> methods; "base" comes first, as the others copy stages they share with it.
 # A variant without methods is not scored: the others only share its pretraining.
 SUITES: dict[str, dict[str, Sequence[str]]] = {
@@ -103,10 +111,31 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     | {"scenes_64-epochs_x4": OURS},
     "land": {"base": ()}
     | {
-        f"{alone}{name}": OURS if alone else LAND
+        "-".join(filter(None, (own, name))): methods
         for name in CLUSTERS
-        for alone in ("", "optical-", "sar-", "no_pretraining-")
+        for own, methods in {
+            "": LAND,
+            "optical": OURS,
+            "sar": OURS,
+            "no_pretraining": OURS,
+            "umsf_small": OURS,
+            "standardise_set": STATISTICS,
+            "standardise_scene": STATISTICS,
+        }.items()
     },
+    # Parts of ``land`` at 12 clusters, and what is done otherwise one at a time.
+    "land-ablations": {"base": (), "clusters_12": OURS}
+    | {
+        f"{name}-clusters_12": OURS
+        for name in (
+            *("optical", "sar", "concat", "add", "no_pretraining", "umsf_small", "with_fused"),
+            *("standardise_set", "standardise_shrunken", "standardise_scene"),
+            *("teacher_statistics", "teacher_network", "network_alone"),
+        )
+    }
+    | {"clusters_12-components_2": OURS},
+    "fusions": {"base": (), "clusters_12": OURS}
+    | {f"{name}-clusters_12": OURS for name in GROUPS["fusion"]},
 }
 # Done if a suite has no records, with the USUAL methods.
 SMALLEST = ("base", "no_pretraining", "clusters_12")
@@ -172,18 +201,20 @@ class Sweep:
     def variants(self) -> dict[str, Sequence[str]]:
         """Variant -> methods.
 
-        Left out are variants with the same settings as an earlier one in this profile, variants
-        with SAR alone of data without SAR and, for data that is not synthetic, variants with other
-        synthetic scenes.
+        Left out are variants with the same settings as an earlier one in this profile, or with the
+        layout's own rule of standardisation, variants with SAR alone of data without SAR and, for
+        data that is not synthetic, variants with other synthetic scenes.
         """
         found: dict[str, Sequence[str]] = {}
         seen: list[Config] = []
-        no_sar = load_layout(self.config.layout).sar is None
+        layout = load_layout(self.config.layout)
         for name, methods in SUITES[self.suite].items():
             config = vary_config(self.config, name)
             if config in seen or (self.config.data and other_scenes(name)):
                 continue
-            if no_sar and config.model.sensors == "sar":
+            if layout.sar is None and config.model.sensors == "sar":
+                continue
+            if config.scenes.standardise == layout.optical.standardise:
                 continue
             if methods:
                 seen.append(config)
@@ -196,13 +227,14 @@ class Sweep:
     def matching_of(self, fitted: Collection[str]) -> str:
         """Choose one of the matchings that were fitted: as asked for, or the usual one.
 
-        That is "named" in the suite ``land``, "validation" in the others, and "test" where there
-        are no validation scenes.
+        That is "named" in suites with a number of clusters (``CLUSTERS``), "validation" in the
+        others, and "test" where there are no validation scenes.
 
         Raises:
             DataError: the matching that is asked for was not fitted.
         """
-        wanted = self.matching or ("named" if self.suite == "land" else "validation")
+        named = any(CLUSTERS.keys() & name.split("-") for name in SUITES[self.suite])
+        wanted = self.matching or ("named" if named else "validation")
         if self.matching and wanted not in fitted:
             raise DataError(
                 f"The runs {self.prefix}-<seed> have no matching '{wanted}', only "
@@ -243,7 +275,9 @@ class Sweep:
                 print(f"run {name}: skipped, {why}", flush=True)
                 continue
             print(f"run {name}", flush=True)
-            run_everything(open_variant(self.base(seed), variant), self.variants[variant])
+            methods = self.variants[variant]
+            trained = any(map(stages_of, methods))
+            run_everything(open_variant(self.base(seed), variant, trained), methods)
 
     def finished(self) -> Iterator[tuple[str, int, RunRecord, pd.DataFrame]]:
         """Yield variant, seed, record and scores of all evaluated runs.
@@ -279,14 +313,19 @@ def vary_config(config: Config, variant: str) -> Config:
     return config
 
 
-def open_variant(run: Run, variant: str) -> Run:
-    """Open the run of a variant beside the base run, and copy the stages that both share."""
+def open_variant(run: Run, variant: str, trained: bool = True) -> Run:
+    """Open the run of a variant beside the base run, and copy the stages that both share.
+
+    Nothing is copied, or done for it first, if no method of the variant has ``trained`` networks.
+    """
     for part in variant.split("-"):
         if not (changes := _changes(run.config, part)):
             continue
-        shared = [] if other_scenes(part) else ["data", "despeckle"]
+        shared = [] if other_scenes(part) or "scenes" in changes else ["data", "despeckle"]
         if AFTER_PRETRAINING.issuperset(changes):
             shared.append("pretrain")
+        if not trained:
+            shared = []
         if not all(run.is_done(stage) for stage in shared):  # recorded perhaps, but without weights
             pretrain_run(run)
         run = run.variant(part, shared, **changes)
@@ -318,8 +357,8 @@ def rival(variant: str, method: str) -> str | None:
     the same number.
     """
     first, *_ = parts = variant.split("-")
-    if parts[-1] in CLUSTERS:
-        return parts[-1]
+    if named := CLUSTERS.keys() & parts:
+        return named.pop()
     if not other_scenes(first) or (variant, method) == (first, "umsf"):
         return None if "difficulty" in VARIANTS[first].get("synthetic", {}) else "base"
     return first

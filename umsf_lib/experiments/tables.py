@@ -117,16 +117,19 @@ def scale_rows(sweep: Sweep) -> pd.DataFrame:
 
 
 def class_rows(sweep: Sweep) -> pd.DataFrame:
-    """Compute mean F1 and recall over seeds of each class, for each method in each variant.
+    """Compute mean F1, IoU and recall over seeds of each class, for each method in each variant.
 
     Returns:
-        Columns ``method, variant, class, f1, recall``, of dense pixels; a class that the test
+        Columns ``method, variant, class, f1, iou, recall``, of dense pixels; a class that the test
         scenes lack has no recall.
     """
     keys = ["method", "variant", "class"]
     every = suite_records(sweep).query("protocol == 'dense' and metric in ('f1', 'recall')")
     chosen = every[every.matching == sweep.matching_of(set(every.matching))]
-    return chosen.pivot_table("value", keys, "metric", sort=False).reset_index()
+    f1 = chosen[chosen.metric == "f1"]
+    iou = f1.assign(metric="iou", value=f1.value / (2 - f1.value))
+    every = pd.concat([chosen, iou])
+    return every.pivot_table("value", keys, "metric", sort=False).reset_index()
 
 
 def margins(sweep: Sweep) -> pd.DataFrame:
@@ -275,13 +278,13 @@ def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
     """Format a suite as in RESULTS.md, from its ``score_rows`` and ``margins``."""
     every = suite_records(sweep)
     every = every[every.protocol == "dense"]
-    groups = [name for name in CLUSTERS if scores.variant.str.endswith(name).any()]
+    groups = [name for name in CLUSTERS if len(of_clusters(scores, name))]
     parts = [MATCHINGS[sweep.matching_of(set(every.matching))]] if groups or sweep.matching else []
     of_classes = class_rows(sweep) if groups else every
     for group in groups:
         tables = [of_clusters(table, group) for table in (every, scores, gains, of_classes)]
         parts += [f"**{CLUSTERS[group]['cluster']['num_clusters']} clusters**"]
-        parts += [*_tables(sweep, *tables[:3]), "F1 / recall of each class, mean over seeds:"]
+        parts += [*_tables(sweep, *tables[:3]), "F1 / IoU / recall of each class, mean over seeds:"]
         parts += [_classes_markdown(tables[3])]
     if not groups:
         parts += _tables(sweep, every, scores, gains)
@@ -294,9 +297,10 @@ def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
 
 def of_clusters(table: pd.DataFrame, group: str) -> pd.DataFrame:
     """Select the variants of a key of ``CLUSTERS``, named as if there were no other number."""
-    chosen = table[table.variant.str.endswith(group)]
-    names = chosen.variant.str.removesuffix(group).str.removesuffix("-").replace("", "base")
-    return chosen.assign(variant=names)
+    parts = [variant.split("-") for variant in table.variant]
+    names = ["-".join(name for name in every if name != group) or "base" for every in parts]
+    chosen = np.array([group in every for every in parts], dtype=bool)
+    return table.assign(variant=names)[chosen]
 
 
 def _tables(
@@ -317,8 +321,9 @@ def _tables(
 
 
 def _classes_markdown(table: pd.DataFrame) -> str:
-    """Format the table of ``class_rows``: F1 / recall, one column per class."""
-    cells = table.f1.map(_short) + " / " + table.recall.map(_short)
+    """Format the table of ``class_rows``: F1 / IoU / recall, one column per class."""
+    f1, iou, recall = (table[metric].map(_short) for metric in ("f1", "iou", "recall"))
+    cells = f1 + " / " + iou + " / " + recall
     keys = ["method", "variant"]
     order = pd.MultiIndex.from_frame(table[keys].drop_duplicates())
     wide = table.assign(cell=cells).pivot(index=keys, columns="class", values="cell")

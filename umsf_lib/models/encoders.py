@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ConfigError
+from ..config import ConfigError, check_choice
 
 # Importing torchvision also imports torch's compiler, a third of all start-up time. The small
 # ResNet needs neither, so torchvision is imported only where its networks are built.
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from torchvision.models import ResNet
 
 BOXES = (3, 7, 15)  # px; the first box shows detail, the last estimates the mean level
+PYRAMIDS = {
+    "small": (16, 32, 64, 128, 256),
+    "resnet18": (64, 64, 128, 256, 512),
+    "resnet50": (64, 256, 512, 1024, 2048),
+    "convnext_tiny": (96, 192, 384, 768),
+}  # channels of the stages, see ``pyramid``
 STRIDES = {"small": (4,), "resnet18": (4, 8, 16, 32), "resnet50": (4, 8, 16, 32)}
 
 
@@ -203,6 +209,41 @@ def encoder(
     if width != channels:
         body.append(nn.Conv2d(width, channels, 1))
     return body
+
+
+def pyramid(
+    backbone: str, bands: int, rgb: tuple[int, int, int] | None = None
+) -> tuple[nn.ModuleList, tuple[int, ...]]:
+    """Build the stages of an encoder, from fine to coarse, each of which reads the one before.
+
+    ``small`` has five, with strides 1, 2, 4, 8, 16, of which the first three are those of
+    ``small_resnet``; ResNets have five, with strides 2, 4, 8, 16, 32; ``convnext_tiny`` has four,
+    with strides 4, 8, 16, 32. Weights are random, norms those of the published networks.
+
+    Returns:
+        The stages and the number of channels of each.
+
+    Raises:
+        ConfigError: the backbone is unknown.
+    """
+    check_choice("backbone", backbone, PYRAMIDS)
+    if backbone == "small":
+        body = small_resnet(bands, 64, "batch")
+        deeper = [ResidualBlock(c, 2 * c, 2, nn.BatchNorm2d) for c in (64, 128)]
+        return nn.ModuleList([body[:3], body[3], body[4:], *deeper]), PYRAMIDS[backbone]
+    from torchvision.models import get_model
+
+    net = get_model(backbone, weights=None)
+    if backbone == "convnext_tiny":
+        parts = list(net.features)
+        parts[0][0] = nn.Conv2d(bands, 96, 4, 4)
+        pairs = zip(parts[::2], parts[1::2], strict=True)  # a stem or reduction, then the blocks
+        stages = [nn.Sequential(*pair) for pair in pairs]
+    else:
+        stem = nn.Sequential(inflate(net.conv1, bands, rgb), net.bn1, net.relu)
+        first = nn.Sequential(net.maxpool, net.layer1)
+        stages = [stem, first, net.layer2, net.layer3, net.layer4]
+    return nn.ModuleList(stages), PYRAMIDS[backbone]
 
 
 class Despeckle(nn.Module):

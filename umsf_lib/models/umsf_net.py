@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..data.layout import Layout
 from .encoders import Despeckle, SarEncoder, encoder, group_norm
-from .fusion import FUSIONS, AttentionFusion
+from .fusion import FUSIONS, AttentionFusion, RefNetFusion
 
 PROJECTORS = {
     "both": ("optical", "sar", "cross_optical", "cross_sar", "fused"),
@@ -19,7 +19,9 @@ PROJECTORS = {
     "sar": ("fused",),
 }
 FORMS_OF_BLOCKS = 64  # that may be compiled
-SOURCE = {"cross_optical": "optical", "cross_sar": "sar"}  # projector -> feature map it reads
+# Projector -> feature map it reads, if there is none of its own name.
+SOURCE = {"cross_optical": "optical", "cross_sar": "sar"}
+OF_FUSION = ("cross_optical", "cross_sar", "difference")  # further maps of some fusions
 
 
 def projection_head(channels: int, hidden: int, dim: int, norm: str) -> nn.Sequential:
@@ -108,7 +110,7 @@ class UmsfNet(nn.Module):
                 ``sar_log_std (B, Cs, 1, 1)``; as ``PixelStore.windows`` returns them.
 
         Returns:
-            Name -> ``(B, C, H, W)``.
+            Name -> ``(B, C, H, W)``; with some fusions also ``OF_FUSION``.
         """
         maps = {}
         if self.optical is not None:
@@ -117,18 +119,30 @@ class UmsfNet(nn.Module):
             maps["sar"] = self.sar(images["sar"], images["sar_log_std"])
         if self.fusion is None:
             return {"fused": maps[self.sensors]}
-        fused, _ = self.fusion(maps["optical"], maps["sar"])
-        return maps | {"fused": fused}
+        fused, aux = self.fusion(maps["optical"], maps["sar"])
+        return maps | {"fused": fused} | {name: aux[name] for name in OF_FUSION if name in aux}
 
     def project(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """Project rows ``(N, C)`` of ``features``: projector -> ``(N, D)``, not normalised."""
-        return {n: head(rows[SOURCE.get(n, n)]) for n, head in self.projectors.items()}
+        return {
+            name: head(rows[name if name in rows else SOURCE[name]])
+            for name, head in self.projectors.items()
+        }
 
     def forward(self, images: Mapping[str, Tensor]) -> Tensor:
         """Compute the head's logits ``(B, K, H, W)``; call ``set_num_clusters`` first."""
+        return self.logits(self.features(images))[0]
+
+    def logits(self, maps: Mapping[str, Tensor], streams: bool = False) -> list[Tensor]:
+        """Compute the head's logits ``(B, K, H, W)`` from ``features``.
+
+        With ``streams``, also those of the maps that a fusion has for training only.
+        """
         assert self.clustering is not None
-        logits: Tensor = self.clustering(self.features(images)["fused"])
-        return logits
+        read = [maps["fused"]]
+        if streams and isinstance(self.fusion, RefNetFusion):
+            read += self.fusion.streams(maps["optical"], maps["sar"], maps["difference"])
+        return [self.clustering(one) for one in read]
 
 
 @torch.no_grad()

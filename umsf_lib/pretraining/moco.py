@@ -169,6 +169,8 @@ def embeddings(network: UmsfNet, batch: Batch, which: int) -> Keys:
     count, rows = index.shape[1], {}
     windows = slice(None) if shown.all() else to_device(shown.nonzero()[:, 0], fused.device)
     for name, maps in features.items():  # (B, C, H, W)
+        if name == "difference":
+            continue  # no contrast may erase how the sensors differ
         rows[name] = torch.cat([read_tokens(maps, index, weight), view.pool(maps)[windows]])
     projected = {name: at_least_float32(z) for name, z in network.project(rows).items()}
     return {name: (z[:count], z[count:]) for name, z in projected.items()}

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WINDOW = 16  # tokens; larger maps attend within windows of this side
-MAX_TOKENS = 1024
+from .windows import within_windows
 
 
 class CrossAttention(nn.Module):
@@ -77,9 +76,14 @@ class AttentionFusion(nn.Module):
             fused ``(B, C, H, W)``; aux with ``gates (B, 2, H, W)``. With ``need_weights`` there
             are no windows, and aux has ``attention_optical``, ``attention_sar (B, heads, N, N)``.
         """
+        if need_weights:
+            return self._attend(optical, sar, need_weights)
+        return within_windows(self._attend, optical, sar)
+
+    def _attend(
+        self, optical: Tensor, sar: Tensor, need_weights: bool = False
+    ) -> tuple[Tensor, dict[str, Any]]:
         height, width = optical.shape[2:]
-        if height * width > MAX_TOKENS and not need_weights:
-            return self._attend_in_windows(optical, sar)
         bias = self.distance_bias(height, width)
         o, s = (maps.flatten(2).transpose(1, 2) for maps in (optical, sar))  # (B, N, C)
         # Autocast computes norms in float32 and would cast the result again at each use.
@@ -99,31 +103,3 @@ class AttentionFusion(nn.Module):
         # (H, W, 2) -> (N, 2)
         places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 2).float()
         return -self.slopes[:, None, None] * torch.cdist(places, places)
-
-    def _attend_in_windows(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        batch, _, height, width = optical.shape
-        over = [-side % WINDOW for side in (height, width)]
-        parts = [
-            _to_windows(F.pad(m, (0, over[1], 0, over[0]), mode="replicate"))
-            for m in (optical, sar)
-        ]
-        fused, aux = self.forward(parts[0], parts[1])
-        shape = (batch, height + over[0], width + over[1])
-        maps = [_from_windows(m, shape)[:, :, :height, :width] for m in (fused, aux["gates"])]
-        return maps[0], {"gates": maps[1]}
-
-
-def _to_windows(maps: Tensor) -> Tensor:
-    """``(B, C, H, W)`` -> ``(B * windows, C, 16, 16)``."""
-    batch, channels, height, width = maps.shape
-    # (B, C, H, W) -> (B, C, rows, 16, cols, 16) -> (B, rows, cols, C, 16, 16)
-    split = maps.view(batch, channels, height // WINDOW, WINDOW, width // WINDOW, WINDOW)
-    return split.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, WINDOW, WINDOW)
-
-
-def _from_windows(windows: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Inverse of ``_to_windows``; ``shape`` is (B, H, W)."""
-    batch, height, width = shape
-    # (B * windows, C, 16, 16) -> (B, rows, cols, C, 16, 16) -> (B, C, rows, 16, cols, 16)
-    split = windows.view(batch, height // WINDOW, width // WINDOW, -1, WINDOW, WINDOW)
-    return split.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, height, width)

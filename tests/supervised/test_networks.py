@@ -1,0 +1,172 @@
+"""Whole supervised networks: published counts, shapes, what their streams read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from umsf_lib.config import ConfigError
+from umsf_lib.data.layout import load_layout
+from umsf_lib.models.encoders import pyramid, small_resnet
+from umsf_lib.supervised.decoders import MdfDecoder, UperHead, top_down
+from umsf_lib.supervised.networks import (
+    NETWORKS,
+    WHOLE,
+    AmmFusenet,
+    Asanet,
+    Form,
+    LevelFusion,
+    RefNet,
+    supervised_network,
+)
+
+BOTH = {"optical": 4, "sar": 1}
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def images(count: int = 2, height: int = 32, width: int = 32, **bands: int) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {role: torch.randn(count, n, height, width) for role, n in (bands or BOTH).items()}
+
+
+def test_whole_networks_have_the_published_size() -> None:
+    """AMM-FuseNet's without the two convolutions of 66 048 weights that its code never reads."""
+    with torch.device("meta"):  # shapes without values
+        amm = AmmFusenet(Form({"optical": 13, "sar": 2}, 7, "resnet50", 256))
+        ref = RefNet(Form({"optical": 3, "sar": 2}, 9, "resnet50", 128))
+        asa = Asanet(Form({"optical": 3, "sar": 1}, 8, "convnext_tiny", 256), faithful=True)
+    assert count(amm) == 62_332_663 - 2 * 66_048
+    assert count(amm) - count(amm.streams) == 15_288_375 - 2 * 66_048
+    assert count(ref) == 60_799_323
+    heads = count(ref.decoder.heads)
+    assert count(ref) - count(ref.streams) - heads == 13_782_912
+    assert count(ref.decoder) - heads == 7_609_728
+    assert count(asa.focus) + count(asa.fuse) == 17_502_000
+    assert round((count(asa) - count(asa.side)) / 1e6) == 82  # as published, with ConvNeXt V2
+
+
+@pytest.mark.parametrize("backbone", ["small", "resnet18", "convnext_tiny"])
+def test_a_pyramid_halves_its_maps_from_stage_to_stage(backbone: str) -> None:
+    stages, widths = pyramid(backbone, 5)
+    maps, sides = torch.randn(1, 5, 64, 64), []
+    for stage, width in zip(stages, widths, strict=True):
+        maps = stage(maps)
+        assert maps.shape[1] == width and maps.shape[2] == maps.shape[3]
+        sides.append(64 // maps.shape[2])
+    first = {"small": 1, "resnet18": 2, "convnext_tiny": 4}[backbone]
+    assert sides == [first * 2**k for k in range(len(widths))]
+
+
+def test_the_first_stages_of_small_are_the_encoder_of_umsf_net() -> None:
+    torch.manual_seed(0)
+    stages, _ = pyramid("small", 4)
+    encoder = small_resnet(4, 64, "batch")
+    names = [stages[0].state_dict(), stages[1].state_dict(), stages[2].state_dict()]
+    shapes = [tuple(w.shape) for part in names for w in part.values()]
+    assert shapes == [tuple(w.shape) for w in encoder.state_dict().values()]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_trains_on_one_window_of_any_size(name: str) -> None:
+    torch.manual_seed(0)
+    network = supervised_network(name, Form(BOTH, 3))
+    found = network(images(1, 40, 23))
+    extra = {"asanet": 1, "ref_net": 2}.get(name, 0)
+    assert [one.shape for one in found] == [(1, 3, 40, 23)] * (1 + extra)
+    assert (network.auxiliary > 0) == (extra > 0)
+    sum(one.square().mean() for one in found).backward()  # type: ignore[union-attr]
+    without = [n for n, p in network.named_parameters() if p.grad is None]
+    assert without == []
+    for role in BOTH:  # both sensors are read
+        first = next(network.streams[role].parameters())
+        assert first.grad is not None and first.grad.any()
+    assert len(network.eval()(images(1, 40, 23))) == 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_padding_is_cut_off_again(name: str) -> None:
+    """A window filled up by hand to whole strides gives the same logits."""
+    network = supervised_network(name, Form(BOTH, 3)).eval()
+    given = images(1, 40, 23)
+    padded = {role: F.pad(x, (0, 9, 0, 8), mode="replicate") for role, x in given.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(network(given)[0], network(padded)[0][:, :, :40, :23])
+
+
+def test_one_sensor_alone_has_nothing_to_fuse() -> None:
+    for name in ("add", "asanet"):
+        for role, bands in BOTH.items():
+            network = supervised_network(name, Form({role: bands}, 3))
+            assert isinstance(network, LevelFusion) and not network.fusions
+            assert network({role: images()[role]})[0].shape == (2, 3, 32, 32)
+    layout = load_layout("whu-opt-sar")
+    assert Form.of_layout(layout).bands == BOTH and Form.of_layout(layout).classes == 7
+    assert Form.of_layout(layout, "sar", channels=8) == Form({"sar": 1}, 7, "small", 8)
+    assert Form.of_layout(load_layout("naip"), "both").bands == {"optical": 4}
+
+
+def test_asanet_passes_recalibrated_maps_to_the_next_stage() -> None:
+    """With gains of 1.5 everywhere, a stage reads 1.5 times what the one before has made."""
+    network = Asanet(Form(BOTH, 3)).eval()
+    for focus in network.focus:
+        for weight in focus.parameters():
+            nn.init.zeros_(weight)
+    read: list[Tensor] = []
+    stages = list(network.streams["optical"].children())
+    stages[-1].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    given = images()
+    with torch.no_grad():
+        network(given)
+        maps = stages[0](given["optical"])
+        for stage in stages[1:-1]:
+            maps = 1.5 * stage(maps)
+    torch.testing.assert_close(read[0], maps)
+
+
+def test_the_streams_of_ref_net_get_the_difference_with_one_sign() -> None:
+    decoder = MdfDecoder(2, 8, 3)
+    levels = [[torch.randn(2, 8, 8 // k, 8 // k) for k in (1, 2)] for _ in range(4)]
+    fused, optical, sar, apart = levels
+    read: list[Tensor] = []
+    for entries in decoder.entries:
+        next(entries.children()).register_forward_pre_hook(lambda _, x: read.append(x[0]))
+    assert len(decoder(fused, (optical, sar), apart)) == 3
+    for found, own in zip(read, (optical, sar), strict=True):
+        torch.testing.assert_close(found, own[0] + apart[0])
+
+
+def test_the_top_down_path_adds_every_coarser_map() -> None:
+    maps = [
+        torch.full((1, 1, side, side), value) for side, value in ((8, 1.0), (4, 10.0), (2, 100.0))
+    ]
+    assert [float(one.mean()) for one in top_down(maps)] == [111, 110, 100]
+    doubled = top_down(maps, [nn.Upsample(scale_factor=1)] * 2)
+    assert [one.shape for one in doubled] == [one.shape for one in maps]
+
+
+def test_the_head_of_upernet_reads_all_levels_and_the_whole_of_the_coarsest() -> None:
+    torch.manual_seed(0)
+    head = UperHead((4, 6), 3, 8).eval()
+    levels = [torch.randn(1, 4, 8, 8), torch.randn(1, 6, 4, 4)]
+    before = head(levels)
+    assert before.shape == (1, 3, 8, 8)
+    for number, place in ((0, (0, 0)), (1, (0, 0))):
+        other = [one.clone() for one in levels]
+        other[number][0, :, place[0], place[1]] += 5
+        moved = (head(other) - before).abs().amax(dim=1)[0]
+        assert moved[0, 0] > 0 and (moved[7, 7] > 0) == (number == 1)  # pooling reaches it
+
+
+def test_unknown_names_are_answered_with_the_known_ones() -> None:
+    with pytest.raises(
+        ConfigError, match="'asa' is unknown; choose one of: concat, add, attention"
+    ):
+        supervised_network("asa", Form(BOTH, 3))
+    with pytest.raises(ConfigError, match="'vgg' is unknown; choose one of: small, resnet18"):
+        supervised_network("add", Form(BOTH, 3, "vgg"))
+    assert set(WHOLE) < set(NETWORKS)
