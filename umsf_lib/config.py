@@ -329,6 +329,20 @@ class BaselineConfig(Settings):
 
 
 @dataclass(frozen=True)
+class SupervisedConfig(Settings):
+    """Training of the fusion networks with labels."""
+
+    backbone: Literal["small", "resnet18", "resnet50", "convnext_tiny"] = "small"
+    channels: PositiveInt = 64  # of the decoders
+    steps: PositiveInt = 600
+    batch: PositiveInt = 16
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 5e-4
+    power: Positive = 0.9  # of the polynomial schedule of the learning rate
+    labelled: Annotated[Share, Field(gt=0)] = 1.0  # of the training windows
+
+
+@dataclass(frozen=True)
 class MapConfig(Settings):
     """Whole-scene inference and the units of scoring."""
 
@@ -356,6 +370,7 @@ class Config(Settings):
     pretrain: PretrainConfig = PretrainConfig()
     cluster: ClusterConfig = ClusterConfig()
     baseline: BaselineConfig = BaselineConfig()
+    supervised: SupervisedConfig = SupervisedConfig()
     map: MapConfig = MapConfig()
 
     def __post_init__(self) -> None:

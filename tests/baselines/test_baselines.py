@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from umsf_lib.baselines import BASELINES, CEILING, LEARNED
+from umsf_lib.baselines import BASELINES, LEARNED
 from umsf_lib.baselines.base import baseline_steps
 from umsf_lib.baselines.classical import settle_norms
 from umsf_lib.baselines.deepcluster import Memory, spherical_kmeans
@@ -43,6 +43,7 @@ from umsf_lib.models.stage import train_despeckler
 from umsf_lib.pretraining.augmentations import View
 from umsf_lib.pretraining.stage import new_network, pretrain
 from umsf_lib.run import Run
+from umsf_lib.supervised import CEILING
 
 from ..fakes import write_set
 

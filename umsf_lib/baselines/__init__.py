@@ -15,7 +15,6 @@ from .classical import fit_classical
 from .deepcluster import fit_deepcluster
 from .mutual_information import fit_mutual_information
 from .scan import fit_scan
-from .supervised import fit_supervised, has_ceiling
 from .swav import fit_swav
 
 Fit = Callable[[Run, ClusteringTask], Classifier]
@@ -36,8 +35,5 @@ LEARNED: dict[str, Callable[..., Classifier]] = {
     "swav": fit_swav,
     "scan": fit_scan,
 }
-# The only method that sees labels, those of the training scenes. It does not compete with the
-# others, which all stay below it.
-CEILING: dict[str, Callable[..., Classifier]] = {"supervised": fit_supervised}
 
-__all__ = ["BASELINES", "CEILING", "LEARNED", "Fit", "has_ceiling"]
+__all__ = ["BASELINES", "LEARNED", "Fit"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from ..baselines import BASELINES, CEILING, LEARNED, Fit
-from ..baselines.supervised import has_ceiling
+from ..baselines import BASELINES, LEARNED, Fit
 from ..clustering.inference import Classifier
 from ..clustering.stage import cluster, clustered_classifier, feature_tokens, load_clustered
 from ..clustering.task import ClusteringTask
@@ -19,6 +18,7 @@ from ..models.stage import train_despeckler
 from ..pretraining.stage import load_pretrained, pretrain
 from ..progress import print_progress
 from ..run import Run
+from ..supervised import CEILING, has_ceiling
 
 
 def clusters_of_pretrained(kind: str, run: Run, task: ClusteringTask) -> Classifier:
@@ -60,6 +60,8 @@ def stages_of(method: str) -> tuple[str, ...]:
     """
     if method in BASELINES and not method.endswith("-random"):
         return ()
+    if method.startswith("supervised-"):
+        return (method,)
     started = ("despeckle", "pretrain") if method in FROM_PRETRAINED else ("despeckle",)
     own = {"umsf": ("cluster",), "teacher": ("cluster",)} | {name: (name,) for name in TRAINED}
     return (*started, *own.get(method, ()))
@@ -105,10 +107,13 @@ def run_everything(run: Run, names: Sequence[str] = USUAL, *, maps: bool = False
         names: methods to compare.
         maps: also write the maps of the test scenes.
     """
-    if maps or any(map(stages_of, names)):
+    needed = {stage for name in names for stage in stages_of(name)}
+    if maps or "pretrain" in needed:
         scenes = pretrain_run(run)
-    else:  # no method has a network
+    else:
         scenes = load_data(run, progress=print_progress("data"))
+        if "despeckle" in needed:
+            train_despeckler(run, scenes, progress=print_progress("despeckle"))
     task = ClusteringTask.of_run(run, scenes)
     if {"teacher", "umsf"} & set(names):
         cluster(run, task, progress=print_progress("cluster"))

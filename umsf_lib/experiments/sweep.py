@@ -13,11 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from ..baselines import CEILING
+from ..baselines import LEARNED
 from ..config import Config, ConfigError, DataError, check_choice
 from ..data.layout import load_layout
 from ..run import Run, other_settings, project_root
-from .pipeline import METHODS, TRAINED, USUAL, pretrain_run, run_everything, stages_of
+from ..supervised import CEILING
+from .pipeline import METHODS, USUAL, pretrain_run, run_everything, stages_of
 from .records import RunRecord, is_evaluated, read_records, read_run
 
 FOURFOLD = "4 x the profile's"  # a value that depends on the profile
@@ -97,12 +98,14 @@ LAND: Sequence[str] = tuple(
     for name in METHODS
     if name not in CEILING and not name.endswith(("-pixels", "-random")) and "merged" not in name
 )
+ALONE: Sequence[str] = ("supervised-concat",)  # with one sensor there is nothing to concatenate
 STATISTICS: Sequence[str] = ("kmeans-statistics", "mixture-statistics")
 # Suite -> variant -> methods; "base" comes first, as the others copy stages they share with it.
 # A variant without methods is not scored: the others only share its pretraining.
 SUITES: dict[str, dict[str, Sequence[str]]] = {
     "first": {"base": USUAL, "optical": OURS, "sar": OURS, "no_pretraining": OURS},
-    "baselines": {"base": (*USUAL, *TRAINED), "optical": OURS, "sar": OURS, "no_pretraining": OURS},
+    "baselines": {"base": (*USUAL, *LEARNED, "supervised")}
+    | {"optical": OURS, "sar": OURS, "no_pretraining": OURS},
     "ablations": {name: OURS for name in ("base", *ABLATED)}
     | {"mild_imbalance": SCALED, "as_published": ("mutual-information",)},
     "scale": {"base": SCALED, "no_pretraining": OURS, "epochs_x4": OURS}
@@ -134,6 +137,7 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
         )
     }
     | {"clusters_12-components_2": OURS},
+    "supervised": {"base": tuple(CEILING), "optical": ALONE, "sar": ALONE},
     "fusions": {"base": (), "clusters_12": OURS}
     | {f"{name}-clusters_12": OURS for name in GROUPS["fusion"]},
 }
@@ -276,7 +280,7 @@ class Sweep:
                 continue
             print(f"run {name}", flush=True)
             methods = self.variants[variant]
-            trained = any(map(stages_of, methods))
+            trained = any("despeckle" in stages_of(name) for name in methods)
             run_everything(open_variant(self.base(seed), variant, trained), methods)
 
     def finished(self) -> Iterator[tuple[str, int, RunRecord, pd.DataFrame]]:

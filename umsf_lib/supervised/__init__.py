@@ -1,1 +1,20 @@
-"""Networks trained with labels: the ceiling of what the unsupervised methods can reach."""
+"""Methods that see labels, those of the training scenes: what the others could reach at best.
+
+``ceiling`` trains UMSF-Net itself. ``stage`` trains the fusion ``networks`` of other authors, with
+their ``decoders``.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from ..clustering.inference import Classifier
+from .ceiling import fit_supervised, has_ceiling
+from .networks import NETWORKS
+from .stage import fit_network
+
+# They do not compete with the other methods, which all stay below them.
+CEILING: dict[str, Callable[..., Classifier]] = {"supervised": fit_supervised} | {
+    f"supervised-{name}": partial(fit_network, name) for name in NETWORKS
+}
+
+__all__ = ["CEILING", "has_ceiling"]

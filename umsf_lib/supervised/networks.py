@@ -203,21 +203,23 @@ class RefNet(FusionNetwork):
     def __init__(self, form: Form) -> None:
         super().__init__(form)
         channels = form.channels
+        # The finest level that it reads has a stride of 2 at least.
+        widths = self.widths[-LEVELS:] if form.backbone == "small" else self.widths
         self.project = nn.ModuleDict(
             {
-                role: nn.ModuleList(nn.Conv2d(c, channels, 1, bias=False) for c in self.widths)
+                role: nn.ModuleList(nn.Conv2d(c, channels, 1, bias=False) for c in widths)
                 for role in form.bands
             }
         )
-        self.split = nn.ModuleList(ShareAndDifference(channels) for _ in self.widths)
-        self.decoder = MdfDecoder(len(self.widths), channels, form.classes)
+        self.split = nn.ModuleList(ShareAndDifference(channels) for _ in widths)
+        self.decoder = MdfDecoder(len(widths), channels, form.classes)
 
     def decode(self, images: Mapping[str, Tensor]) -> list[Tensor]:
         """Split, fuse and decode all levels; see ``FusionNetwork``."""
-        maps = [
-            [f(level) for f, level in zip(self.project[role].children(), levels, strict=True)]
-            for role, levels in self.levels(images).items()
-        ]
+        maps = []
+        for role, levels in self.levels(images).items():
+            pairs = zip(self.project[role].children(), levels[-len(self.split) :], strict=True)
+            maps.append([project(level) for project, level in pairs])
         found = [split(o, s) for split, o, s in zip(self.split, *maps, strict=True)]
         return self.decoder(
             [fused for fused, *_ in found], maps, [difference for *_, difference in found]

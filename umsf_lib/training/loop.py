@@ -12,6 +12,7 @@ import contextlib
 import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -40,6 +41,7 @@ from .distributed import (
 Row = dict[str, float]  # of the log: step, loss, lr and the scalars of ``loss_of``
 Metrics = Mapping[str, Tensor | float]
 LossOf = Callable[[int], tuple[Tensor, Metrics]]
+Schedule = Callable[[int, int], float]
 
 
 def train(
@@ -51,6 +53,7 @@ def train(
     generator: torch.Generator,
     batch: tuple[str, int],
     warmup: int = 0,
+    schedule: Schedule | None = None,
     amp: bool = False,
     after_step: Callable[[int], None] = lambda step: None,
     checkpoints: Checkpoints | None = None,
@@ -67,6 +70,7 @@ def train(
         generator: source of all random draws in ``loss_of``; saved and restored.
         batch: name and size of the batch, for the error message when memory is full.
         warmup: number of steps with a rise of the learning rate, before the cosine.
+        schedule: factor on the learning rate by step and number of steps, instead of those two.
         amp: use bfloat16 autocast, on CUDA only.
         after_step: called with the step number after the optimiser step.
         checkpoints: where to save and resume; Ctrl-C and SIGTERM then wait for the end of a step.
@@ -84,7 +88,8 @@ def train(
     with delayed_signals(enabled=checkpoints is not None) as signals:
         while state.done < steps:
             with state.explained(batch):
-                metrics = state.step(loss_of, steps, warmup, amp)
+                factor = schedule or partial(cosine_with_warmup, warmup=warmup)
+                metrics = state.step(loss_of, factor(state.done, steps), amp)
                 after_step(state.done - 1)
                 if state.done % log_every == 0 or state.done == steps:
                     state.log(metrics)
@@ -121,9 +126,8 @@ class _State:
         if progress:
             progress(self.done, steps, self.rows[-1] if self.rows else {})
 
-    def step(self, loss_of: LossOf, steps: int, warmup: int, amp: bool) -> Metrics:
-        """Take one step of the optimiser; return what it may log."""
-        factor = cosine_with_warmup(self.done, steps, warmup)
+    def step(self, loss_of: LossOf, factor: float, amp: bool) -> Metrics:
+        """Take one step at ``factor`` times the learning rate; return what it may log."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         self.optimizer.zero_grad(set_to_none=True)
@@ -218,6 +222,11 @@ def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def polynomial(step: int, steps: int, power: float) -> float:
+    """Return the factor on the learning rate: from 1 to 0 as a power of what is left."""
+    return float((1 - step / steps) ** power)
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

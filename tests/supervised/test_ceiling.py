@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
@@ -11,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from umsf_lib.baselines.supervised import has_ceiling
 from umsf_lib.clustering.inference import network_posteriors
 from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.config import IGNORE, load_config
 from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.windows import PixelStore
 from umsf_lib.pretraining.stage import build_network
+from umsf_lib.supervised import ceiling as learning
+from umsf_lib.supervised import has_ceiling
 
-learning = importlib.import_module("umsf_lib.baselines.supervised")  # the name is the method's
 LABELS = torch.from_numpy(np.random.default_rng(0).choice([0, 1, 2, IGNORE], (7, 10)))
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..baselines.base import baseline_steps, learned, train_module
 from ..clustering.inference import Classifier
 from ..clustering.losses import soft_cross_entropy
 from ..clustering.self_training import PseudoLabelSampler
@@ -24,7 +25,6 @@ from ..models.umsf_net import UmsfNet, clustering_head
 from ..progress import Progress
 from ..run import Run
 from ..training.loop import Metrics, Row
-from .base import baseline_steps, learned, train_module
 
 LONGER = 4  # times the windows of the others, so that the ceiling is really reached
 
