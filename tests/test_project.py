@@ -26,7 +26,7 @@ LIBRARY = ROOT / "umsf_lib"
 # a room, too, nothing runs in circles.
 ORDER = """
 config progress run simulation data training models figures pretraining clustering baselines
-evaluation maps experiments notebooks __main__
+supervised evaluation maps experiments notebooks __main__
 """.split()  # noqa: SIM905  (a list to read, top to bottom)
 
 

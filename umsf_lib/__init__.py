@@ -1,8 +1,8 @@
 """UMSF-Net: unsupervised land-cover classification from paired optical and SAR images.
 
 The modules and packages, in the order in which data passes through them: config, progress, run,
-simulation, data, training, models, figures, pretraining, clustering, baselines, evaluation, maps,
-experiments, notebooks. Most functions that a notebook calls are in the package's ``stage.py``; the
+simulation, data, training, models, figures, pretraining, clustering, baselines, supervised,
+evaluation, maps, experiments, notebooks. Most functions that a notebook calls are in the package's ``stage.py``; the
 package exports them.
 """
 
