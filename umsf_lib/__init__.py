@@ -2,8 +2,8 @@
 
 The modules and packages, in the order in which data passes through them: config, progress, run,
 simulation, data, training, models, figures, pretraining, clustering, baselines, supervised,
-evaluation, maps, experiments, notebooks. Most functions that a notebook calls are in the package's ``stage.py``; the
-package exports them.
+evaluation, maps, experiments, notebooks. Most functions that a notebook calls are in the package's
+``stage.py``; the package exports them.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from umsf_lib.__main__ import main
 from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.config import IGNORE, Config, DataError, load_config
 from umsf_lib.data.scene_set import SceneSet
@@ -19,8 +20,9 @@ from umsf_lib.data.stage import load_data
 from umsf_lib.data.windows import PixelStore, training_tiles
 from umsf_lib.evaluation.stage import load_records
 from umsf_lib.experiments.pipeline import METHODS, run_everything
+from umsf_lib.experiments.sweep import SUITES
 from umsf_lib.run import Run
-from umsf_lib.supervised import stage
+from umsf_lib.supervised import CEILING, stage
 from umsf_lib.supervised.networks import NETWORKS, Form, LevelFusion, supervised_network
 from umsf_lib.supervised.stage import (
     LabelledWindows,
@@ -193,6 +195,21 @@ def test_it_is_a_method_of_a_run_without_pretraining(project: Path) -> None:
     posteriors = classifier.posteriors(task.scenes.indices("test")[0])
     assert posteriors.shape == (7, 128, 128)
     assert torch.allclose(posteriors.sum(dim=0), torch.ones(128, 128), atol=1e-5)
+
+
+def test_the_suite_has_a_table_without_our_method(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert set(SUITES["supervised"]["base"]) == set(CEILING)
+    few = {"base": ("supervised-add",), "sar": ("supervised-concat",)}
+    monkeypatch.setitem(SUITES, "supervised", few)
+    options = ["--suite", "supervised", "--profile", "tiny", "--seeds", "0", "--records", "none"]
+    assert main(["sweep", *options]) == 0
+    table = capsys.readouterr().out.partition("| method")[2]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if "supervised-" in line]
+    names = [[cell.strip() for cell in row] for row in rows]
+    assert names[:2] == [["supervised-add", "base"], ["supervised-concat", "sar"]]
+    assert "Ours minus" not in table
 
 
 def test_posteriors_of_a_scene_are_those_of_its_pixels(task: ClusteringTask) -> None:

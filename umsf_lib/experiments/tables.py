@@ -317,7 +317,8 @@ def _tables(
         "seeds ours is ahead:"
     )
     named = [] if constant.empty else [sentence]
-    return [scores_markdown(scores), *named, between, margins_markdown(gains)]
+    compared = [between, margins_markdown(gains)] if len(gains) else []
+    return [scores_markdown(scores), *named, *compared]
 
 
 def _classes_markdown(table: pd.DataFrame) -> str:
