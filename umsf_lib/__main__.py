@@ -23,7 +23,9 @@ from .run import Run, project_root, settings_of
 if TYPE_CHECKING:
     from .experiments.sweep import Sweep
 
-SUITE_HELP = "first (default), baselines, ablations, scale, land, land-ablations or fusions"
+SUITE_HELP = (
+    "first (default), baselines, ablations, scale, land, land-ablations, supervised, fusions"
+)
 OPTIONS = {"profile": "quick", "data": "", "layout": "", "run": "", "seed": 0, "overrides": ""}
 
 

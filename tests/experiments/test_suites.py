@@ -38,6 +38,7 @@ from umsf_lib.experiments.sweep import (
 )
 from umsf_lib.experiments.tables import (
     class_rows,
+    keep_records,
     margins,
     markdown,
     of_clusters,
@@ -450,7 +451,7 @@ def test_the_suite_of_real_land_has_every_comparison_at_each_number() -> None:
         name = f"clusters_{count}"
         assert set(land.pop(name)) == set(methods.split())
         assert vary_config(TINY, name).cluster.num_clusters == count
-        for alone in ("optical", "sar", "no_pretraining", "umsf_small"):
+        for alone in ("optical", "sar", "no_pretraining"):
             assert land.pop(f"{alone}-{name}") == ("umsf",)
             assert rival(f"{alone}-{name}", "umsf") == rival(name, "scan") == name
         statistics = land.pop(f"standardise_set-{name}")  # the layout of TINY says scene
@@ -463,9 +464,34 @@ def test_the_suite_of_real_land_has_every_comparison_at_each_number() -> None:
         "clusters_12",
         "clusters_16",
         "no_pretraining",
-        "umsf_small",
         "standardise_scene",  # of this layout's rule, set, it is known already
     }
+
+
+def test_a_record_of_another_suite_does_not_count_as_done(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base run is kept, but with none of the methods that see labels."""
+    fake_run(TINY, "tiny-easy-0", {"umsf": np.full((2, 2, 2), 20)})
+    keep_records(Sweep(TINY, "first", (0,)), tmp_path / "kept.csv.gz")
+    shutil.rmtree(project / "runs" / "tiny-easy-0")
+    done = []
+    monkeypatch.setattr(suites, "run_everything", lambda run, names: done.append(run.folder.name))
+    sweep = Sweep(TINY, "supervised", (0,), records=tmp_path / "kept.csv.gz")
+    assert list(sweep.finished()) == []
+    sweep.run()
+    assert done == [f"tiny-easy-0{ending}" for ending in ("", "-optical", "-sar")]
+
+
+def test_variants_that_a_profile_cannot_have_are_left_out() -> None:
+    assert "umsf_small" not in Sweep(TINY, "ablations", (0,)).variants  # of another width
+    assert "umsf_small" in Sweep(load_config("quick-sgd"), "ablations", (0,)).variants
+    usual, other = (
+        Sweep(load_config("tiny", overrides=o), "ablations", (0,)).variants
+        for o in ("", "scenes.standardise=set")
+    )
+    assert "base" in other and "standardise_scene" in other and "standardise_set" not in other
+    assert "standardise_set" in usual and "standardise_scene" not in usual  # the layout's own
 
 
 def test_ablations_on_real_land_share_runs_with_its_tables_and_have_their_rival() -> None:

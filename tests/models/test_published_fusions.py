@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from umsf_lib.clustering.losses import soft_cross_entropy
-from umsf_lib.clustering.self_training import STREAM_WEIGHT, TaughtView, self_training_loss
+from umsf_lib.clustering.self_training import TaughtView, self_training_loss
 from umsf_lib.config import load_config
 from umsf_lib.data.layout import load_layout
 from umsf_lib.models.fusion import FUSIONS, AmmFusenetFusion, AsanetFusion, RefNetFusion
@@ -20,6 +20,7 @@ from umsf_lib.models.fusion.ref_net import (
     FLOOR,
     LARGEST_STEP,
     SelectiveScan2d,
+    SensorStreams,
     ShareAndDifference,
     VssBlock,
 )
@@ -295,6 +296,7 @@ def gradients(module: nn.Module) -> bool:
 def test_the_cross_sensor_contrast_reads_what_ref_net_says_is_shared() -> None:
     network = network_with("ref_net")
     assert isinstance(network.fusion, RefNetFusion)
+    assert network.streams is None  # pretraining has no use for them
     found = network.features(windows())
     assert list(found) == ["optical", "sar", "fused", "cross_optical", "cross_sar", "difference"]
     rows = {name: m.flatten(2).transpose(1, 2).flatten(0, 1) for name, m in found.items()}
@@ -325,18 +327,18 @@ def test_the_streams_of_ref_net_learn_from_the_teacher_with_a_small_weight() -> 
     shares, generator = torch.full((3,), 1 / 3), torch.Generator()
     loss, parts = self_training_loss(network, network, views, shares, config, generator)
     expected, streams = 0.0, 0.0
-    assert isinstance(network.fusion, RefNetFusion) and network.clustering is not None
+    assert isinstance(network.streams, SensorStreams) and network.clustering is not None
     for view in views:
         found = network.features(view.images)
         o, s, m = (found[name] for name in ("optical", "sar", "difference"))
-        read = (network.fusion.stream_optical(o + m), network.fusion.stream_sar(s + m))
+        read = (network.streams.optical(o + m), network.streams.sar(s + m))
         expected += soft_cross_entropy(network.clustering(found["fused"]), view.taught, None) / 2
         for one in read:
             streams += soft_cross_entropy(network.clustering(one), view.taught, None) / 2
     torch.testing.assert_close(parts["teacher"], expected)
-    torch.testing.assert_close(loss, expected + STREAM_WEIGHT * streams)
+    torch.testing.assert_close(loss, expected + 0.005 * streams)  # the weight of REF-Net
     loss.backward()
-    assert gradients(network.fusion.stream_optical) and gradients(network.fusion.stream_sar)
+    assert gradients(network.streams.optical) and gradients(network.streams.sar)
 
 
 @pytest.mark.parametrize("kind", [AsanetFusion, AmmFusenetFusion, RefNetFusion])

@@ -65,10 +65,13 @@ def test_a_pyramid_halves_its_maps_from_stage_to_stage(backbone: str) -> None:
 def test_the_first_stages_of_small_are_the_encoder_of_umsf_net() -> None:
     torch.manual_seed(0)
     stages, _ = pyramid("small", 4)
-    encoder = small_resnet(4, 64, "batch")
-    names = [stages[0].state_dict(), stages[1].state_dict(), stages[2].state_dict()]
-    shapes = [tuple(w.shape) for part in names for w in part.values()]
-    assert shapes == [tuple(w.shape) for w in encoder.state_dict().values()]
+    encoder, x = small_resnet(4, 64, "batch"), torch.randn(2, 4, 32, 32)
+    own = [w for stage in list(stages)[:3] for w in stage.state_dict().values()]
+    encoder.load_state_dict(dict(zip(encoder.state_dict(), own, strict=True)))
+    maps = x
+    for stage in list(stages.eval())[:3]:
+        maps = stage(maps)
+    torch.testing.assert_close(maps, encoder.eval()(x))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -78,7 +81,7 @@ def test_every_network_trains_on_one_window_of_any_size(name: str) -> None:
     found = network(images(1, 40, 23))
     extra = {"asanet": 1, "ref_net": 2}.get(name, 0)
     assert [one.shape for one in found] == [(1, 3, 40, 23)] * (1 + extra)
-    assert (network.auxiliary > 0) == (extra > 0)
+    assert network.auxiliary == {"asanet": 0.4, "ref_net": 0.005}.get(name, 0)  # as published
     sum(one.square().mean() for one in found).backward()  # type: ignore[union-attr]
     without = [n for n, p in network.named_parameters() if p.grad is None]
     assert without == []
@@ -105,13 +108,13 @@ def test_one_sensor_alone_has_nothing_to_fuse() -> None:
             assert isinstance(network, LevelFusion) and not network.fusions
             assert network({role: images()[role]})[0].shape == (2, 3, 32, 32)
     layout = load_layout("whu-opt-sar")
-    assert Form.of_layout(layout).bands == BOTH and Form.of_layout(layout).classes == 7
-    assert Form.of_layout(layout, "sar", channels=8) == Form({"sar": 1}, 7, "small", 8)
-    assert Form.of_layout(load_layout("naip"), "both").bands == {"optical": 4}
+    assert Form.of_layout(layout, "both", "small", 64) == Form(BOTH, 7)
+    assert Form.of_layout(layout, "sar", "resnet18", 8) == Form({"sar": 1}, 7, "resnet18", 8)
+    assert Form.of_layout(load_layout("naip"), "both", "small", 64).bands == {"optical": 4}
 
 
 def test_asanet_passes_recalibrated_maps_to_the_next_stage() -> None:
-    """With gains of 1.5 everywhere, a stage reads 1.5 times what the one before has made."""
+    """With gains of 1.5 everywhere, and normed, at the four levels that are fused."""
     network = Asanet(Form(BOTH, 3)).eval()
     for focus in network.focus:
         for weight in focus.parameters():
@@ -123,8 +126,11 @@ def test_asanet_passes_recalibrated_maps_to_the_next_stage() -> None:
     with torch.no_grad():
         network(given)
         maps = stages[0](given["optical"])
-        for stage in stages[1:-1]:
+        for norm, stage in zip(network.norms[0], stages[1:-1], strict=False):
             maps = 1.5 * stage(maps)
+            maps = norm(maps)
+            flat = maps.permute(1, 0, 2, 3).flatten(1)  # each place by itself, over the channels
+            assert flat.mean(dim=0).abs().max() < 1e-4
     torch.testing.assert_close(read[0], maps)
 
 

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from umsf_lib.__main__ import main
 from umsf_lib.clustering.task import ClusteringTask
-from umsf_lib.config import IGNORE, Config, DataError, load_config
+from umsf_lib.config import IGNORE, Config, ConfigError, DataError, load_config
 from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import load_data
 from umsf_lib.data.windows import PixelStore, training_tiles
 from umsf_lib.evaluation.stage import load_records
 from umsf_lib.experiments.pipeline import METHODS, run_everything
 from umsf_lib.experiments.sweep import SUITES
-from umsf_lib.run import Run
+from umsf_lib.run import Run, seed_everything
 from umsf_lib.supervised import CEILING, stage
 from umsf_lib.supervised.networks import NETWORKS, Form, LevelFusion, supervised_network
 from umsf_lib.supervised.stage import (
@@ -114,7 +114,10 @@ def test_a_share_of_the_labelled_windows_is_the_same_in_every_run(
     monkeypatch.setattr(LabelledWindows, "labels", without)
     first, again = (LabelledWindows(whu, whu_store, config).tiles.tolist() for _ in range(2))
     assert first == again == sorted(first) and tiles[0] not in first
-    assert len(first) == math.ceil(share * (len(tiles) - 1)) == len({tuple(t) for t in first})
+    n = len(tiles) - 1
+    assert len(first) == {1.0: n, 0.5: (n + 1) // 2, 0.05: (n + 19) // 20}[share]
+    more = LabelledWindows(whu, whu_store, TINY).tiles.tolist()
+    assert all(tile in more for tile in first) and len({tuple(t) for t in first}) == len(first)
     monkeypatch.setattr(LabelledWindows, "labels", lambda *_: np.full((32, 32), IGNORE))
     with pytest.raises(DataError, match="no training window of 32 px in .* has a label; notebooks"):
         LabelledWindows(whu, whu_store, config)
@@ -177,6 +180,25 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(
     assert ends[0].stat().st_mtime_ns == before
 
 
+def test_auxiliary_heads_count_with_their_weight(project: Path) -> None:
+    """The first loss of a training, computed again: fused and 0.005 times both streams."""
+    run, task = started(load_config("tiny", overrides="supervised.steps=1"), "one")
+    fit_network("ref_net", run, task)
+    generator = seed_everything(run.config.seed)
+    network = supervised_network("ref_net", Form({"optical": 4, "sar": 1}, 7, channels=8)).train()
+    images, labels = LabelledWindows(task.scenes, task.store, run.config).draw(generator)
+    fused, *streams = label_losses(network(images), labels).tolist()
+    logged = pd.read_csv(run.path("supervised-ref_net.csv")).loss.item()
+    assert logged == pytest.approx(fused + 0.005 * sum(streams), rel=1e-6) and len(streams) == 2
+
+
+def test_one_window_of_one_token_is_refused(project: Path) -> None:
+    overrides = "supervised.batch=1 views.window_px=16"
+    run, task = started(load_config("tiny", overrides=overrides), "one")
+    with pytest.raises(ConfigError, match="batch is 1 and views.window_px 16, so .*=2 or more"):
+        fit_network("add", run, task)
+
+
 def test_it_is_a_method_of_a_run_without_pretraining(project: Path) -> None:
     """It predicts the classes, however many clusters other methods have."""
     overrides = "cluster.num_clusters=9 model.sensors=sar"
@@ -186,6 +208,8 @@ def test_it_is_a_method_of_a_run_without_pretraining(project: Path) -> None:
     found = load_records([run.folder])
     assert set(found.method) == {"supervised-concat", "kmeans-statistics"}
     with np.load(run.path("confusions.npz")) as saved:
+        for name in ("mapping", "named"):  # it knows the classes, so nothing is matched
+            assert saved[f"supervised-concat/dense/{name}"].tolist() == [*range(7)]
         rows = [
             saved[f"{n}/dense/test"].shape[1] for n in ("supervised-concat", "kmeans-statistics")
         ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from ..pretraining.stage import (
 from ..progress import Progress
 from ..run import Run
 from ..training.checkpoints import load_checkpoint, load_weights, write_state
-from ..training.loop import LossOf, Row, train, trainable, write_rows
+from ..training.loop import LossOf, Row, cosine_with_warmup, train, trainable, write_rows
 
 # Task, progress, network with its head -> the network to keep, and the log.
 Learn = Callable[[ClusteringTask, Progress | None, UmsfNet], tuple[UmsfNet, list[Row]]]
@@ -134,7 +135,7 @@ def train_module(
         loss_of,
         optimizer,
         steps=steps,
-        warmup=max(1, steps // 20),
+        schedule=partial(cosine_with_warmup, warmup=max(1, steps // 20)),
         generator=generator,
         batch=("pretrain.batch", config.pretrain.batch),
         amp=config.pretrain.amp,

@@ -29,12 +29,14 @@ class Classifier:
         num_clusters: K'.
         stride: px per token of the posteriors.
         posteriors: scene index -> ``(K', h, w)``, sums to 1 over K'.
+        predicts_classes: whether it has learnt from labels which class each output is.
     """
 
     name: str
     num_clusters: int
     stride: int
     posteriors: Callable[[int], Tensor]
+    predicts_classes: bool = False
 
     def pixels(self, store: PixelStore, scene: int, smoothing_px: float) -> Tensor:
         """Compute smoothed posteriors ``(K', H, W)`` of a scene, smoothed alike for all methods."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from ..pretraining.augmentations import (
 from ..pretraining.momentum import key_network, momentum_update
 from ..progress import Progress, each
 from ..run import to_device
-from ..training.loop import Metrics, Row, train, trainable
+from ..training.loop import Metrics, Row, cosine_with_warmup, train, trainable
 from .inference import network_posteriors
 from .losses import clustering_loss, consistency_loss, soft_cross_entropy
 from .smoothing import guide_of, smooth_tokens
@@ -181,7 +182,7 @@ def _round(
         loss_of,
         optimizer,
         steps=settings.steps,
-        warmup=max(1, settings.steps // 20),
+        schedule=partial(cosine_with_warmup, warmup=max(1, settings.steps // 20)),
         generator=generator,
         batch=("cluster.batch", settings.batch),
         amp=config.pretrain.amp,

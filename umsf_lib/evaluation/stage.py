@@ -53,8 +53,9 @@ def evaluate(
     The matching of clusters to classes is fitted on the pooled validation scenes and applied to the
     test scenes: one to one (``validation``), and each cluster by itself (``named``, see
     ``metrics.naming``). A data set without validation scenes (a transductive one) has only the
-    matching fitted on the test scenes, and the records say so. A protocol is left out if no test
-    pixel or patch is labelled well enough, and all of them if the data has no classes.
+    matching fitted on the test scenes, and the records say so. A method that has learnt the classes
+    from labels is not matched. A protocol is left out if no test pixel or patch is labelled well
+    enough, and all of them if the data has no classes.
 
     Args:
         run: its finished stages are read by the methods.
@@ -93,6 +94,7 @@ def _write_scores(
     arrays, rows = {}, []
     makers = list(methods.values()) if scenes.labelled else []
     every = [make() for make in each(makers, progress, "fit methods")]
+    known = {one.name for one in every if one.predicts_classes}
     val, test = scenes.indices("val"), scenes.indices("test")
     counted = score_scenes(every, task, [*val, *test], progress=progress)
     for name, protocols in counted.items():
@@ -101,6 +103,8 @@ def _write_scores(
             if not tables.any():
                 continue  # no labels there; or scenes smaller than a patch, thinly labelled
             mappings = matchings(both[: len(val)], tables)
+            if name in known:
+                mappings = dict.fromkeys(mappings, np.arange(len(scenes.layout.classes)))
             base = identity(run.folder.name, run.config, name, protocol)
             rows += records(base, scenes.layout.classes, tables, mappings)
             arrays[f"{name}/{protocol}/test"] = tables

@@ -16,26 +16,28 @@ import pandas as pd
 from ..baselines import LEARNED
 from ..config import Config, ConfigError, DataError, check_choice
 from ..data.layout import load_layout
+from ..models.kept import fits_kept
 from ..run import Run, other_settings, project_root
 from ..supervised import CEILING
 from .pipeline import METHODS, USUAL, pretrain_run, run_everything, stages_of
 from .records import RunRecord, is_evaluated, read_records, read_run
 
 FOURFOLD = "4 x the profile's"  # a value that depends on the profile
+PUBLISHED = ("asanet", "amm_fusenet", "ref_net")  # fusions of the suite ``fusions``
 # Question -> variant -> section -> values that differ from the profile's.
 GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "sensors": {
         "optical": {"model": {"sensors": "optical"}},
         "sar": {"model": {"sensors": "sar"}},
     },
-    "fusion": {
-        name: {"model": {"fusion": name}}
-        for name in ("concat", "add", "asanet", "amm_fusenet", "ref_net")
-    },
+    "fusion": {name: {"model": {"fusion": name}} for name in ("concat", "add", *PUBLISHED)},
     "pretraining": {
         "no_pretraining": {"cluster": {"initial": "random"}},
         "epochs_x4": {"pretrain": {"epochs": FOURFOLD}},
-        "umsf_small": {"model": {"weights": "umsf-small"}, "pretrain": {"lr": 0.0005}},
+        "umsf_small": {
+            "model": {"weights": "umsf-small"},
+            "pretrain": {"optimizer": "adamw", "lr": 0.0005},
+        },
     },
     # The layout's own rule is left out (see ``Sweep.variants``).
     "standardisation": {
@@ -106,7 +108,7 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     "first": {"base": USUAL, "optical": OURS, "sar": OURS, "no_pretraining": OURS},
     "baselines": {"base": (*USUAL, *LEARNED, "supervised")}
     | {"optical": OURS, "sar": OURS, "no_pretraining": OURS},
-    "ablations": {name: OURS for name in ("base", *ABLATED)}
+    "ablations": {name: OURS for name in ("base", *ABLATED) if name not in PUBLISHED}
     | {"mild_imbalance": SCALED, "as_published": ("mutual-information",)},
     "scale": {"base": SCALED, "no_pretraining": OURS, "epochs_x4": OURS}
     | {name: SCALED for name in SIZES}
@@ -141,8 +143,8 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     "fusions": {"base": (), "clusters_12": OURS}
     | {f"{name}-clusters_12": OURS for name in GROUPS["fusion"]},
 }
-# Done if a suite has no records, with the USUAL methods.
-SMALLEST = ("base", "no_pretraining", "clusters_12")
+# Variants and methods that are done if a suite has no records.
+SMALLEST, SMALL_METHODS = ("base", "no_pretraining", "clusters_12"), (*USUAL, *ALONE)
 AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that do not affect pretraining
 # How clusters get classes (see ``evaluation.stage.evaluate``).
 MATCHINGS = {
@@ -206,26 +208,30 @@ class Sweep:
         """Variant -> methods.
 
         Left out are variants with the same settings as an earlier one in this profile, or with the
-        layout's own rule of standardisation, variants with SAR alone of data without SAR and, for
-        data that is not synthetic, variants with other synthetic scenes.
+        layout's own rule of standardisation, those from ``umsf-small`` of networks of other shapes,
+        variants with SAR alone of data without SAR and, for data that is not synthetic, variants
+        with other synthetic scenes.
         """
         found: dict[str, Sequence[str]] = {}
         seen: list[Config] = []
         layout = load_layout(self.config.layout)
+        own_rule = f"standardise_{layout.optical.standardise}"
         for name, methods in SUITES[self.suite].items():
             config = vary_config(self.config, name)
             if config in seen or (self.config.data and other_scenes(name)):
                 continue
             if layout.sar is None and config.model.sensors == "sar":
                 continue
-            if config.scenes.standardise == layout.optical.standardise:
+            if self.config.scenes.standardise == "layout" and own_rule in name.split("-"):
+                continue
+            if config.model.weights == "umsf-small" and not fits_kept(config.model):
                 continue
             if methods:
                 seen.append(config)
             if not self.smallest:
                 found[name] = methods
             elif name in SMALLEST:
-                found[name] = tuple(method for method in methods if method in USUAL)
+                found[name] = tuple(method for method in methods if method in SMALL_METHODS)
         return found
 
     def matching_of(self, fitted: Collection[str]) -> str:
@@ -268,7 +274,8 @@ class Sweep:
         for variant, seed, name, config in self.planned():
             if not self.variants[variant]:
                 continue  # its stages are done when the first variant shares them
-            wanted = set(self.variants[variant]) - set(CEILING)  # not all data has it
+            methods = self.variants[variant]
+            wanted = set(methods) - set(CEILING) or set(methods)  # not all data has a ceiling
             same = name in kept and not other_settings(kept[name].manifest["config"], config)
             if (
                 same
@@ -279,7 +286,6 @@ class Sweep:
                 print(f"run {name}: skipped, {why}", flush=True)
                 continue
             print(f"run {name}", flush=True)
-            methods = self.variants[variant]
             trained = any("despeckle" in stages_of(name) for name in methods)
             run_everything(open_variant(self.base(seed), variant, trained), methods)
 
@@ -307,7 +313,8 @@ class Sweep:
                 continue
             scores = record.scores(config)
             scores = scores[scores.method.isin(self.variants[variant])]
-            yield variant, seed, record, scores.assign(variant=variant)
+            if len(scores):  # the run may be of another suite
+                yield variant, seed, record, scores.assign(variant=variant)
 
 
 def vary_config(config: Config, variant: str) -> Config:

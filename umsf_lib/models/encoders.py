@@ -211,14 +211,12 @@ def encoder(
     return body
 
 
-def pyramid(
-    backbone: str, bands: int, rgb: tuple[int, int, int] | None = None
-) -> tuple[nn.ModuleList, tuple[int, ...]]:
+def pyramid(backbone: str, bands: int) -> tuple[nn.ModuleList, tuple[int, ...]]:
     """Build the stages of an encoder, from fine to coarse, each of which reads the one before.
 
     ``small`` has five, with strides 1, 2, 4, 8, 16, of which the first three are those of
     ``small_resnet``; ResNets have five, with strides 2, 4, 8, 16, 32; ``convnext_tiny`` has four,
-    with strides 4, 8, 16, 32. Weights are random, norms those of the published networks.
+    with strides 4, 8, 16, 32, and drops blocks as often as in ASANet. Weights are random.
 
     Returns:
         The stages and the number of channels of each.
@@ -233,15 +231,16 @@ def pyramid(
         return nn.ModuleList([body[:3], body[3], body[4:], *deeper]), PYRAMIDS[backbone]
     from torchvision.models import get_model
 
-    net = get_model(backbone, weights=None)
     if backbone == "convnext_tiny":
-        parts = list(net.features)
+        parts = list(get_model(backbone, weights=None, stochastic_depth_prob=0.4).features)
         parts[0][0] = nn.Conv2d(bands, 96, 4, 4)
         pairs = zip(parts[::2], parts[1::2], strict=True)  # a stem or reduction, then the blocks
         stages = [nn.Sequential(*pair) for pair in pairs]
     else:
-        stem = nn.Sequential(inflate(net.conv1, bands, rgb), net.bn1, net.relu)
-        first = nn.Sequential(net.maxpool, net.layer1)
+        net = get_model(backbone, weights=None)
+        conv = nn.Conv2d(bands, 64, 7, 2, 3, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        stem, first = nn.Sequential(conv, net.bn1, net.relu), nn.Sequential(net.maxpool, net.layer1)
         stages = [stem, first, net.layer2, net.layer3, net.layer4]
     return nn.ModuleList(stages), PYRAMIDS[backbone]
 

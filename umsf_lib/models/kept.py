@@ -118,6 +118,12 @@ def spread(kept: Sequence[str], bands: Sequence[str]) -> np.ndarray:
     return sources / takers
 
 
+def fits_kept(model: ModelConfig) -> bool:
+    """Return whether a network of these settings can start from ``umsf-small``."""
+    kept = kept_record()["model"]
+    return all(getattr(model, name) == kept[name] for name in SHARED)
+
+
 def _check_model(model: ModelConfig, kept: dict[str, Any]) -> None:
     for name in SHARED:
         if (value := getattr(model, name)) != kept[name]:

@@ -7,6 +7,8 @@ known scenes. Contrastive pretraining then trains it further, as part of the SAR
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from ..data.windows import draw_windows, open_store, training_tiles
 from ..progress import Progress
 from ..run import Run, to_device, write_json
 from ..training.checkpoints import write_state
-from ..training.loop import Metrics, Row, train
+from ..training.loop import Metrics, Row, cosine_with_warmup, train
 from .encoders import Despeckle
 from .speckle import add_speckle, boxcar, lee, patchwork
 
@@ -71,7 +73,7 @@ def fit_despeckler(
         loss_of,
         optimizer,
         steps=settings.steps,
-        warmup=max(1, settings.steps // 10),
+        schedule=partial(cosine_with_warmup, warmup=max(1, settings.steps // 10)),
         generator=generator,
         batch=("despeckle.batch", settings.batch),
         progress=progress,

@@ -12,6 +12,7 @@ from ..config import ModelConfig
 from ..data.layout import Layout
 from .encoders import Despeckle, SarEncoder, encoder, group_norm
 from .fusion import FUSIONS, AttentionFusion, RefNetFusion
+from .fusion.ref_net import SensorStreams
 
 PROJECTORS = {
     "both": ("optical", "sar", "cross_optical", "cross_sar", "fused"),
@@ -72,6 +73,7 @@ class UmsfNet(nn.Module):
         names = PROJECTORS[self.sensors]
         self.projectors = nn.ModuleDict({name: projection_head(*sizes) for name in names})
         self.clustering: nn.Module | None = None
+        self.streams: nn.Module | None = None  # of the fusion, for training of the head only
         self.to(memory_format=torch.channels_last)  # faster on a GPU and, by a tenth, on a CPU
 
     @property
@@ -80,9 +82,10 @@ class UmsfNet(nn.Module):
         return None if self.sar is None else self.sar.despeckler
 
     def set_num_clusters(self, num_clusters: int) -> None:
-        """Attach a fresh clustering head."""
-        hidden = self.model.cluster_hidden
-        self.clustering = clustering_head(self.model.channels, hidden, num_clusters)
+        """Attach a fresh clustering head, with the streams of REF-Net's fusion."""
+        hidden, channels = self.model.cluster_hidden, self.model.channels
+        self.clustering = clustering_head(channels, hidden, num_clusters)
+        self.streams = SensorStreams(channels) if isinstance(self.fusion, RefNetFusion) else None
 
     def compile_blocks(self) -> None:
         """Compile residual blocks, despeckler and fusion one by one, in place.
@@ -136,12 +139,12 @@ class UmsfNet(nn.Module):
     def logits(self, maps: Mapping[str, Tensor], streams: bool = False) -> list[Tensor]:
         """Compute the head's logits ``(B, K, H, W)`` from ``features``.
 
-        With ``streams``, also those of the maps that a fusion has for training only.
+        With ``streams``, also those of the streams of each sensor, where the fusion has them.
         """
         assert self.clustering is not None
         read = [maps["fused"]]
-        if streams and isinstance(self.fusion, RefNetFusion):
-            read += self.fusion.streams(maps["optical"], maps["sar"], maps["difference"])
+        if streams and self.streams is not None:
+            read += self.streams(maps["optical"], maps["sar"], maps["difference"])
         return [self.clustering(one) for one in read]
 
 

@@ -6,6 +6,7 @@ import inspect
 import math
 import warnings
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ..progress import Progress
 from ..run import Run, code_digest, seed_everything, use_deterministic
 from ..training.checkpoints import Checkpoints, load_checkpoint, load_weights
 from ..training.distributed import any_process, own_rows, rank, world_size
-from ..training.loop import Metrics, Row, train, trainable, write_rows
+from ..training.loop import Metrics, Row, cosine_with_warmup, train, trainable, write_rows
 from .batches import Batch, ValidAt, two_views
 from .losses import collapsed, embedding_statistics
 from .moco import MomentumContrast
@@ -101,7 +102,7 @@ def _pretrain(
         loss_of,
         optimizer,
         steps=settings.epochs * per_epoch,
-        warmup=settings.warmup_epochs * per_epoch,
+        schedule=partial(cosine_with_warmup, warmup=settings.warmup_epochs * per_epoch),
         generator=generator,
         batch=("pretrain.batch", settings.batch),
         amp=settings.amp,

@@ -12,6 +12,7 @@ from ..models.encoders import ResidualBlock
 from ..models.fusion.ref_net import VssBlock
 
 POOLS = (1, 2, 3, 6)  # sides of the pooled maps of UPerNet
+DROPOUT = 0.1  # of channels, before the classes
 
 
 def enlarged(maps: Tensor, like: Tensor) -> Tensor:
@@ -34,9 +35,7 @@ class UperHead(nn.Module):
     The pooled maps have layer norms, because batch norms cannot train on one window's 1 x 1 map.
     """
 
-    def __init__(
-        self, widths: Sequence[int], classes: int, channels: int = 256, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, widths: Sequence[int], classes: int, channels: int) -> None:
         """Build for maps of these channels, from fine to coarse."""
         super().__init__()
         coarsest = widths[-1]
@@ -51,7 +50,7 @@ class UperHead(nn.Module):
         self.laterals = nn.ModuleList(conv_norm(width, channels, 1) for width in widths[:-1])
         self.smooth = nn.ModuleList(conv_norm(channels, channels, 3) for _ in widths[:-1])
         self.mix = conv_norm(len(widths) * channels, channels, 3)
-        self.classify = nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, classes, 1))
+        self.classify = nn.Sequential(nn.Dropout2d(DROPOUT), nn.Conv2d(channels, classes, 1))
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Map levels ``(B, C_k, h_k, w_k)``, fine to coarse, to logits ``(B, K, h_0, w_0)``."""
@@ -78,10 +77,10 @@ def top_down(maps: Sequence[Tensor], blocks: Sequence[nn.Module] = ()) -> list[T
     return found
 
 
-def fcn_head(width: int, classes: int, channels: int = 256, dropout: float = 0.1) -> nn.Sequential:
+def fcn_head(width: int, classes: int, channels: int) -> nn.Sequential:
     """Build the auxiliary head of one level: ``(B, width, h, w)`` to logits ``(B, K, h, w)``."""
     return nn.Sequential(
-        conv_norm(width, channels, 3), nn.Dropout2d(dropout), nn.Conv2d(channels, classes, 1)
+        conv_norm(width, channels, 3), nn.Dropout2d(DROPOUT), nn.Conv2d(channels, classes, 1)
     )
 
 
@@ -120,8 +119,10 @@ class MdfDecoder(nn.Module):
         """
         maps = [scan(level) for scan, level in zip(self.scans, fused, strict=True)]
         finest = [top_down(maps, list(self.path))[0]]
-        for number in range(2) if self.training else ():
-            pairs = zip(self.entries[number].children(), sensors[number], apart, strict=True)
-            own = [block(level + difference) for block, level, difference in pairs]
-            finest.append(top_down(own, list(self.streams[number].children()))[0])
+        for entries, blocks, levels in zip(self.entries, self.streams, sensors, strict=True):
+            if not self.training:
+                break
+            triples = zip(entries.children(), levels, apart, strict=True)
+            own = [block(level + difference) for block, level, difference in triples]
+            finest.append(top_down(own, list(blocks.children()))[0])
         return [head(one) for head, one in zip(self.heads, finest, strict=False)]

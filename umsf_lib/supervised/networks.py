@@ -1,7 +1,7 @@
 """Supervised fusion networks for optical and SAR windows: images in, logits of each pixel out.
 
 All are built on the same backbones (see ``encoders.pyramid``), so that a table compares how they
-fuse. With the published backbone and width they have the published number of parameters.
+fuse. Each class says how it differs from what was published.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..data.layout import Layout
 from ..models.encoders import pyramid
 from ..models.fusion import FUSIONS
 from ..models.fusion.amm_fusenet import ChannelAttention, DenseAspp
-from ..models.fusion.asanet import CascadeFusion, SemanticFocus
+from ..models.fusion.asanet import CascadeFusion, ChannelNorm, SemanticFocus
 from ..models.fusion.ref_net import ShareAndDifference
 from .decoders import MdfDecoder, UperHead, conv_norm, enlarged, fcn_head
 
@@ -44,12 +44,12 @@ class Form:
     channels: int = 64
 
     @classmethod
-    def of_layout(cls, layout: Layout, sensors: str = "both", **others: int | str) -> Form:
+    def of_layout(cls, layout: Layout, sensors: str, backbone: str, channels: int) -> Form:
         """Read bands and classes from a layout, for ``sensors`` as in ``model.sensors``."""
         bands = {"optical": len(layout.optical.bands)}
         bands |= {"sar": len(layout.sar.bands)} if layout.sar else {}
-        read = {role: n for role, n in bands.items() if sensors in ("both", role)}
-        return cls(read, len(layout.classes), **others)  # type: ignore[arg-type]
+        read = {role: count for role, count in bands.items() if sensors in ("both", role)}
+        return cls(read, len(layout.classes), backbone, channels)
 
 
 class FusionNetwork(nn.Module):
@@ -66,7 +66,7 @@ class FusionNetwork(nn.Module):
         built = {role: pyramid(form.backbone, bands) for role, bands in form.bands.items()}
         self.streams = nn.ModuleDict({role: stages for role, (stages, _) in built.items()})
         _, self.widths = next(iter(built.values()))  # channels of the stages
-        self.multiple = 2 * 16 if form.backbone != "small" else 16  # coarsest stride, px
+        self.multiple = 16 if form.backbone == "small" else 32  # coarsest stride, px
 
     def forward(self, images: Mapping[str, Tensor]) -> list[Tensor]:
         """Compute logits ``(B, K, h, w)``; in training also those of auxiliary heads.
@@ -120,11 +120,11 @@ class LevelFusion(FusionNetwork):
 
 
 class Asanet(FusionNetwork):
-    """ASANet (Zhang et al. 2024): what a stage recalibrates is what the next stage reads.
+    """ASANet (Zhang et al. 2024): a stage reads what the one before has recalibrated and normed.
 
-    Published with two ConvNeXt-V2-Tiny, 256 channels and 82 M parameters; torchvision has V1, whose
-    blocks lack a global response normalisation of few parameters. ``faithful``: see
-    ``CascadeFusion``.
+    Published with two ConvNeXt-V2-Tiny, 256 channels and 82 M parameters. torchvision has V1, whose
+    blocks lack a global response normalisation of few parameters: 82 M without the side head that
+    only training reads. ``faithful``: see ``CascadeFusion``.
     """
 
     auxiliary = 0.4
@@ -134,24 +134,24 @@ class Asanet(FusionNetwork):
         widths = self.widths[-LEVELS:]
         self.focus = nn.ModuleList(SemanticFocus(width) for width in widths)
         self.norms = nn.ModuleList(
-            nn.ModuleList(nn.GroupNorm(1, width) for width in widths) for _ in range(2)
+            nn.ModuleList(ChannelNorm(width) for width in widths) for _ in range(2)
         )
         self.fuse = nn.ModuleList(CascadeFusion(width, faithful) for width in widths)
         self.head = UperHead(widths, form.classes, form.channels)
-        self.side = fcn_head(widths[-2], form.classes, form.channels)
+        self.side = fcn_head(widths[-2], form.classes, form.channels // 2)
 
     def decode(self, images: Mapping[str, Tensor]) -> list[Tensor]:
         """Interleave stages and recalibration; see ``FusionNetwork``."""
         maps, fused = [images["optical"], images["sar"]], []
         skipped = len(self.widths) - LEVELS  # a stage before the first fused level
         norms = list(zip(*(norm.children() for norm in self.norms), strict=True))  # of each level
-        pairs = zip(*(stream.children() for stream in self.streams.values()), strict=True)
-        for number, stages in enumerate(pairs):
+        both = zip(*(stream.children() for stream in self.streams.values()), strict=True)
+        for number, stages in enumerate(both):
             maps = [stage(one) for stage, one in zip(stages, maps, strict=True)]
             if (level := number - skipped) >= 0:
-                maps = list(self.focus[level](*maps))
-                normed = [norm(one) for norm, one in zip(norms[level], maps, strict=True)]
-                fused.append(self.fuse[level](*normed))
+                pairs = zip(norms[level], self.focus[level](*maps), strict=True)
+                maps = [norm(one) for norm, one in pairs]
+                fused.append(self.fuse[level](*maps))
         aside = [self.side(fused[-2])] if self.training else []
         return [self.head(fused), *aside]
 
@@ -161,6 +161,7 @@ class AmmFusenet(FusionNetwork):
 
     Published with two ResNet-50 and 256 channels: for 13 and 2 bands and 7 classes 62 332 663
     parameters, of which 132 096 are of convolutions that its code never reads and this one lacks.
+    Its ResNets have a stride of 16, by dilation; here they have 32.
     """
 
     def __init__(self, form: Form) -> None:

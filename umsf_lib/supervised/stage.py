@@ -15,18 +15,17 @@ from torch import Tensor
 
 from ..clustering.inference import Classifier, scene_map
 from ..clustering.task import ClusteringTask
-from ..config import IGNORE, Config, DataError
+from ..config import IGNORE, Config, ConfigError, DataError
 from ..data.scene_set import SceneSet, normalisation_of
 from ..data.windows import PixelStore, training_tiles
 from ..progress import Progress
-from ..run import Run, code_digest, seed_everything
+from ..run import Run, code_digest, seed_everything, use_deterministic
 from ..training.checkpoints import Checkpoints, load_checkpoint, load_weights
 from ..training.loop import Metrics, polynomial, train, write_rows
 from .ceiling import has_ceiling
 from .networks import Form, FusionNetwork, supervised_network
 
 EVERY = 100  # steps between checkpoints
-LARGEST_TILE = 256  # px; these networks keep maps of each pixel
 NO_DECAY = ("log_rate", "skip")  # parameters of a scan that weight decay would harm
 
 
@@ -60,15 +59,12 @@ def fit_network(
     inputs = config.section("views", "supervised", "seed") | {
         "sensors": config.model.sensors,
         "normalisation": normalisation_of(run),
+        "labels": [task.scenes.folder.name, task.scenes.split["train"]],
     }
     folder = run.path("checkpoints", stage)
     checkpoints = Checkpoints(folder, inputs, EVERY, code_digest(__name__), config.stale)
-    form = Form.of_layout(
-        task.scenes.layout,
-        config.model.sensors,
-        backbone=config.supervised.backbone,
-        channels=config.supervised.channels,
-    )
+    backbone, channels = config.supervised.backbone, config.supervised.channels
+    form = Form.of_layout(task.scenes.layout, config.model.sensors, backbone, channels)
     if not run.is_current(stage, inputs, __name__, trains=True):
         run.make(
             stage,
@@ -83,14 +79,20 @@ def fit_network(
 
 
 def pixel_classifier(network: FusionNetwork, task: ClusteringTask, name: str) -> Classifier:
-    """Make a classifier of whole scenes from a network whose logits are those of pixels."""
+    """Make a classifier of whole scenes from a network whose logits are those of pixels.
+
+    Its tiles are as large as the windows of the training, for means and maxima of a map enter the
+    result; half of each overlaps the next.
+    """
 
     def posteriors(windows: dict[str, Tensor]) -> Tensor:
         return network(windows)[0].softmax(dim=1)  # (B, K, h, w)
 
-    tiles = replace(task.config.map, tile_px=min(task.config.map.tile_px, LARGEST_TILE))
+    size = task.config.views.window_px
+    tiles = replace(task.config.map, tile_px=size, overlap_px=size // 2)
     of_scene = partial(scene_map, posteriors, task.store, stride=1, config=tiles)
-    return Classifier(name, len(task.scenes.layout.classes), 1, of_scene)
+    classes = len(task.scenes.layout.classes)
+    return Classifier(name, classes, 1, of_scene, predicts_classes=True)
 
 
 def _train(
@@ -104,7 +106,13 @@ def _train(
     """Train and write the files of the stage; return their names."""
     config, settings = run.config, run.config.supervised
     generator = seed_everything(config.seed)
+    use_deterministic(False)  # pooling has no such code on a GPU
     network = supervised_network(name, form).to(run.device)
+    if settings.batch == 1 and config.views.window_px <= network.multiple:
+        raise ConfigError(
+            f"supervised.batch is 1 and views.window_px {config.views.window_px}, so batch norm "
+            f"would see single tokens of stride {network.multiple}; set supervised.batch=2 or more."
+        )
     windows = LabelledWindows(task.scenes, task.store, config)
     if config.stale == "fresh":
         checkpoints.delete_others()

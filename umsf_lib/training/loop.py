@@ -12,7 +12,6 @@ import contextlib
 import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -52,7 +51,6 @@ def train(
     steps: int,
     generator: torch.Generator,
     batch: tuple[str, int],
-    warmup: int = 0,
     schedule: Schedule | None = None,
     amp: bool = False,
     after_step: Callable[[int], None] = lambda step: None,
@@ -69,8 +67,8 @@ def train(
         steps: total number of steps.
         generator: source of all random draws in ``loss_of``; saved and restored.
         batch: name and size of the batch, for the error message when memory is full.
-        warmup: number of steps with a rise of the learning rate, before the cosine.
-        schedule: factor on the learning rate by step and number of steps, instead of those two.
+        schedule: step, number of steps -> factor on the learning rate; default
+            ``cosine_with_warmup``.
         amp: use bfloat16 autocast, on CUDA only.
         after_step: called with the step number after the optimiser step.
         checkpoints: where to save and resume; Ctrl-C and SIGTERM then wait for the end of a step.
@@ -88,8 +86,8 @@ def train(
     with delayed_signals(enabled=checkpoints is not None) as signals:
         while state.done < steps:
             with state.explained(batch):
-                factor = schedule or partial(cosine_with_warmup, warmup=warmup)
-                metrics = state.step(loss_of, factor(state.done, steps), amp)
+                factor = (schedule or cosine_with_warmup)(state.done, steps)
+                metrics = state.step(loss_of, factor, amp)
                 after_step(state.done - 1)
                 if state.done % log_every == 0 or state.done == steps:
                     state.log(metrics)
@@ -217,7 +215,7 @@ class _State:
             ) from error
 
 
-def cosine_with_warmup(step: int, steps: int, warmup: int) -> float:
+def cosine_with_warmup(step: int, steps: int, warmup: int = 0) -> float:
     """Return the factor on the learning rate: linear over ``warmup`` steps, then a cosine to 0."""
     if step < warmup:
         return (step + 1) / warmup

@@ -14,6 +14,14 @@ from torch import Tensor, nn
 from .windows import within_windows
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each place of ``(B, C, H, W)``."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Normalise; the shape stays the same."""
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class SemanticFocus(nn.Module):
     """SFM: o' = o (1 + sigmoid(phi(max(o - s)))), and s' with the sensors exchanged.
 
@@ -63,7 +71,7 @@ class CascadeFusion(nn.Module):
     def forward(self, optical: Tensor, sar: Tensor) -> Tensor:
         """Fuse two maps ``(B, C, H, W)`` into one."""
         both = torch.cat([optical, sar], dim=1)  # (B, 2C, H, W)
-        mean = self.joint(both).mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+        mean = self.joint(both.mean(dim=(2, 3), keepdim=True))  # (B, C, 1, 1)
         of_optical, of_sar = (torch.sigmoid(gate(mean)) for gate in self.gates)
         maps = [optical * of_optical, sar * of_sar]
         mixed = self.mix(torch.cat(maps, dim=1))  # (B, C, H, W)
@@ -87,18 +95,21 @@ def _channel_gate(channels: int, faithful: bool) -> nn.Sequential:
 
 
 class AsanetFusion(nn.Module):
-    """Semantic focus and cascade fusion of one stage, normalised over the channels."""
+    """Semantic focus and cascade fusion, with the norms of one stage of ASANet.
+
+    The result is normalised again, as those of the other fusions are.
+    """
 
     def __init__(self, channels: int, heads: int) -> None:
         """Build for C = ``channels``; ``heads`` is unused, it belongs to the shared interface."""
         super().__init__()
         self.focus, self.fuse = SemanticFocus(channels), CascadeFusion(channels)
-        self.norm = nn.LayerNorm(channels)
+        self.norm_optical, self.norm_sar, self.norm = (ChannelNorm(channels) for _ in range(3))
 
     def forward(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Fuse maps ``(B, C, H, W)``, see ``within_windows``."""
         return within_windows(self._fuse, optical, sar)
 
     def _fuse(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        tokens = self.fuse(*self.focus(optical, sar)).permute(0, 2, 3, 1)  # (B, H, W, C)
-        return self.norm(tokens).permute(0, 3, 1, 2), {}  # (B, H, W, C) -> (B, C, H, W)
+        optical, sar = self.focus(optical, sar)
+        return self.norm(self.fuse(self.norm_optical(optical), self.norm_sar(sar))), {}

@@ -24,7 +24,8 @@ class SelectiveScan2d(nn.Module):
     """SS2D: selective scans of a map along four routes, summed (Liu et al. 2024, VMamba).
 
     It has a state of one number per channel and no gate, as in REF-Net; 89 856 parameters for 128
-    channels.
+    channels. ``log_rate`` and ``skip`` are not meant to decay (see ``supervised``; the decay of
+    pretraining is too small to matter).
     """
 
     def __init__(self, channels: int, state: int = 1) -> None:
@@ -81,7 +82,7 @@ class VssBlock(nn.Module):
     It has 222 080 parameters for 128 channels.
     """
 
-    def __init__(self, channels: int, drop_path: float = 0.1) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         from torchvision.ops import StochasticDepth  # slow to import, see ``encoders``
 
@@ -90,7 +91,7 @@ class VssBlock(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)
         )
-        self.drop_path = StochasticDepth(drop_path, "row")
+        self.drop_path = StochasticDepth(0.1, "row")
 
     def forward(self, maps: Tensor) -> Tensor:
         """Map ``(B, C, H, W)`` to the same shape."""
@@ -130,8 +131,22 @@ class ShareAndDifference(nn.Module):
         return self.fuse(shared + difference), of_optical, of_sar, difference
 
 
+class SensorStreams(nn.Module):
+    """MSIE: a map of each sensor to which the difference is added, for losses in training only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.optical, self.sar = (
+            ResidualBlock(channels, channels, 1, nn.BatchNorm2d) for _ in range(2)
+        )
+
+    def forward(self, optical: Tensor, sar: Tensor, difference: Tensor) -> list[Tensor]:
+        """Add the difference to both maps with the same sign: two ``(B, C, H, W)``."""
+        return [self.optical(optical + difference), self.sar(sar + difference)]
+
+
 class RefNetFusion(nn.Module):
-    """Share and difference of one level, with the two streams that only training reads (MSIE).
+    """Share and difference of one level.
 
     The cross-sensor contrast reads what the sensors share, so it need not erase how they differ.
     """
@@ -140,9 +155,6 @@ class RefNetFusion(nn.Module):
         """Build for C = ``channels``; ``heads`` is unused, it belongs to the shared interface."""
         super().__init__()
         self.split = ShareAndDifference(channels)
-        self.stream_optical, self.stream_sar = (
-            ResidualBlock(channels, channels, 1, nn.BatchNorm2d) for _ in range(2)
-        )
 
     def forward(self, optical: Tensor, sar: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Fuse maps ``(B, C, H, W)``, see ``within_windows``.
@@ -157,7 +169,3 @@ class RefNetFusion(nn.Module):
         fused, of_optical, of_sar, difference = self.split(optical, sar)
         aux = {"cross_optical": of_optical, "cross_sar": of_sar, "difference": difference}
         return fused, aux
-
-    def streams(self, optical: Tensor, sar: Tensor, difference: Tensor) -> list[Tensor]:
-        """Add the difference to each sensor's map, with the same sign: two ``(B, C, H, W)``."""
-        return [self.stream_optical(optical + difference), self.stream_sar(sar + difference)]

@@ -54,9 +54,8 @@ class LinearScan(torch.autograd.Function):
         """Compute the gradients of ``decay`` and ``added`` from that of the states."""
         decay, states = ctx.saved_tensors
         of_added = _scan_back(decay, grads[0])
-        of_decay = torch.empty_like(of_added)
-        of_decay[0] = 0  # the first state decays nothing
-        torch.mul(of_added[1:], states[:-1], out=of_decay[1:])
+        of_decay = torch.zeros_like(of_added)  # the first decays nothing
+        of_decay[1:] = of_added[1:] * states[:-1]
         return of_decay, of_added
 
 

@@ -1,6 +1,7 @@
 """Fusion of large maps in windows, for modules whose tokens all depend on one another.
 
-They are trained on maps of a window, so a whole scene is cut into maps of about that size.
+Means, maxima and scans of a whole scene would be others than those of the windows of a training. So
+maps of more than 32 x 32 tokens are cut into windows of 16 x 16, which are not blended.
 """
 
 from __future__ import annotations
