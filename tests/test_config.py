@@ -74,7 +74,7 @@ def fields() -> list[tuple[str, str, object, object]]:
 def test_every_choice_is_accepted_and_the_default_is_one() -> None:
     choices = [(s, key, typing.get_args(kind), d) for s, key, kind, d in fields()]
     choices = [row for row in choices if row[2] and isinstance(row[3], str)]
-    assert len(choices) == 10
+    assert len(choices) == 12
     for section, key, allowed, default in choices:
         assert default in allowed
         for value in allowed:
@@ -159,12 +159,14 @@ ZERO_ALLOWED = {
     "pretrain": "steps_per_epoch momentum weight_decay warmup_epochs ema fused pooled "
     "neighbour_m homogeneity",
     "cluster": "num_clusters teacher_share clustering consistency balance ema smoothing_px",
+    "supervised": "weight_decay",
     "map": "overlap_px",
 }
 AT_MOST_ONE = {
     "views": "scale_min blur sensor_drop band_drop",
     "pretrain": "momentum ema pooled",
     "cluster": "teacher_share ema",
+    "supervised": "labelled",
 }
 
 

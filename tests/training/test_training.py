@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,7 +89,8 @@ def run(
         learner.queue[learner.pointer % 6] = last.bias.detach()
         learner.pointer += 1
 
-    settings: dict[str, Any] = {"steps": STEPS, "warmup": 3, "log_every": 3}
+    schedule = partial(cosine_with_warmup, warmup=3)
+    settings: dict[str, Any] = {"steps": STEPS, "schedule": schedule, "log_every": 3}
     rows = train(
         learner,
         losses(learner, generator, stop, end),
