@@ -207,6 +207,20 @@ def test_other_settings_are_refused_and_every_difference_is_listed(tmp_path: Pat
     assert (tmp_path / "mine" / "manifest.json").read_text() == before
 
 
+def test_a_run_from_before_a_setting_existed_has_its_default(tmp_path: Path) -> None:
+    path = Run.open(TINY, "mine", tmp_path).path("manifest.json")
+    found = json.loads(path.read_text())
+    del found["config"]["scenes"], found["config"]["cluster"]["rounds"]
+    path.write_text(json.dumps(found))
+    assert Run.open(TINY, "mine", tmp_path).config == TINY
+    for overrides, said in (
+        ("scenes.standardise=set", "scenes.standardise 'layout' -> 'set'"),
+        ("cluster.rounds=2", "cluster.rounds 1 -> 2"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            Run.open(load_config("tiny", overrides=overrides), "mine", tmp_path)
+
+
 # Stages
 
 
