@@ -82,14 +82,14 @@ def pixel_classifier(network: FusionNetwork, task: ClusteringTask, name: str) ->
     """Make a classifier of whole scenes from a network whose logits are those of pixels.
 
     Its tiles are as large as the windows of the training, for means and maxima of a map enter the
-    result; half of each overlaps the next.
+    result; a quarter of its side overlaps the next.
     """
 
     def posteriors(windows: dict[str, Tensor]) -> Tensor:
         return network(windows)[0].softmax(dim=1)  # (B, K, h, w)
 
     size = task.config.views.window_px
-    tiles = replace(task.config.map, tile_px=size, overlap_px=size // 2)
+    tiles = replace(task.config.map, tile_px=size, overlap_px=size // 4)
     of_scene = partial(scene_map, posteriors, task.store, stride=1, config=tiles)
     classes = len(task.scenes.layout.classes)
     return Classifier(name, classes, 1, of_scene, predicts_classes=True)
