@@ -11,5 +11,5 @@ __getattr__, __all__ = hand_on(
     pipeline="METHODS PRETRAINED methods run_everything",
     records="RECORDS",
     sweep="Sweep",
-    tables="find_sweep method_costs print_sweep",
+    tables="method_costs print_sweep",
 )

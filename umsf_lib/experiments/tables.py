@@ -394,7 +394,7 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Sweep | None = None)
         )
     own = Sweep(run.config, suite, (), name)
     for sweep in filter(None, (own, kept)):
-        if found := find_sweep(sweep):
+        if found := _find_sweep(sweep):
             return found
     print(
         f"suite {suite}: no records of runs {own.prefix}-<seed>, so only the smallest part is "
@@ -406,7 +406,7 @@ def print_sweep(run: Run, suite: str, name: str = "", kept: Sweep | None = None)
     return smallest
 
 
-def find_sweep(sweep: Sweep) -> Sweep | None:
+def _find_sweep(sweep: Sweep) -> Sweep | None:
     """Give a suite the seeds with most records and print which these are; None without records."""
     if not (seeds := _seeds_with_most(sweep)):
         return None
