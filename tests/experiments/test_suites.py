@@ -29,6 +29,7 @@ from umsf_lib.experiments.sweep import (
     CLUSTERS,
     GROUPS,
     MATCHINGS,
+    PUBLISHED,
     SIZES,
     SUITES,
     VARIANTS,
@@ -95,7 +96,7 @@ def test_every_suite_names_known_variants_and_methods_and_begins_with_base() -> 
         assert {part for name in variants for part in name.split("-")} <= set(VARIANTS)
         assert {name for names in variants.values() for name in names} <= set(METHODS)
     assert "no_pretraining" in SUITES["baselines"]
-    apart = sum(map(len, GROUPS.values())) + len(SIZES) + len(CLUSTERS)
+    apart = sum(map(len, (*GROUPS.values(), PUBLISHED, SIZES, CLUSTERS)))
     assert apart == len(VARIANTS) - 1  # none is there twice
 
 

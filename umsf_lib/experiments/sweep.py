@@ -23,14 +23,13 @@ from .pipeline import METHODS, USUAL, pretrain_run, run_everything, stages_of
 from .records import RunRecord, is_evaluated, read_records, read_run
 
 FOURFOLD = "4 x the profile's"  # a value that depends on the profile
-PUBLISHED = ("asanet", "amm_fusenet", "ref_net")  # fusions of the suite ``fusions``
 # Question -> variant -> section -> values that differ from the profile's.
 GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "sensors": {
         "optical": {"model": {"sensors": "optical"}},
         "sar": {"model": {"sensors": "sar"}},
     },
-    "fusion": {name: {"model": {"fusion": name}} for name in ("concat", "add", *PUBLISHED)},
+    "fusion": {name: {"model": {"fusion": name}} for name in ("concat", "add")},
     "pretraining": {
         "no_pretraining": {"cluster": {"initial": "random"}},
         "epochs_x4": {"pretrain": {"epochs": FOURFOLD}},
@@ -85,12 +84,16 @@ GROUPS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 # Number of training scenes; the other scenes stay the same (see ``synthesize``).
 SIZES = {f"scenes_{count}": {"synthetic": {"train": count}} for count in (4, 16, 32, 64)}
 ABLATED = {name: changes for group in GROUPS.values() for name, changes in group.items()}
+# Fusions of other networks, in the suite ``fusions`` only.
+PUBLISHED = {name: {"model": {"fusion": name}} for name in ("asanet", "amm_fusenet", "ref_net")}
 # Number of clusters, for which nothing is pretrained anew; each is named, so none are merged.
 CLUSTERS = {
     f"clusters_{count}": {"cluster": {"num_clusters": count, "components": 1}}
     for count in (12, 8, 16)
 }
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {"base": {}} | ABLATED | SIZES | CLUSTERS
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = (
+    {"base": {}} | ABLATED | PUBLISHED | SIZES | CLUSTERS
+)
 OURS: Sequence[str] = ("umsf",)
 SCALED: Sequence[str] = ("umsf", "mixture-statistics", "merged-statistics")
 # On real land each cluster is named by itself, so K is larger and the same for all methods, and
@@ -108,7 +111,7 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     "first": {"base": USUAL, "optical": OURS, "sar": OURS, "no_pretraining": OURS},
     "baselines": {"base": (*USUAL, *LEARNED, "supervised")}
     | {"optical": OURS, "sar": OURS, "no_pretraining": OURS},
-    "ablations": {name: OURS for name in ("base", *ABLATED) if name not in PUBLISHED}
+    "ablations": {name: OURS for name in ("base", *ABLATED)}
     | {"mild_imbalance": SCALED, "as_published": ("mutual-information",)},
     "scale": {"base": SCALED, "no_pretraining": OURS, "epochs_x4": OURS}
     | {name: SCALED for name in SIZES}
@@ -141,7 +144,7 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     | {"clusters_12-components_2": OURS},
     "supervised": {"base": tuple(CEILING), "optical": ALONE, "sar": ALONE},
     "fusions": {"base": (), "clusters_12": OURS}
-    | {f"{name}-clusters_12": OURS for name in GROUPS["fusion"]},
+    | {f"{name}-clusters_12": OURS for name in (*GROUPS["fusion"], *PUBLISHED)},
 }
 # Variants and methods that are done if a suite has no records.
 SMALLEST, SMALL_METHODS = ("base", "no_pretraining", "clusters_12"), (*USUAL, *ALONE)
