@@ -333,6 +333,7 @@ class SupervisedConfig(Settings):
     """Training of the fusion networks with labels."""
 
     backbone: Literal["small", "resnet18", "resnet50", "convnext_tiny"] = "small"
+    weights: Literal["none", "imagenet", "umsf-small"] = "none"  # of the backbone, at first
     channels: PositiveInt = 64  # of the decoders
     steps: PositiveInt = 600
     batch: PositiveInt = 16

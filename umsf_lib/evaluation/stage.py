@@ -94,17 +94,22 @@ def _write_scores(
     arrays, rows = {}, []
     makers = list(methods.values()) if scenes.labelled else []
     every = [make() for make in each(makers, progress, "fit methods")]
-    known = {one.name for one in every if one.predicts_classes}
     val, test = scenes.indices("val"), scenes.indices("test")
-    counted = score_scenes(every, task, [*val, *test], progress=progress)
-    for name, protocols in counted.items():
+    matched = [one for one in every if not one.predicts_classes]
+    counted = score_scenes(matched, task, [*val, *test], progress=progress)
+    learnt = [one for one in every if one.predicts_classes]
+    known = score_scenes(learnt, task, test, progress=progress)
+    fitted = any((valid_labels(scenes, scene) != IGNORE).any() for scene in val)
+    same = dict.fromkeys(
+        ("validation", "named", "test") if fitted else ("test",),
+        np.arange(len(scenes.layout.classes)),
+    )
+    for name, protocols in (counted | known).items():
         for protocol, both in protocols.items():
-            tables = both[len(val) :]
+            before, tables = np.split(both, [len(both) - len(test)])
             if not tables.any():
                 continue  # no labels there; or scenes smaller than a patch, thinly labelled
-            mappings = matchings(both[: len(val)], tables)
-            if name in known:
-                mappings = dict.fromkeys(mappings, np.arange(len(scenes.layout.classes)))
+            mappings = same if name in known else matchings(before, tables)
             base = identity(run.folder.name, run.config, name, protocol)
             rows += records(base, scenes.layout.classes, tables, mappings)
             arrays[f"{name}/{protocol}/test"] = tables

@@ -19,6 +19,7 @@ from ..data.layout import load_layout
 from ..models.kept import fits_kept
 from ..run import Run, other_settings, project_root
 from ..supervised import CEILING
+from ..supervised.networks import FUSING, NETWORKS
 from .pipeline import METHODS, USUAL, pretrain_run, run_everything, stages_of
 from .records import RunRecord, is_evaluated, read_records, read_run
 
@@ -86,13 +87,19 @@ SIZES = {f"scenes_{count}": {"synthetic": {"train": count}} for count in (4, 16,
 ABLATED = {name: changes for group in GROUPS.values() for name, changes in group.items()}
 # Fusions of other networks, in the suite ``fusions`` only.
 PUBLISHED = {name: {"model": {"fusion": name}} for name in ("asanet", "amm_fusenet", "ref_net")}
+# Share of the labelled windows that the networks of ``supervised`` see, and how they start.
+LABELLED: dict[str, dict[str, dict[str, Any]]] = {
+    "labelled_5th": {"supervised": {"labelled": 0.2}},
+    "labelled_20th": {"supervised": {"labelled": 0.05}},
+    "start_umsf_small": {"supervised": {"weights": "umsf-small"}},
+}
 # Number of clusters, for which nothing is pretrained anew; each is named, so none are merged.
 CLUSTERS = {
     f"clusters_{count}": {"cluster": {"num_clusters": count, "components": 1}}
     for count in (12, 8, 16)
 }
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = (
-    {"base": {}} | ABLATED | PUBLISHED | SIZES | CLUSTERS
+    {"base": {}} | ABLATED | PUBLISHED | SIZES | LABELLED | CLUSTERS
 )
 OURS: Sequence[str] = ("umsf",)
 SCALED: Sequence[str] = ("umsf", "mixture-statistics", "merged-statistics")
@@ -103,6 +110,7 @@ LAND: Sequence[str] = tuple(
     for name in METHODS
     if name not in CEILING and not name.endswith(("-pixels", "-random")) and "merged" not in name
 )
+FUSING_METHODS: Sequence[str] = tuple(f"supervised-{name}" for name in FUSING)
 ALONE: Sequence[str] = ("supervised-concat",)  # with one sensor there is nothing to concatenate
 STATISTICS: Sequence[str] = ("kmeans-statistics", "mixture-statistics")
 # Suite -> variant -> methods; "base" comes first, as the others copy stages they share with it.
@@ -142,7 +150,18 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
         )
     }
     | {"clusters_12-components_2": OURS},
-    "supervised": {"base": tuple(CEILING), "optical": ALONE, "sar": ALONE},
+    "supervised": {
+        "base": tuple(f"supervised-{name}" for name in NETWORKS),
+        "optical": ALONE,
+        "sar": ALONE,
+    },
+    # Fewer labels, and where the networks start; UMSF-Net itself learns from all of them.
+    "labels": {
+        "base": ("supervised", "supervised-amm_fusenet"),
+        "labelled_5th": ("supervised-amm_fusenet",),
+        "labelled_20th": FUSING_METHODS,
+        "labelled_20th-start_umsf_small": FUSING_METHODS,
+    },
     "fusions": {"base": (), "clusters_12": OURS}
     | {f"{name}-clusters_12": OURS for name in (*GROUPS["fusion"], *PUBLISHED)},
 }

@@ -211,20 +211,33 @@ def encoder(
     return body
 
 
-def pyramid(backbone: str, bands: int) -> tuple[nn.ModuleList, tuple[int, ...]]:
+def pyramid(
+    backbone: str, bands: int, weights: str = "none", rgb: tuple[int, int, int] | None = None
+) -> tuple[nn.ModuleList, tuple[int, ...]]:
     """Build the stages of an encoder, from fine to coarse, each of which reads the one before.
 
     ``small`` has five, with strides 1, 2, 4, 8, 16, of which the first three are those of
     ``small_resnet``; ResNets have five, with strides 2, 4, 8, 16, 32; ``convnext_tiny`` has four,
-    with strides 4, 8, 16, 32, and drops blocks as often as in ASANet. Weights are random.
+    with strides 4, 8, 16, 32, and drops blocks as often as in ASANet.
+
+    Args:
+        backbone: a key of ``PYRAMIDS``.
+        bands: number of input bands.
+        weights: ``imagenet``, or random ones.
+        rgb: see ``encoder``.
 
     Returns:
         The stages and the number of channels of each.
 
     Raises:
-        ConfigError: the backbone is unknown.
+        ConfigError: the backbone is unknown, or has no ImageNet weights here.
     """
     check_choice("backbone", backbone, PYRAMIDS)
+    if weights == "imagenet" and not backbone.startswith("resnet"):
+        raise ConfigError(
+            f"supervised.weights is imagenet, which backbone {backbone!r} does not have here; set "
+            "supervised.weights=none, or supervised.backbone to resnet18 or resnet50."
+        )
     if backbone == "small":
         body = small_resnet(bands, 64, "batch")
         deeper = [ResidualBlock(c, 2 * c, 2, nn.BatchNorm2d) for c in (64, 128)]
@@ -238,8 +251,12 @@ def pyramid(backbone: str, bands: int) -> tuple[nn.ModuleList, tuple[int, ...]]:
         stages = [nn.Sequential(*pair) for pair in pairs]
     else:
         net = get_model(backbone, weights=None)
-        conv = nn.Conv2d(bands, 64, 7, 2, 3, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        if weights == "imagenet":
+            net.load_state_dict(fetch_weights(backbone))
+            conv = inflate(net.conv1, bands, rgb)
+        else:
+            conv = nn.Conv2d(bands, 64, 7, 2, 3, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         stem, first = nn.Sequential(conv, net.bn1, net.relu), nn.Sequential(net.maxpool, net.layer1)
         stages = [stem, first, net.layer2, net.layer3, net.layer4]
     return nn.ModuleList(stages), PYRAMIDS[backbone]

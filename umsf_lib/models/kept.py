@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from ..config import ConfigError, ModelConfig
 from ..data.layout import Layout
@@ -78,21 +79,10 @@ def start_from_kept(network: UmsfNet, layout: Layout) -> None:
     """
     record = kept_record()
     _check_model(network.model, record["model"])
-    state = torch.load(WEIGHTS, map_location="cpu", weights_only=True)
-    state = {name: w.float() if w.is_floating_point() else w for name, w in state.items()}
+    state = _kept_state(layout, np.eye(2))  # first the despeckled bands, then the original ones
     if network.sensors != "both":  # what follows one sensor was trained as its projector
         own = f"projectors.{network.sensors}."
         state |= {n.replace(own, "projectors.fused."): w for n, w in state.items() if own in n}
-    optical = record["bands"]["optical"]
-    firsts = {"optical.0.weight": spread(optical, layout.optical.bands)}
-    if layout.sar is not None:
-        sar = np.full((1, len(layout.sar.bands)), 1 / len(layout.sar.bands))
-        both = np.kron(np.eye(2), sar)  # first the despeckled bands, then the original ones
-        firsts["sar.backbone.0.weight"] = both if network.model.despeckle else sar
-    for name, shares in firsts.items():
-        mixed = torch.from_numpy(shares).float()  # (kept bands, bands)
-        # (C, kept bands, 3, 3) x (kept bands, bands) -> (C, bands, 3, 3)
-        state[name] = torch.einsum("ckhw,kb->cbhw", state[name], mixed)
     own_parts = ["sar.despeckler.", "clustering."]
     kept = record["model"]
     if (network.model.fusion, network.model.heads) != (kept["fusion"], kept["heads"]):
@@ -101,6 +91,48 @@ def start_from_kept(network: UmsfNet, layout: Layout) -> None:
         if name.startswith(tuple(own_parts)):
             state[name] = weight
     load_weights(network, {name: state[name] for name in network.state_dict()}, WEIGHTS)
+
+
+def start_streams(streams: nn.ModuleDict, layout: Layout) -> None:
+    """Give the stages of strides 1 to 4 of backbones ``small`` the weights ``umsf-small``.
+
+    Bands are treated as in ``start_from_kept``. There is no despeckler, so a SAR band gets the sum
+    of the filters of the despeckled and of the original band.
+
+    Args:
+        streams: sensor -> stages, see ``encoders.pyramid``.
+        layout: its bands are those of the streams.
+
+    Raises:
+        ConfigError: the kept file is damaged.
+    """
+    state = _kept_state(layout, np.ones((2, 1)))
+    for role, stages in streams.items():
+        full, half, quarter = list(stages.children())[:3]
+        # Named as ``small_resnet`` is.
+        body = nn.Sequential(*full.children(), half, *quarter.children())
+        before = {"optical": "optical.", "sar": "sar.backbone."}[role]
+        own = {n.removeprefix(before): w for n, w in state.items() if n.startswith(before)}
+        load_weights(body, own, WEIGHTS)
+
+
+def _kept_state(layout: Layout, sar_inputs: np.ndarray) -> dict[str, Tensor]:
+    """Load the kept weights, with first filters for the bands of a layout.
+
+    ``sar_inputs (2, n)``: the share of both kept SAR filters that each of n sets of SAR bands gets.
+    """
+    optical = kept_record()["bands"]["optical"]
+    state = torch.load(WEIGHTS, map_location="cpu", weights_only=True)
+    state = {name: w.float() if w.is_floating_point() else w for name, w in state.items()}
+    firsts = {"optical.0.weight": spread(optical, layout.optical.bands)}
+    if layout.sar is not None:
+        sar = np.full((1, len(layout.sar.bands)), 1 / len(layout.sar.bands))
+        firsts["sar.backbone.0.weight"] = np.kron(sar_inputs, sar)
+    for name, shares in firsts.items():
+        mixed = torch.from_numpy(shares).float()  # (kept bands, bands)
+        # (C, kept bands, 3, 3) x (kept bands, bands) -> (C, bands, 3, 3)
+        state[name] = torch.einsum("ckhw,kb->cbhw", state[name], mixed)
+    return state
 
 
 def spread(kept: Sequence[str], bands: Sequence[str]) -> np.ndarray:

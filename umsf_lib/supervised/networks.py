@@ -1,7 +1,7 @@
 """Supervised fusion networks for optical and SAR windows: images in, logits of each pixel out.
 
-All are built on the same backbones (see ``encoders.pyramid``), so that a table compares how they
-fuse. Each class says how it differs from what was published.
+Those that fuse are built on the same backbones (see ``encoders.pyramid``), so that a table compares
+how they fuse. Each class says how it differs from what was published.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import check_choice
+from ..config import ConfigError, SupervisedConfig, check_choice
 from ..data.layout import Layout
 from ..models.encoders import pyramid
 from ..models.fusion import FUSIONS
@@ -36,37 +36,48 @@ class Form:
         classes: K.
         backbone: a key of ``encoders.PYRAMIDS``.
         channels: width of the decoder.
+        weights: of the backbone, see ``encoders.pyramid``.
+        rgb: positions of red, green and blue among the optical bands, for these weights.
     """
 
     bands: Mapping[str, int]
     classes: int
     backbone: str = "small"
     channels: int = 64
+    weights: str = "none"
+    rgb: tuple[int, int, int] | None = None
 
     @classmethod
-    def of_layout(cls, layout: Layout, sensors: str, backbone: str, channels: int) -> Form:
+    def of_layout(cls, layout: Layout, sensors: str, settings: SupervisedConfig) -> Form:
         """Read bands and classes from a layout, for ``sensors`` as in ``model.sensors``."""
         bands = {"optical": len(layout.optical.bands)}
         bands |= {"sar": len(layout.sar.bands)} if layout.sar else {}
         read = {role: count for role, count in bands.items() if sensors in ("both", role)}
-        return cls(read, len(layout.classes), backbone, channels)
+        return cls(
+            read,
+            len(layout.classes),
+            settings.backbone,
+            settings.channels,
+            settings.weights,
+            layout.optical.rgb,
+        )
 
 
-class FusionNetwork(nn.Module):
-    """Base of all: one backbone per sensor, padded images, logits at every pixel.
+class PixelNetwork(nn.Module):
+    """Base of all: padded images in, logits at every pixel out.
 
     Attributes:
         auxiliary: weight of each auxiliary loss beside that of the result.
+        multiple: coarsest stride, px.
+        takes_one: whether it trains on one window; its batch norms see more than one token.
     """
 
     auxiliary = 0.0
+    takes_one = True
 
-    def __init__(self, form: Form) -> None:
+    def __init__(self, form: Form, multiple: int) -> None:
         super().__init__()
-        built = {role: pyramid(form.backbone, bands) for role, bands in form.bands.items()}
-        self.streams = nn.ModuleDict({role: stages for role, (stages, _) in built.items()})
-        _, self.widths = next(iter(built.values()))  # channels of the stages
-        self.multiple = 16 if form.backbone == "small" else 32  # coarsest stride, px
+        self.roles, self.multiple = list(form.bands), multiple
 
     def forward(self, images: Mapping[str, Tensor]) -> list[Tensor]:
         """Compute logits ``(B, K, h, w)``; in training also those of auxiliary heads.
@@ -74,16 +85,30 @@ class FusionNetwork(nn.Module):
         Images ``(B, bands, h, w)`` whose sides are no multiple of the coarsest stride are filled
         up with the edge, which is cut off again.
         """
-        roles = list(self.streams)
-        height, width = images[roles[0]].shape[2:]
+        first = self.roles[0]
+        height, width = images[first].shape[2:]
         over = (0, -width % self.multiple, 0, -height % self.multiple)
-        padded = {role: F.pad(images[role], over, mode="replicate") for role in roles}
-        found = [enlarged(logits, padded[roles[0]]) for logits in self.decode(padded)]
+        padded = {role: F.pad(images[role], over, mode="replicate") for role in self.roles}
+        found = [enlarged(logits, padded[first]) for logits in self.decode(padded)]
         return [logits[:, :, :height, :width] for logits in found]
 
     def decode(self, images: Mapping[str, Tensor]) -> list[Tensor]:
         """Compute logits at the stride of the finest level that the network reads."""
         raise NotImplementedError
+
+
+class FusionNetwork(PixelNetwork):
+    """Base of networks with one backbone per sensor."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__(form, 16 if form.backbone == "small" else 32)
+        rgb = {"optical": form.rgb}
+        built = {
+            role: pyramid(form.backbone, bands, form.weights, rgb.get(role))
+            for role, bands in form.bands.items()
+        }
+        self.streams = nn.ModuleDict({role: stages for role, (stages, _) in built.items()})
+        _, self.widths = next(iter(built.values()))  # channels of the stages
 
     def levels(self, images: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         """Compute sensor -> maps of all stages ``(B, C_k, h_k, w_k)``, fine to coarse."""
@@ -110,7 +135,7 @@ class LevelFusion(FusionNetwork):
         self.head = UperHead(widths, form.classes, form.channels)
 
     def decode(self, images: Mapping[str, Tensor]) -> list[Tensor]:
-        """Fuse level by level; see ``FusionNetwork``."""
+        """Fuse level by level; see ``PixelNetwork``."""
         streams = [maps[-LEVELS:] for maps in self.levels(images).values()]
         fused: Sequence[Tensor] = streams[0]
         if self.fusions:
@@ -141,7 +166,7 @@ class Asanet(FusionNetwork):
         self.side = fcn_head(widths[-2], form.classes, form.channels // 2)
 
     def decode(self, images: Mapping[str, Tensor]) -> list[Tensor]:
-        """Interleave stages and recalibration; see ``FusionNetwork``."""
+        """Interleave stages and recalibration; see ``PixelNetwork``."""
         maps, fused = [images["optical"], images["sar"]], []
         skipped = len(self.widths) - LEVELS  # a stage before the first fused level
         norms = list(zip(*(norm.children() for norm in self.norms), strict=True))  # of each level
@@ -182,7 +207,7 @@ class AmmFusenet(FusionNetwork):
         self.classify = nn.Conv2d(channels, form.classes, 1)
 
     def decode(self, images: Mapping[str, Tensor]) -> list[Tensor]:
-        """Concatenate all maps at the finest level; see ``FusionNetwork``."""
+        """Concatenate all maps at the finest level; see ``PixelNetwork``."""
         every = []
         for role, maps in self.levels(images).items():
             levels = maps[-LEVELS:]
@@ -216,7 +241,7 @@ class RefNet(FusionNetwork):
         self.decoder = MdfDecoder(len(widths), channels, form.classes)
 
     def decode(self, images: Mapping[str, Tensor]) -> list[Tensor]:
-        """Split, fuse and decode all levels; see ``FusionNetwork``."""
+        """Split, fuse and decode all levels; see ``PixelNetwork``."""
         maps = []
         for role, levels in self.levels(images).items():
             pairs = zip(self.project[role].children(), levels[-len(self.split) :], strict=True)
@@ -227,21 +252,61 @@ class RefNet(FusionNetwork):
         )
 
 
+class EarlyFusion(PixelNetwork):
+    """A usual network that reads the bands of all sensors as one image.
+
+    It is that of segmentation-models-pytorch with random weights. That package has not the
+    backbone ``small``; ResNet-18 takes its place.
+    """
+
+    def __init__(self, form: Form, name: str) -> None:
+        """Build one of ``EARLY``.
+
+        Raises:
+            ConfigError: segmentation-models-pytorch is not installed, or lacks the backbone.
+        """
+        super().__init__(form, 32)
+        try:
+            import segmentation_models_pytorch as smp
+        except ImportError as error:
+            raise ConfigError(
+                f"fusion {name} needs segmentation-models-pytorch, which is not installed; run "
+                "pip install segmentation-models-pytorch, or leave out this method."
+            ) from error
+        backbone = "resnet18" if form.backbone == "small" else form.backbone
+        if not backbone.startswith("resnet"):
+            raise ConfigError(
+                f"fusion {name} has no backbone {backbone!r}; set supervised.backbone to small, "
+                "resnet18 or resnet50."
+            )
+        self.takes_one = name != "deeplabv3plus"  # it pools the whole window
+        bands = sum(form.bands.values())
+        self.body = smp.create_model(name, backbone, None, bands, form.classes)
+
+    def decode(self, images: Mapping[str, Tensor]) -> list[Tensor]:
+        """Concatenate the bands; see ``PixelNetwork``."""
+        return [self.body(torch.cat([images[role] for role in self.roles], dim=1))]
+
+
 WHOLE: dict[str, type[FusionNetwork]] = {
     "asanet": Asanet,
     "amm_fusenet": AmmFusenet,
     "ref_net": RefNet,
 }
-NETWORKS = ("concat", "add", "attention", *WHOLE)
+EARLY = ("unet", "deeplabv3plus")  # Ronneberger et al. 2015, Chen et al. 2018
+FUSING = ("concat", "add", "attention", *WHOLE)
+NETWORKS = (*FUSING, *EARLY)
 
 
-def supervised_network(name: str, form: Form) -> FusionNetwork:
-    """Build one of ``NETWORKS``; with one sensor, its control without a fusion.
+def supervised_network(name: str, form: Form) -> PixelNetwork:
+    """Build one of ``NETWORKS``; with one sensor, a control without a fusion.
 
     Raises:
-        ConfigError: the name or the backbone is unknown.
+        ConfigError: the name or the backbone is unknown, or a package is missing.
     """
     check_choice("fusion", name, NETWORKS)
+    if name in EARLY:
+        return EarlyFusion(form, name)
     if len(form.bands) == 1 or name not in WHOLE:
         return LevelFusion(form, name if name not in WHOLE else "concat")
     return WHOLE[name](form)

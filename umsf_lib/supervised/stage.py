@@ -18,12 +18,13 @@ from ..clustering.task import ClusteringTask
 from ..config import IGNORE, Config, ConfigError, DataError
 from ..data.scene_set import SceneSet, normalisation_of
 from ..data.windows import PixelStore, training_tiles
+from ..models.kept import start_streams
 from ..progress import Progress
 from ..run import Run, code_digest, seed_everything, use_deterministic
 from ..training.checkpoints import Checkpoints, load_checkpoint, load_weights
 from ..training.loop import Metrics, polynomial, train, write_rows
 from .ceiling import has_ceiling
-from .networks import Form, FusionNetwork, supervised_network
+from .networks import Form, FusionNetwork, PixelNetwork, supervised_network
 
 EVERY = 100  # steps between checkpoints
 NO_DECAY = ("log_rate", "skip")  # parameters of a scan that weight decay would harm
@@ -63,8 +64,7 @@ def fit_network(
     }
     folder = run.path("checkpoints", stage)
     checkpoints = Checkpoints(folder, inputs, EVERY, code_digest(__name__), config.stale)
-    backbone, channels = config.supervised.backbone, config.supervised.channels
-    form = Form.of_layout(task.scenes.layout, config.model.sensors, backbone, channels)
+    form = Form.of_layout(task.scenes.layout, config.model.sensors, config.supervised)
     if not run.is_current(stage, inputs, __name__, trains=True):
         run.make(
             stage,
@@ -78,7 +78,7 @@ def fit_network(
     return pixel_classifier(network.to(run.device).eval(), task, stage)
 
 
-def pixel_classifier(network: FusionNetwork, task: ClusteringTask, name: str) -> Classifier:
+def pixel_classifier(network: PixelNetwork, task: ClusteringTask, name: str) -> Classifier:
     """Make a classifier of whole scenes from a network whose logits are those of pixels.
 
     Its tiles are as large as the windows of the training, for means and maxima of a map enter the
@@ -107,12 +107,21 @@ def _train(
     config, settings = run.config, run.config.supervised
     generator = seed_everything(config.seed)
     use_deterministic(False)  # pooling has no such code on a GPU
-    network = supervised_network(name, form).to(run.device)
-    if settings.batch == 1 and config.views.window_px <= network.multiple:
+    network = supervised_network(name, form)
+    one = network.takes_one and config.views.window_px > network.multiple
+    if settings.batch == 1 and not one:
         raise ConfigError(
-            f"supervised.batch is 1 and views.window_px {config.views.window_px}, so batch norm "
-            f"would see single tokens of stride {network.multiple}; set supervised.batch=2 or more."
+            f"supervised.batch is 1 and views.window_px {config.views.window_px}, so the batch "
+            f"norms of {name} would see single tokens; set supervised.batch=2 or more."
         )
+    if settings.weights == "umsf-small":
+        if not isinstance(network, FusionNetwork) or settings.backbone != "small":
+            raise ConfigError(
+                f"supervised.weights is umsf-small, but {name} with backbone {settings.backbone} "
+                "has other shapes; set supervised.weights=none."
+            )
+        start_streams(network.streams, task.scenes.layout)
+    network.to(run.device)
     windows = LabelledWindows(task.scenes, task.store, config)
     if config.stale == "fresh":
         checkpoints.delete_others()
@@ -155,7 +164,7 @@ def label_losses(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
     return torch.stack(sums) / known
 
 
-def new_optimizer(network: FusionNetwork, config: Config) -> torch.optim.AdamW:
+def new_optimizer(network: PixelNetwork, config: Config) -> torch.optim.AdamW:
     """Build AdamW; what a scan forgets and passes by does not decay."""
     free = [p for n, p in network.named_parameters() if n.endswith(NO_DECAY)]
     others = [p for n, p in network.named_parameters() if not n.endswith(NO_DECAY)]

@@ -60,7 +60,10 @@ class SelectiveScan2d(nn.Module):
         there = torch.stack([rows, columns], dim=1)  # (B, 2, D, L)
         # (B, 4, D, L) -> (L, B, 4, D)
         routes = torch.cat([there, there.flip(3)], dim=1).permute(3, 0, 1, 2).contiguous()
-        found = self.scan(routes).permute(1, 2, 3, 0)  # (L, B, 4, D) -> (B, 4, D, L)
+        scanned = self.scan(routes)
+        if scanned.requires_grad:  # a gradient in the order below would make all before it slow
+            scanned.register_hook(Tensor.contiguous)
+        found = scanned.permute(1, 2, 3, 0)  # (L, B, 4, D) -> (B, 4, D, L)
         rows, columns = (found[:, :2] + found[:, 2:].flip(3)).unbind(1)  # (B, D, L) each
         # (B, D, L) -> (B, D, H, W), and (B, D, W, H) -> (B, D, H, W)
         return rows.view_as(maps) + columns.view_as(maps.transpose(2, 3)).transpose(2, 3)
