@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .experiments.sweep import Sweep
 
 SUITE_HELP = (
-    "first (default), baselines, ablations, scale, land, land-ablations, supervised, fusions"
+    "first (default), baselines, ablations, scale, land, land-ablations, supervised, labels,"
+    " fusions"
 )
 OPTIONS = {"profile": "quick", "data": "", "layout": "", "run": "", "seed": 0, "overrides": ""}
 

@@ -138,6 +138,7 @@ NOTEBOOKS = (
 FURTHER = (
     "07_comparison",
     "08_ablations",
+    "09_supervised_ceiling",
     "10_spatial_contrast",
 )  # not part of the tutorial; run individually
 READER = "12_results_browser"  # makes nothing, so the run must exist

@@ -166,7 +166,8 @@ SUITES: dict[str, dict[str, Sequence[str]]] = {
     | {f"{name}-clusters_12": OURS for name in (*GROUPS["fusion"], *PUBLISHED)},
 }
 # Variants and methods that are done if a suite has no records.
-SMALLEST, SMALL_METHODS = ("base", "no_pretraining", "clusters_12"), (*USUAL, *ALONE)
+SMALLEST = ("base", "no_pretraining", "clusters_12")
+SMALL_METHODS = (*USUAL, *ALONE, "supervised-amm_fusenet")
 AFTER_PRETRAINING = {"cluster", "baseline", "map"}  # sections that do not affect pretraining
 # How clusters get classes (see ``evaluation.stage.evaluate``).
 MATCHINGS = {

@@ -56,17 +56,15 @@ class SelectiveScan2d(nn.Module):
 
     def core(self, maps: Tensor) -> Tensor:
         """Scan ``(B, D, H, W)`` along all routes; the result has the same shape."""
-        rows, columns = maps.flatten(2), maps.transpose(2, 3).flatten(2)  # (B, D, L) each
-        there = torch.stack([rows, columns], dim=1)  # (B, 2, D, L)
-        # (B, 4, D, L) -> (L, B, 4, D)
-        routes = torch.cat([there, there.flip(3)], dim=1).permute(3, 0, 1, 2).contiguous()
-        scanned = self.scan(routes)
-        if scanned.requires_grad:  # a gradient in the order below would make all before it slow
-            scanned.register_hook(Tensor.contiguous)
-        found = scanned.permute(1, 2, 3, 0)  # (L, B, 4, D) -> (B, 4, D, L)
-        rows, columns = (found[:, :2] + found[:, 2:].flip(3)).unbind(1)  # (B, D, L) each
-        # (B, D, L) -> (B, D, H, W), and (B, D, W, H) -> (B, D, H, W)
-        return rows.view_as(maps) + columns.view_as(maps.transpose(2, 3)).transpose(2, 3)
+        height, width = maps.shape[2:]
+        places = maps.permute(2, 3, 0, 1)  # (H, W, B, D)
+        rows, columns = places.flatten(0, 1), places.transpose(0, 1).flatten(0, 1)
+        there = torch.stack([rows, columns], dim=2)  # (L, B, 2, D)
+        found = self.scan(torch.cat([there, there.flip(0)], dim=2))  # (L, B, 4, D)
+        rows, columns = (found[:, :, :2] + found[:, :, 2:].flip(0)).unbind(2)  # (L, B, D) each
+        by_row = rows.unflatten(0, (height, width))  # (H, W, B, D)
+        by_column = columns.unflatten(0, (width, height)).transpose(0, 1)  # (H, W, B, D)
+        return (by_row + by_column).permute(2, 3, 0, 1)  # (H, W, B, D) -> (B, D, H, W)
 
     def scan(self, routes: Tensor) -> Tensor:
         """Scan each route by its own weights: ``(L, B, 4, D)`` to the same shape."""
