@@ -45,7 +45,7 @@ SEEDS ?= 0,1,2,3,4
 reproduce: PROFILE := $(or $(PROFILE),quick-sgd)
 reproduce: env
 	for suite in baselines ablations scale; do $(BIN)/umsf sweep --suite $$suite --seeds $(SEEDS) $(OPTIONS) || exit; done
-	for name in 07_comparison 08_ablations 10_spatial_contrast; do $(BIN)/umsf notebook $$name $(OPTIONS) || exit; done
+	for name in 07_comparison 08_ablations 09_supervised_ceiling 10_spatial_contrast; do $(BIN)/umsf notebook $$name $(OPTIONS) || exit; done
 	for suite in baselines ablations scale; do $(BIN)/umsf report --keep --suite $$suite --seeds $(SEEDS) $(OPTIONS) || exit; done
 	$(BIN)/python benchmarks/fill_tables.py
 

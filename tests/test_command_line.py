@@ -132,7 +132,7 @@ def test_the_help_names_every_suite_and_others_are_refused(
     shown = capsys.readouterr().out.split("--suite SUITE")[-1]
     assert [suite for suite in SUITES if suite not in shown] == []
     assert main(["report", "--suite", "frist"]) == 2
-    listed = "first, baselines, ablations, scale, land, land-ablations, supervised, fusions"
+    listed = "first, baselines, ablations, scale, land, land-ablations, supervised, labels, fusions"
     said = f"umsf: suite 'frist' is unknown; choose one of: {listed}.\n"
     assert capsys.readouterr().err == said and not project.exists()
 

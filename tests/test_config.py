@@ -74,7 +74,7 @@ def fields() -> list[tuple[str, str, object, object]]:
 def test_every_choice_is_accepted_and_the_default_is_one() -> None:
     choices = [(s, key, typing.get_args(kind), d) for s, key, kind, d in fields()]
     choices = [row for row in choices if row[2] and isinstance(row[3], str)]
-    assert len(choices) == 12
+    assert len(choices) == 13
     for section, key, allowed, default in choices:
         assert default in allowed
         for value in allowed:

@@ -288,7 +288,10 @@ def _report(options: argparse.Namespace) -> None:
     print_report(sweep)
     if options.keep:
         keep_records(sweep, options.records)
-    about = "08_ablations" if options.suite in ("ablations", "scale") else "07_comparison"
+    about = {
+        **dict.fromkeys(("ablations", "scale"), "08_ablations"),
+        **dict.fromkeys(("supervised", "labels"), "09_supervised_ceiling"),
+    }.get(options.suite, "07_comparison")
     command = ("umsf", "notebook", about, *_again(options))
     _end("runs", sweep.folder, *command, file=sys.stderr)  # the tables alone go to a file
 

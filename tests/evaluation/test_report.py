@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import torch
@@ -300,6 +301,50 @@ def test_a_transductive_set_has_only_the_matching_on_test(run: Run, terramesh: S
     assert {row["matching"] for row in rows_of(run)} == {"test", "none"}
     table = score_scenes([method], bench_of(terramesh), range(5))[method.name]["dense"].sum(axis=0)
     np.testing.assert_array_equal(fitted_matching(run, method.name), table.argmax(axis=1))
+
+
+@pytest.mark.parametrize("kind", ["whu", "terramesh"])  # the second has no validation scenes
+def test_a_method_that_knows_the_classes_is_not_matched(
+    run: Run, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Its outputs count as they are, and only test scenes are mapped; another is matched still."""
+    scenes: SceneSet = request.getfixturevalue(kind)
+    classes, calls = len(scenes.layout.classes), Counter[int]()
+    honest = guesses(scenes, classes)
+
+    def posteriors(scene: int) -> torch.Tensor:
+        calls[scene] += 1
+        return honest.posteriors(scene)
+
+    learnt = dataclasses.replace(
+        honest, name="learnt", posteriors=posteriors, predicts_classes=True
+    )
+    evaluate(run, bench_of(scenes), given(learnt, honest))
+    assert calls == Counter(scenes.indices("test"))
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"dense": [], "patch": []}
+    for scene in scenes.indices("test"):
+        maps, labels = honest.posteriors(scene).numpy(), valid_labels(scenes, scene)
+        pairs["dense"].append((maps.argmax(0).ravel(), labels.ravel()))
+        pairs["patch"].append(slow_patches(maps, labels, 8, classes))
+    rows = pd.DataFrame(rows_of(run)).query("method == 'learnt' and `class`.isnull()")
+    matched = {"test"} if kind == "terramesh" else {"validation", "named", "test"}
+    for protocol, found in pairs.items():
+        said, true = (np.concatenate(part) for part in zip(*found, strict=True))
+        said, true = said[true != IGNORE], true[true != IGNORE]
+        expected = {
+            "acc": oracle.accuracy_score(true, said),
+            "kappa": oracle.cohen_kappa_score(true, said),
+            "macro_f1": oracle.f1_score(true, said, average="macro"),
+            "nmi": oracle.normalized_mutual_info_score(true, said),
+        }
+        here = rows[(rows.protocol == protocol) & (rows.matching != "none")]
+        assert set(here.matching) == matched
+        for metric, value in expected.items():
+            assert list(here[here.metric == metric].value) == [pytest.approx(value)] * len(matched)
+    tables, mapping = dense_tables(run, "learnt")
+    np.testing.assert_array_equal(mapping, np.arange(classes))
+    np.testing.assert_array_equal(tables, dense_tables(run, honest.name)[0])
+    assert fitted_matching(run, honest.name).tolist() != mapping.tolist()  # type: ignore[union-attr]
 
 
 def test_validation_scenes_without_labels_fit_no_matching() -> None:

@@ -27,7 +27,9 @@ from umsf_lib.experiments.pipeline import METHODS
 from umsf_lib.experiments.records import read_run
 from umsf_lib.experiments.sweep import (
     CLUSTERS,
+    FUSING_METHODS,
     GROUPS,
+    LABELLED,
     MATCHINGS,
     PUBLISHED,
     SIZES,
@@ -51,6 +53,7 @@ from umsf_lib.experiments.tables import (
     seed_margins,
 )
 from umsf_lib.run import Run, sha256_of, write_json
+from umsf_lib.supervised.networks import Form, FusionNetwork, supervised_network
 
 from ..fakes import write_set
 
@@ -96,8 +99,26 @@ def test_every_suite_names_known_variants_and_methods_and_begins_with_base() -> 
         assert {part for name in variants for part in name.split("-")} <= set(VARIANTS)
         assert {name for names in variants.values() for name in names} <= set(METHODS)
     assert "no_pretraining" in SUITES["baselines"]
-    apart = sum(map(len, (*GROUPS.values(), PUBLISHED, SIZES, CLUSTERS)))
+    apart = sum(map(len, (*GROUPS.values(), PUBLISHED, SIZES, LABELLED, CLUSTERS)))
     assert apart == len(VARIANTS) - 1  # none is there twice
+
+
+def test_the_suite_of_labels_changes_their_share_and_the_start_only() -> None:
+    sweep, found = Sweep(TINY, "labels", (0,)), {}
+    for variant, _, _, config in sweep.planned():
+        found[variant] = (config.supervised.labelled, config.supervised.weights)
+        assert dataclasses.replace(config, supervised=TINY.supervised) == TINY
+        assert all(rival(variant, name) == "base" for name in sweep.variants[variant])
+    assert found == {
+        "base": (1, "none"),
+        "labelled_5th": (1 / 5, "none"),
+        "labelled_20th": (1 / 20, "none"),
+        "labelled_20th-start_umsf_small": (1 / 20, "umsf-small"),
+    }
+    for name in FUSING_METHODS:  # others have no streams to start
+        form = Form({"optical": 4, "sar": 1}, 3)
+        network = supervised_network(name.removeprefix("supervised-"), form)
+        assert isinstance(network, FusionNetwork)
 
 
 def fake_run(
@@ -493,6 +514,9 @@ def test_variants_that_a_profile_cannot_have_are_left_out() -> None:
     )
     assert "base" in other and "standardise_scene" in other and "standardise_set" not in other
     assert "standardise_set" in usual and "standardise_scene" not in usual  # the layout's own
+    larger = load_config("tiny", overrides="supervised.backbone=resnet18")
+    of_small, of_larger = (Sweep(c, "labels", (0,)).variants for c in (TINY, larger))
+    assert of_small.keys() - of_larger.keys() == {"labelled_20th-start_umsf_small"}
 
 
 def test_ablations_on_real_land_share_runs_with_its_tables_and_have_their_rival() -> None:

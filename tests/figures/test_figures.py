@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -18,7 +19,7 @@ from IPython.core.pylabtools import print_figure
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
@@ -27,9 +28,10 @@ from matplotlib.text import Text
 from rasterio.crs import CRS
 
 from umsf_lib import figures
-from umsf_lib.config import IGNORE, DataError, load_config
+from umsf_lib.config import IGNORE, ConfigError, DataError, load_config
 from umsf_lib.data.layout import LandClass, load_layout
 from umsf_lib.data.rasters import Grid
+from umsf_lib.figures.diagrams import DIAGRAMS
 from umsf_lib.figures.imagery import IGNORE_RGB, RIGHT_RGB, WRONG_RGB, error_image
 from umsf_lib.figures.results import _short
 from umsf_lib.figures.style import COLORS, add_scale_bar, new_panels, round_length
@@ -220,6 +222,8 @@ CASES: dict[str, Callable[[], Figure]] = {
     ),
 }
 
+CASES |= {f"diagram, {name}": partial(figures.diagram_figure, name) for name in DIAGRAMS}
+
 SCORE_TITLES = {"acc": "ACC", "nmi": "NMI"}
 SCALE = pd.DataFrame(
     [
@@ -261,6 +265,29 @@ def test_nothing_is_cut_off_or_too_small(name: str) -> None:
         assert not legend.get_window_extent().overlaps(image)
     titles = [ax.title.get_window_extent() for ax in figure.axes if ax.get_title()]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(titles, 2))
+
+
+@pytest.mark.parametrize("name", DIAGRAMS)
+def test_a_diagram_leads_from_both_sensors_through_every_box(name: str) -> None:
+    title, boxes, arrows = DIAGRAMS[name]
+    figure = figures.diagram_figure(name)
+    drawn(figure)
+    patches = [text.get_bbox_patch() for text in panel(figure, title).texts if text.get_text()]
+    frames = [patch.get_window_extent() for patch in patches]
+    assert len(frames) == len(boxes)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(frames, 2))
+    reached = [text for text in boxes if boxes[text][0] == 0]
+    assert [text[:3] for text in reached] == ["opt", "SAR"]
+    for text in reached:  # grows
+        ends = arrows[text].split(" | ") if text in arrows else []
+        reached += [end for end in ends if end not in reached]
+    assert sorted(reached) == sorted(boxes)
+    assert patches[0].get_edgecolor() == to_rgba(COLORS[0])
+
+
+def test_an_unknown_diagram_is_refused() -> None:
+    with pytest.raises(ConfigError, match="diagram"):
+        figures.diagram_figure("unet")
 
 
 # ---- colours ---------------------------------------------------------------------------------

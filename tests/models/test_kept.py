@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from umsf_lib.config import ConfigError, load_config
 from umsf_lib.data.layout import Layout, load_layout
 from umsf_lib.models import kept
+from umsf_lib.models.encoders import pyramid
 from umsf_lib.models.umsf_net import UmsfNet
 
 KEPT = ["blue", "green", "red", "nir"]
@@ -125,6 +128,31 @@ def test_a_network_of_other_shapes_is_refused() -> None:
     layout = of_bands(*KEPT)
     with pytest.raises(ConfigError, match=r"model.channels is 64, but here it is 32; set"):
         kept.start_from_kept(network(layout, "model.channels=32"), layout)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sar", [("vh",), ("vv", "vh"), ()])
+def test_streams_start_as_the_encoders_of_umsf_net(sar: tuple[str, ...]) -> None:
+    """A SAR stream as the kept encoder that is shown the same image as despeckled and original."""
+    layout = of_bands(*KEPT, "nir08", sar=sar) if sar else load_layout("naip")
+    net = network(layout, "" if sar else "model.sensors=optical")
+    kept.start_from_kept(net, layout)
+    bands = {"optical": len(layout.optical.bands)} | ({"sar": len(sar)} if sar else {})
+    streams = nn.ModuleDict({role: pyramid("small", n)[0] for role, n in bands.items()}).eval()
+    before = copy.deepcopy(streams)
+    kept.start_streams(streams, layout)
+    x = {role: torch.randn(2, n, 32, 32) for role, n in bands.items()}
+    pairs = [(net.optical, x["optical"])]
+    if net.sar is not None:
+        pairs.append((net.sar.backbone, torch.cat([x["sar"], x["sar"]], dim=1)))
+    for (role, maps), (encoder, given) in zip(x.items(), pairs, strict=True):
+        stages = list(streams[role].children())
+        for stage, end in zip(stages[:3], (3, 4, 6), strict=True):  # strides 1, 2, 4
+            maps = stage(maps)
+            torch.testing.assert_close(maps, encoder[:end](given))  # type: ignore[index]
+        for number, earlier in enumerate(before[role].children()):
+            weights = zip(stages[number].parameters(), earlier.parameters(), strict=True)
+            assert {torch.equal(*pair) for pair in weights} == {number >= 3}
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from umsf_lib.clustering.losses import soft_cross_entropy
 from umsf_lib.clustering.self_training import TaughtView, self_training_loss
 from umsf_lib.config import load_config
 from umsf_lib.data.layout import load_layout
-from umsf_lib.models.fusion import FUSIONS, AmmFusenetFusion, AsanetFusion, RefNetFusion
+from umsf_lib.models.fusion import FUSIONS, AmmFusenetFusion, AsanetFusion, RefNetFusion, ref_net
 from umsf_lib.models.fusion.amm_fusenet import ChannelAttention, DenseAspp
 from umsf_lib.models.fusion.asanet import CascadeFusion, SemanticFocus
 from umsf_lib.models.fusion.ref_net import (
@@ -245,6 +245,47 @@ def test_with_shared_weights_the_scan_turns_with_its_map() -> None:
     assert not torch.allclose(found, 4 * x, atol=1e-2)
     torch.testing.assert_close(scan.core(x.mT), found.mT)
     torch.testing.assert_close(scan.core(x.flip(2, 3)), found.flip(2, 3))
+
+
+def test_the_scan_of_a_map_and_its_gradient_are_those_of_four_sequences() -> None:
+    torch.manual_seed(0)
+    scan = SelectiveScan2d(4, state=2).double()
+    nn.init.uniform_(scan.bias, -1, 1)
+    weights = [scan.project, scan.expand, scan.bias, scan.log_rate, scan.skip]
+    x = torch.randn(2, 8, 3, 5, dtype=torch.float64, requires_grad=True)
+    rows = torch.arange(15)
+    columns = rows.view(3, 5).T.flatten()
+    slow = torch.zeros(2, 8, 15, dtype=torch.float64)
+    for k, order in enumerate((rows, columns, rows.flip(0), columns.flip(0))):
+        u = x.flatten(2)[:, :, order].permute(2, 0, 1)  # (L, B, D)
+        low, write, read = (u @ scan.project[k].T).split(scan.sizes, dim=2)
+        step = F.softplus(low @ scan.expand[k].T + scan.bias[k])
+        y = sequential(u, step, -scan.log_rate[k].exp(), write, read, scan.skip[k])
+        slow = slow.index_add(2, order, y.permute(1, 2, 0))
+    results = scan.core(x), slow.view_as(x)
+    torch.testing.assert_close(*results)
+    weight = torch.randn_like(x)
+    found, expected = (
+        torch.autograd.grad((weight * result).sum(), [x, *weights]) for result in results
+    )
+    for pair in zip(found, expected, strict=True):
+        torch.testing.assert_close(*pair)
+
+
+def test_the_gradient_reaches_the_scan_in_the_order_of_its_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[bool] = []
+
+    def watched(*inputs: Tensor) -> Tensor:
+        result = selective_scan(*inputs)
+        result.register_hook(lambda gradient: seen.append(gradient.is_contiguous()))
+        return result + 0
+
+    monkeypatch.setattr(ref_net, "selective_scan", watched)
+    scan, x = SelectiveScan2d(4), torch.randn(2, 8, 3, 5)
+    scan.core(x).square().sum().backward()
+    assert seen == [True]
 
 
 @torch.no_grad()

@@ -15,12 +15,15 @@ from torch import Tensor
 from umsf_lib.__main__ import main
 from umsf_lib.clustering.task import ClusteringTask
 from umsf_lib.config import IGNORE, Config, ConfigError, DataError, load_config
+from umsf_lib.data.layout import load_layout
 from umsf_lib.data.scene_set import SceneSet
 from umsf_lib.data.stage import load_data
 from umsf_lib.data.windows import PixelStore, training_tiles
 from umsf_lib.evaluation.stage import load_records
 from umsf_lib.experiments.pipeline import METHODS, run_everything
 from umsf_lib.experiments.sweep import SUITES
+from umsf_lib.models.encoders import pyramid
+from umsf_lib.models.kept import start_streams
 from umsf_lib.run import Run, seed_everything
 from umsf_lib.supervised import CEILING, stage
 from umsf_lib.supervised.networks import NETWORKS, Form, LevelFusion, supervised_network
@@ -34,6 +37,7 @@ from umsf_lib.supervised.stage import (
 )
 
 TINY = load_config("tiny")
+FORM = Form({"optical": 4, "sar": 1}, 7, channels=8)
 
 
 def test_the_loss_is_a_mean_over_labelled_pixels() -> None:
@@ -99,7 +103,20 @@ def test_images_and_labels_are_turned_together(whu: SceneSet, whu_store: PixelSt
     assert 0 < straight < len(seen)  # about an eighth is neither turned nor flipped
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5, 0.05])
+def test_labels_of_one_class_only_are_refused(
+    whu: SceneSet, whu_store: PixelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = LabelledWindows.labels
+
+    def water_or_nothing(self: LabelledWindows, *place: int) -> np.ndarray:
+        return np.where(usual(self, *place) == 3, 3, IGNORE)
+
+    monkeypatch.setattr(LabelledWindows, "labels", water_or_nothing)
+    with pytest.raises(DataError, match=f"only the class '{whu.layout.classes[3].name}'"):
+        LabelledWindows(whu, whu_store, TINY)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.2, 0.05])
 def test_a_share_of_the_labelled_windows_is_the_same_in_every_run(
     whu: SceneSet, whu_store: PixelStore, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +132,7 @@ def test_a_share_of_the_labelled_windows_is_the_same_in_every_run(
     first, again = (LabelledWindows(whu, whu_store, config).tiles.tolist() for _ in range(2))
     assert first == again == sorted(first) and tiles[0] not in first
     n = len(tiles) - 1
-    assert len(first) == {1.0: n, 0.5: (n + 1) // 2, 0.05: (n + 19) // 20}[share]
+    assert len(first) == {1.0: n, 0.5: (n + 1) // 2, 0.2: (n + 4) // 5, 0.05: (n + 19) // 20}[share]
     more = LabelledWindows(whu, whu_store, TINY).tiles.tolist()
     assert all(tile in more for tile in first) and len({tuple(t) for t in first}) == len(first)
     monkeypatch.setattr(LabelledWindows, "labels", lambda *_: np.full((32, 32), IGNORE))
@@ -185,18 +202,63 @@ def test_auxiliary_heads_count_with_their_weight(project: Path) -> None:
     run, task = started(load_config("tiny", overrides="supervised.steps=1"), "one")
     fit_network("ref_net", run, task)
     generator = seed_everything(run.config.seed)
-    network = supervised_network("ref_net", Form({"optical": 4, "sar": 1}, 7, channels=8)).train()
+    network = supervised_network("ref_net", FORM).train()
     images, labels = LabelledWindows(task.scenes, task.store, run.config).draw(generator)
     fused, *streams = label_losses(network(images), labels).tolist()
     logged = pd.read_csv(run.path("supervised-ref_net.csv")).loss.item()
     assert logged == pytest.approx(fused + 0.005 * sum(streams), rel=1e-6) and len(streams) == 2
 
 
-def test_one_window_of_one_token_is_refused(project: Path) -> None:
-    overrides = "supervised.batch=1 views.window_px=16"
+@pytest.mark.parametrize(("name", "size"), [("add", 16), ("unet", 32), ("deeplabv3plus", 64)])
+def test_one_window_of_one_token_is_refused(project: Path, name: str, size: int) -> None:
+    """DeepLabV3+ makes one token of a window of any size."""
+    overrides = f"supervised.batch=1 views.window_px={size}"
     run, task = started(load_config("tiny", overrides=overrides), "one")
-    with pytest.raises(ConfigError, match="batch is 1 and views.window_px 16, so .*=2 or more"):
-        fit_network("add", run, task)
+    said = f"batch is 1 and views.window_px {size}, so the batch norms of {name} .*=2 or more"
+    with pytest.raises(ConfigError, match=said):
+        fit_network(name, run, task)
+    assert not run.is_done(f"supervised-{name}")
+
+
+def trained(name: str, run_name: str, overrides: str) -> dict[str, Tensor]:
+    """The weights of a network at the end of a training."""
+    config = load_config("tiny", overrides=f"supervised.steps=2 {overrides}")
+    run, task = started(config, run_name)
+    fit_network(name, run, task)
+    (path,) = run.path(f"checkpoints/supervised-{name}").glob("step-000002-*.pt")
+    state: dict[str, Tensor] = torch.load(path, weights_only=True)["module"]
+    return state
+
+
+def test_a_network_starts_from_umsf_small(project: Path) -> None:
+    """With a vanishing rate the start is also the end."""
+    start = "supervised.weights=umsf-small"
+    first, again = (trained("add", name, start) for name in ("first", "again"))
+    assert all(torch.equal(weight, again[key]) for key, weight in first.items())
+    resting, random = (
+        trained("add", name, f"supervised.lr=1e-30 {more}")
+        for name, more in (("resting", start), ("random", ""))
+    )
+    streams = torch.nn.ModuleDict({r: pyramid("small", n)[0] for r, n in FORM.bands.items()})
+    start_streams(streams, load_layout("whu-opt-sar"))
+    weights = [name for name, p in streams.named_parameters() if p.ndim == 4]
+    quarter = [name for name in weights if name.split(".")[1] in "012"]
+    assert 0 < len(quarter) < len(weights)
+    kept = streams.state_dict()
+    for name in weights:
+        own = resting[f"streams.{name}"]
+        assert torch.equal(own, kept[name]) == (name in quarter)
+        assert torch.equal(own, random[f"streams.{name}"]) == (name not in quarter)
+        assert not torch.equal(own, first[f"streams.{name}"])
+
+
+@pytest.mark.parametrize(("name", "backbone"), [("add", "resnet18"), ("unet", "small")])
+def test_a_start_from_umsf_small_needs_its_shapes(project: Path, name: str, backbone: str) -> None:
+    overrides = f"supervised.weights=umsf-small supervised.backbone={backbone}"
+    run, task = started(load_config("tiny", overrides=overrides), "one")
+    said = f"but {name} with backbone {backbone} has other shapes; set supervised.weights=none"
+    with pytest.raises(ConfigError, match=said):
+        fit_network(name, run, task)
 
 
 def test_it_is_a_method_of_a_run_without_pretraining(project: Path) -> None:
@@ -224,7 +286,7 @@ def test_it_is_a_method_of_a_run_without_pretraining(project: Path) -> None:
 def test_the_suite_has_a_table_without_our_method(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    assert set(SUITES["supervised"]["base"]) == set(CEILING)
+    assert set(SUITES["supervised"]["base"]) == set(CEILING) - {"supervised"}
     few = {"base": ("supervised-add",), "sar": ("supervised-concat",)}
     monkeypatch.setitem(SUITES, "supervised", few)
     options = ["--suite", "supervised", "--profile", "tiny", "--seeds", "0", "--records", "none"]
@@ -238,7 +300,7 @@ def test_the_suite_has_a_table_without_our_method(
 
 def test_posteriors_of_a_scene_are_those_of_its_pixels(task: ClusteringTask) -> None:
     """A network that looks at single pixels answers alike in every tile."""
-    network = LevelFusion(Form({"optical": 4, "sar": 1}, 7, channels=8)).eval()
+    network = LevelFusion(FORM).eval()
     conv = torch.nn.Conv2d(4, 7, 1)
     network.forward = lambda images: [conv(images["optical"])]  # type: ignore[assignment, misc]
     scene = task.scenes.indices("test")[0]

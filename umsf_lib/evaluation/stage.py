@@ -99,17 +99,18 @@ def _write_scores(
     counted = score_scenes(matched, task, [*val, *test], progress=progress)
     learnt = [one for one in every if one.predicts_classes]
     known = score_scenes(learnt, task, test, progress=progress)
-    fitted = any((valid_labels(scenes, scene) != IGNORE).any() for scene in val)
-    same = dict.fromkeys(
-        ("validation", "named", "test") if fitted else ("test",),
-        np.arange(len(scenes.layout.classes)),
-    )
+    truths = [true_classes(task, scene) for scene in val]
+    itself = np.arange(len(scenes.layout.classes))
     for name, protocols in (counted | known).items():
         for protocol, both in protocols.items():
             before, tables = np.split(both, [len(both) - len(test)])
             if not tables.any():
                 continue  # no labels there; or scenes smaller than a patch, thinly labelled
-            mappings = same if name in known else matchings(before, tables)
+            mappings = matchings(before, tables)
+            if name in known:
+                fitted = any((true[protocol] != IGNORE).any() for true in truths)
+                names = ("validation", "named", "test") if fitted else ("test",)
+                mappings = dict.fromkeys(names, itself)
             base = identity(run.folder.name, run.config, name, protocol)
             rows += records(base, scenes.layout.classes, tables, mappings)
             arrays[f"{name}/{protocol}/test"] = tables
@@ -140,16 +141,22 @@ def score_scenes(
         found[one.name] = {"dense": empty, "patch": empty.copy()}
     scored = list(enumerate(which)) if classifiers else []
     for row, scene in each(scored, progress, "score scenes"):
-        labels = valid_labels(task.scenes, scene)  # (H, W)
-        of_patches = majority_label(labels, config.map.patch_px, classes)
+        true = true_classes(task, scene)
         for one in classifiers:  # inside, so that methods with equal tokens share them
             posteriors = one.pixels(task.store, scene, config.cluster.smoothing_px)  # (K', H, W)
             means = block_means(posteriors, config.map.patch_px)
-            for name, maps, true in ("dense", posteriors, labels), ("patch", means, of_patches):
+            for name, maps in ("dense", posteriors), ("patch", means):
                 clusters = maps.argmax(0).cpu().numpy()
-                table = contingency(clusters, true, one.num_clusters, classes)
+                table = contingency(clusters, true[name], one.num_clusters, classes)
                 found[one.name][name][row] = table
     return found
+
+
+def true_classes(task: ClusteringTask, scene: int) -> dict[str, np.ndarray]:
+    """Return the labels of a scene by protocol: pixels ``(H, W)``, patches ``(rows, cols)``."""
+    labels, patch_px = valid_labels(task.scenes, scene), task.config.map.patch_px
+    patches = majority_label(labels, patch_px, len(task.scenes.layout.classes))
+    return {"dense": labels, "patch": patches}
 
 
 def majority_label(labels: np.ndarray, size: int, classes: int) -> np.ndarray:

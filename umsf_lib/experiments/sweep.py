@@ -249,6 +249,8 @@ class Sweep:
                 continue
             if config.model.weights == "umsf-small" and not fits_kept(config.model):
                 continue
+            if config.supervised.weights == "umsf-small" and config.supervised.backbone != "small":
+                continue
             if methods:
                 seen.append(config)
             if not self.smallest:

@@ -26,7 +26,7 @@ from ..evaluation.stage import (
 from ..run import Run, add_up, other_settings, project_root, write_atomically
 from .pipeline import stages_of
 from .records import is_evaluated, read_records, write_records
-from .sweep import CLUSTERS, MATCHINGS, VARIANTS, Sweep, rival
+from .sweep import CLUSTERS, GROUPS, MATCHINGS, VARIANTS, Sweep, rival
 
 SHOWN = {
     "acc": "ACC",
@@ -130,6 +130,55 @@ def class_rows(sweep: Sweep) -> pd.DataFrame:
     iou = f1.assign(metric="iou", value=f1.value / (2 - f1.value))
     every = pd.concat([chosen, iou])
     return every.pivot_table("value", keys, "metric", sort=False).reset_index()
+
+
+def network_rows(sweep: Sweep) -> pd.DataFrame:
+    """Tabulate the networks of a suite that learn from labels: means over seeds.
+
+    Returns:
+        A row per network (``optical alone``: the control with one sensor), with columns ``OA``
+        (overall accuracy, which is ``acc`` where nothing is matched), ``mIoU``, ``seeds`` and the
+        IoU of each class.
+    """
+    rows, classes = score_rows(sweep), class_rows(sweep)
+    scores = rows.assign(network=_networks(rows)).set_index("network")
+    table = pd.DataFrame(
+        {
+            title: scores.loc[scores.metric == metric, column]
+            for title, metric, column in (
+                ("OA", "acc", "mean"),
+                ("mIoU", "miou", "mean"),
+                ("seeds", "miou", "seeds"),
+            )
+        }
+    )
+    iou = classes.assign(network=_networks(classes)).pivot(
+        index="network", columns="class", values="iou"
+    )
+    return table.join(iou.add_prefix("IoU "))
+
+
+def sensor_gains(sweep: Sweep) -> pd.DataFrame:
+    """Subtract the mIoU of the control that sees optical images alone, seed by seed.
+
+    Returns:
+        Columns ``name`` (of the network), ``value`` (mean), ``low`` and ``high`` (of the seeds); no
+        rows without that control.
+    """
+    rows = suite_records(sweep).query("protocol == 'dense' and metric == 'miou'")
+    rows = rows[rows.matching == sweep.matching_of(set(rows.matching))]
+    of_seed = rows.assign(name=_networks(rows)).pivot(index="name", columns="seed", values="value")
+    if "optical alone" not in of_seed.index:
+        return pd.DataFrame(columns=["name", "value", "low", "high"])
+    gain = of_seed.sub(of_seed.loc["optical alone"]).drop("optical alone").dropna(axis=1)
+    ends = {"value": gain.mean(axis=1), "low": gain.min(axis=1), "high": gain.max(axis=1)}
+    return pd.DataFrame(ends).reset_index()
+
+
+def _networks(rows: pd.DataFrame) -> pd.Series:
+    """Return the names of supervised networks; a control with one sensor has that as variant."""
+    names = rows.method.str.removeprefix("supervised-")
+    return names.where(~rows.variant.isin(GROUPS["sensors"]), rows.variant + " alone")
 
 
 def margins(sweep: Sweep) -> pd.DataFrame:

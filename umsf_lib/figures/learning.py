@@ -220,37 +220,3 @@ def attention_figure(
         ax.add_patch(mark)
     figure.suptitle("attention of the marked token")
     return figure
-
-
-@styled
-def diagram_figure(
-    boxes: Mapping[str, tuple[float, float]], arrows: Mapping[str, str], title: str = ""
-) -> Figure:
-    """Draw how data flow through a network.
-
-    Args:
-        boxes: text -> (column, row); those of the optical and SAR streams, whose texts begin so,
-            have the colours of the sensors.
-        arrows: text of a box -> texts of the boxes that it leads to, divided by `` | ``.
-        title: of the figure.
-    """
-    columns, rows = ([place[axis] for place in boxes.values()] for axis in (0, 1))
-    height = 0.8 + 0.55 * (max(rows) - min(rows))
-    figure = new_figure(10.5, height + 0.4)
-    ax = figure.add_subplot()
-    drawn = {}
-    for text, (column, row) in boxes.items():
-        color = dict(zip(("opt", "SAR"), COLORS, strict=False)).get(text[:3], "0.35")
-        frame: Any = {"boxstyle": "round,pad=0.4", "facecolor": "white", "edgecolor": color}
-        drawn[text] = ax.text(column, -row, text, ha="center", va="center", bbox=frame)
-    for start, ends in arrows.items():
-        for end in ends.split(" | "):
-            first, last = drawn[start], drawn[end]
-            frames = [one.get_bbox_patch() for one in (first, last)]
-            look: Any = {"arrowstyle": "-|>", "color": "0.35", "shrinkA": 1, "shrinkB": 1}
-            look |= dict(zip(("patchA", "patchB"), frames, strict=True))
-            ax.annotate("", last.get_position(), first.get_position(), arrowprops=look)
-    ax.set(xlim=(min(columns) - 0.6, max(columns) + 0.6), ylim=(-max(rows) - 0.6, 0.6 - min(rows)))
-    ax.set_axis_off()
-    ax.set_title(title)
-    return figure

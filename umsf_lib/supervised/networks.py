@@ -263,7 +263,8 @@ class EarlyFusion(PixelNetwork):
         """Build one of ``EARLY``.
 
         Raises:
-            ConfigError: segmentation-models-pytorch is not installed, or lacks the backbone.
+            ConfigError: segmentation-models-pytorch is not installed, or lacks the backbone; or the
+                weights are those of ImageNet.
         """
         super().__init__(form, 32)
         try:
@@ -278,6 +279,11 @@ class EarlyFusion(PixelNetwork):
             raise ConfigError(
                 f"fusion {name} has no backbone {backbone!r}; set supervised.backbone to small, "
                 "resnet18 or resnet50."
+            )
+        if form.weights == "imagenet":
+            raise ConfigError(
+                f"supervised.weights is imagenet, but fusion {name} starts from random weights; "
+                "set supervised.weights=none."
             )
         self.takes_one = name != "deeplabv3plus"  # it pools the whole window
         bands = sum(form.bands.values())

@@ -72,7 +72,7 @@ def fit_network(
             inputs,
             lambda: checkpoints.code,  # older than today's if the training went on from older code
         )
-    network = supervised_network(name, form)
+    network = supervised_network(name, replace(form, weights="none"))  # its own come now
     path = run.path(next(file for file in run.outputs_of(stage) if file.endswith(".pt")))
     load_weights(network, load_checkpoint(path, inputs)["module"], path)
     return pixel_classifier(network.to(run.device).eval(), task, stage)
@@ -181,21 +181,30 @@ class LabelledWindows:
         """Choose the share ``supervised.labelled`` of the windows that have a label.
 
         Raises:
-            DataError: no window has one.
+            DataError: no window has one, or all have the same.
         """
         self.scenes, self.store = scenes, store
         self.size, self.batch = config.views.window_px, config.supervised.batch
         tiles = training_tiles(scenes, self.size, config.views.overlap_px)
-        known = [(self.labels(*tile) != IGNORE).any() for tile in tiles.tolist()]
-        tiles = tiles[torch.tensor(known)]
-        if not len(tiles):
+        found = [set(np.unique(self.labels(*tile)).tolist()) - {IGNORE} for tile in tiles.tolist()]
+        known = [number for number, classes in enumerate(found) if classes]
+        if not known:
             raise DataError(
                 f"no training window of {self.size} px in {scenes.folder} has a label; notebooks "
                 "03, 04 and 06 need none."
             )
-        count = math.ceil(config.supervised.labelled * len(tiles))
-        order = torch.randperm(len(tiles), generator=torch.Generator().manual_seed(config.seed))
-        self.tiles = tiles[order[:count].sort().values]  # (T, 3) scene, row, col
+        count = math.ceil(config.supervised.labelled * len(known))
+        order = torch.randperm(len(known), generator=torch.Generator().manual_seed(config.seed))
+        chosen = sorted(known[number] for number in order[:count].tolist())
+        classes = set().union(*(found[number] for number in chosen))
+        if len(classes) == 1:
+            name = scenes.layout.classes[classes.pop()].name
+            raise DataError(
+                f"the {count} labelled training windows in {scenes.folder} have only the class "
+                f"{name!r}, so there is nothing to tell apart; label another class, or set "
+                "supervised.labelled=1."
+            )
+        self.tiles = tiles[chosen]  # (T, 3) scene, row, col
 
     def labels(self, scene: int, row: int, col: int) -> np.ndarray:
         """Return the class ids ``(size, size)`` uint8 of a window, ``IGNORE`` at invalid pixels."""
