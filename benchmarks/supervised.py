@@ -26,7 +26,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.pretraining import cpu_name  # noqa: E402
-from umsf_lib.supervised.networks import NETWORKS, Form, PixelNetwork, supervised_network  # noqa: E402
+from umsf_lib.supervised.networks import (  # noqa: E402
+    EARLY,
+    NETWORKS,
+    Form,
+    PixelNetwork,
+    supervised_network,
+)
 
 SIDE, BATCH = 256, 2
 OURS = {"optical": 3, "sar": 1}  # as in OMBRIA
@@ -50,7 +56,8 @@ def row(size: str, name: str, form: Form, network: PixelNetwork) -> dict[str, An
     parameters = sum(p.numel() for p in network.parameters())
     # The counter counts a multiply-add twice.
     adds = counter.get_total_flops() / 2
-    found: dict[str, Any] = {"size": size, "network": name, "backbone": form.backbone}
+    backbone = "resnet18" if name in EARLY and form.backbone == "small" else form.backbone
+    found: dict[str, Any] = {"size": size, "network": name, "backbone": backbone}
     return found | {
         "parameters_m": round(parameters / 1e6, 3),
         "multiply_adds_g": round(adds / 1e9, 3),

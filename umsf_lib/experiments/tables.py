@@ -161,13 +161,17 @@ def network_rows(sweep: Sweep) -> pd.DataFrame:
 def sensor_gains(sweep: Sweep) -> pd.DataFrame:
     """Subtract the mIoU of the control that sees optical images alone, seed by seed.
 
+    The control has UPerNet's decoder. For networks with another one, the difference is not what SAR
+    alone is worth.
+
     Returns:
         Columns ``name`` (of the network), ``value`` (mean), ``low`` and ``high`` (of the seeds); no
         rows without that control.
     """
     rows = suite_records(sweep).query("protocol == 'dense' and metric == 'miou'")
     rows = rows[rows.matching == sweep.matching_of(set(rows.matching))]
-    of_seed = rows.assign(name=_networks(rows)).pivot(index="name", columns="seed", values="value")
+    rows = rows.assign(name=_networks(rows))
+    of_seed = rows.set_index(["name", "seed"]).value.unstack().reindex(rows["name"].unique())
     if "optical alone" not in of_seed.index:
         return pd.DataFrame(columns=["name", "value", "low", "high"])
     gain = of_seed.sub(of_seed.loc["optical alone"]).drop("optical alone").dropna(axis=1)
@@ -329,15 +333,16 @@ def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
     every = every[every.protocol == "dense"]
     groups = [name for name in CLUSTERS if len(of_clusters(scores, name))]
     parts = [MATCHINGS[sweep.matching_of(set(every.matching))]] if groups or sweep.matching else []
-    of_classes = class_rows(sweep) if groups else every
+    of_classes, title = class_rows(sweep), "F1 / IoU / recall of each class, mean over seeds:"
     for group in groups:
         tables = [of_clusters(table, group) for table in (every, scores, gains, of_classes)]
         parts += [f"**{CLUSTERS[group]['cluster']['num_clusters']} clusters**"]
-        parts += [*_tables(sweep, *tables[:3]), "F1 / IoU / recall of each class, mean over seeds:"]
-        parts += [_classes_markdown(tables[3])]
+        parts += [*_tables(sweep, *tables[:3]), title, _classes_markdown(tables[3])]
     if not groups:
         parts += _tables(sweep, every, scores, gains)
-        for metric in FIRST_COMPARED:
+        if gains.empty:  # of networks that learn from labels
+            parts += [title, _classes_markdown(of_classes)]
+        for metric in () if gains.empty else FIRST_COMPARED:
             if len(scenes := scene_rows(sweep, metric)):
                 parts += [f"{SHOWN[metric]} of each test scene, mean over seeds:"]
                 parts += [_markdown(scenes.map(_short).reset_index())]

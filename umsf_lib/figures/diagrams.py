@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..config import check_choice
 from .style import COLORS, new_figure, styled
 
-# Network -> title, text of each box -> (column, row), text -> texts that it leads to.
+# Network -> title, text of each box -> (column, row), text -> texts that it leads to, joined by |.
 DIAGRAMS: dict[str, tuple[str, dict[str, tuple[float, float]], dict[str, str]]] = {
     "levels": (
         "concat, add, attention",
@@ -39,8 +39,8 @@ DIAGRAMS: dict[str, tuple[str, dict[str, tuple[float, float]], dict[str, str]]] 
             "optical map": (0, 0),
             "SAR map": (0, 2),
             "SFM: largest o - s,\nlargest s - o": (1, 1),
-            "optical map x gain": (2, 0),
-            "SAR map x gain": (2, 2),
+            "optical map x gain,\nnormalised": (2, 0),
+            "SAR map x gain,\nnormalised": (2, 2),
             "CFM: weigh channels,\nchoose sensors": (3.2, 1),
             "optical: next stage": (3.3, 0),
             "SAR: next stage": (3.3, 2),
@@ -49,9 +49,15 @@ DIAGRAMS: dict[str, tuple[str, dict[str, tuple[float, float]], dict[str, str]]] 
         {
             "optical map": "SFM: largest o - s,\nlargest s - o",
             "SAR map": "SFM: largest o - s,\nlargest s - o",
-            "SFM: largest o - s,\nlargest s - o": "optical map x gain | SAR map x gain",
-            "optical map x gain": "optical: next stage | CFM: weigh channels,\nchoose sensors",
-            "SAR map x gain": "SAR: next stage | CFM: weigh channels,\nchoose sensors",
+            "SFM: largest o - s,\nlargest s - o": (
+                "optical map x gain,\nnormalised | SAR map x gain,\nnormalised"
+            ),
+            "optical map x gain,\nnormalised": (
+                "optical: next stage | CFM: weigh channels,\nchoose sensors"
+            ),
+            "SAR map x gain,\nnormalised": (
+                "SAR: next stage | CFM: weigh channels,\nchoose sensors"
+            ),
             "CFM: weigh channels,\nchoose sensors": "UPerNet",
         },
     ),

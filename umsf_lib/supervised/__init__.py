@@ -1,4 +1,4 @@
-"""Methods that see labels, those of the training scenes: what the others could reach at best.
+"""Methods that see labels, those of the training scenes: what can be read from the same images.
 
 ``ceiling`` trains UMSF-Net itself. ``stage`` trains the fusion ``networks`` of other authors, with
 their ``decoders``.
@@ -12,7 +12,7 @@ from .ceiling import fit_supervised, has_ceiling
 from .networks import NETWORKS
 from .stage import fit_network
 
-# They do not compete with the other methods, which all stay below them.
+# They have seen labels, so they do not compete with the other methods.
 CEILING: dict[str, Callable[..., Classifier]] = {"supervised": fit_supervised} | {
     f"supervised-{name}": partial(fit_network, name) for name in NETWORKS
 }

@@ -1,7 +1,8 @@
 """The supervised ceiling: our network, trained with the labels of the training scenes.
 
-It is the only method that sees labels. It does not compete with the others but shows what this
-network can reach on these inputs, so it trains longer. Only the tables use its result.
+It does not compete with methods without labels but shows what this network can reach on these
+inputs, so it trains longer. Its outputs are matched as theirs are; the networks of ``stage``
+predict classes. Only the tables use its result.
 """
 
 from __future__ import annotations

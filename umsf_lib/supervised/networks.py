@@ -148,8 +148,8 @@ class Asanet(FusionNetwork):
     """ASANet (Zhang et al. 2024): a stage reads what the one before has recalibrated and normed.
 
     Published with two ConvNeXt-V2-Tiny, 256 channels and 82 M parameters. torchvision has V1, whose
-    blocks lack a global response normalisation of few parameters: 82 M without the side head that
-    only training reads. ``faithful``: see ``CascadeFusion``.
+    blocks have a layer scale instead of a global response normalisation, both of few parameters:
+    82 M without the side head that only training reads. ``faithful``: see ``CascadeFusion``.
     """
 
     auxiliary = 0.4
@@ -218,7 +218,7 @@ class AmmFusenet(FusionNetwork):
 
 
 class RefNet(FusionNetwork):
-    """REF-Net (TINYWAI/REF_Net): what two sensors share and how they differ, at every stage.
+    """REF-Net (Wei et al. 2025): what two sensors share and how they differ, at every stage.
 
     Published with two ResNet-50 and 128 channels: for 3 and 2 bands and 9 classes 60 799 323
     parameters.

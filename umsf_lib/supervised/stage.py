@@ -49,7 +49,8 @@ def fit_network(
         blended.
 
     Raises:
-        DataError: the training scenes have no labels, or include test scenes.
+        DataError: the training scenes include test scenes, or have no labels or one class.
+        ConfigError: the settings do not fit this network, or a package is missing.
     """
     stage, config = f"supervised-{name}", run.config
     if not has_ceiling(task.scenes):

@@ -1,4 +1,4 @@
-"""The modules of REF-Net, which fuse what two sensors share and how they differ (TINYWAI/REF_Net).
+"""The modules of REF-Net, which fuse what two sensors share and how they differ (Wei et al. 2025).
 
 REF-Net has them at five levels of two ResNets. Here they also fuse the token maps of UMSF-Net.
 """
