@@ -211,8 +211,10 @@ def test_a_run_from_before_a_setting_existed_has_its_default(tmp_path: Path) -> 
     path = Run.open(TINY, "mine", tmp_path).path("manifest.json")
     found = json.loads(path.read_text())
     del found["config"]["scenes"], found["config"]["cluster"]["rounds"]
+    del found["config"]["supervised"]  # of stages that such a run cannot have
     path.write_text(json.dumps(found))
     assert Run.open(TINY, "mine", tmp_path).config == TINY
+    assert TINY.supervised != type(TINY.supervised)()
     for overrides, said in (
         ("scenes.standardise=set", "scenes.standardise 'layout' -> 'set'"),
         ("cluster.rounds=2", "cluster.rounds 1 -> 2"),

@@ -536,9 +536,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _refuse_other_settings(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    # A setting that did not exist yet when the run was made has had its default.
-    usual = _flat(_plain(Config(profile="")))
-    if listed := differences(usual | _flat(old), new):
+    # A setting that did not exist yet when the run was made has had its default. The section
+    # ``supervised`` came with its stages, which an older run cannot have.
+    usual = _plain(Config(profile="")) | {"supervised": new["supervised"]}
+    if listed := differences(_flat(usual) | _flat(old), new):
         raise ConfigError(
             f"Run folder {folder} was made with other settings ({listed}); "
             "choose another run name, or delete the folder to start again."
