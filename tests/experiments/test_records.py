@@ -302,7 +302,7 @@ def test_a_sweep_goes_on_from_the_records(
 
 def test_the_readmes_records_are_one_small_file() -> None:
     found = read_records(RECORDS)
-    assert {name.split("-")[0] for name in found} == {"quick", "land"}
+    assert {name.split("-")[0] for name in found} == {"quick", "land", "supervised"}
     assert sum(name.startswith("quick-sgd-") for name in found) == 183
     assert RECORDS.stat().st_size < 3e6
     assert all(json.dumps(record.manifest["config"]) for record in found.values())

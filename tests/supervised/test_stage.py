@@ -296,6 +296,7 @@ def test_the_suite_has_a_table_without_our_method(
     names = [[cell.strip() for cell in row] for row in rows]
     assert names[:2] == [["supervised-add", "base"], ["supervised-concat", "sar"]]
     assert "Ours minus" not in table
+    assert "recall of each class" in table and "of each test scene" not in table
 
 
 def test_posteriors_of_a_scene_are_those_of_its_pixels(task: ClusteringTask) -> None:

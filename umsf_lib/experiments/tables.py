@@ -24,6 +24,7 @@ from ..evaluation.stage import (
     tables_to_score,
 )
 from ..run import Run, add_up, other_settings, project_root, write_atomically
+from ..supervised import CEILING
 from .pipeline import stages_of
 from .records import is_evaluated, read_records, write_records
 from .sweep import CLUSTERS, GROUPS, MATCHINGS, VARIANTS, Sweep, rival
@@ -340,9 +341,10 @@ def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
         parts += [*_tables(sweep, *tables[:3]), title, _classes_markdown(tables[3])]
     if not groups:
         parts += _tables(sweep, every, scores, gains)
-        if gains.empty:  # of networks that learn from labels
+        learnt = scores.method.isin(CEILING).all()
+        if learnt:
             parts += [title, _classes_markdown(of_classes)]
-        for metric in () if gains.empty else FIRST_COMPARED:
+        for metric in () if learnt else FIRST_COMPARED:
             if len(scenes := scene_rows(sweep, metric)):
                 parts += [f"{SHOWN[metric]} of each test scene, mean over seeds:"]
                 parts += [_markdown(scenes.map(_short).reset_index())]
