@@ -106,8 +106,9 @@ def _write_scores(
             before, tables = np.split(both, [len(both) - len(test)])
             if not tables.any():
                 continue  # no labels there; or scenes smaller than a patch, thinly labelled
-            mappings = matchings(before, tables)
-            if name in known:
+            if name not in known:
+                mappings = matchings(before, tables)
+            else:
                 fitted = any((true[protocol] != IGNORE).any() for true in truths)
                 names = ("validation", "named", "test") if fitted else ("test",)
                 mappings = dict.fromkeys(names, itself)

@@ -334,14 +334,15 @@ def markdown(sweep: Sweep, scores: pd.DataFrame, gains: pd.DataFrame) -> str:
     every = every[every.protocol == "dense"]
     groups = [name for name in CLUSTERS if len(of_clusters(scores, name))]
     parts = [MATCHINGS[sweep.matching_of(set(every.matching))]] if groups or sweep.matching else []
-    of_classes, title = class_rows(sweep), "F1 / IoU / recall of each class, mean over seeds:"
+    title = "F1 / IoU / recall of each class, mean over seeds:"
+    learnt = scores.method.isin(CEILING).all()
+    of_classes = class_rows(sweep) if groups or learnt else every
     for group in groups:
         tables = [of_clusters(table, group) for table in (every, scores, gains, of_classes)]
         parts += [f"**{CLUSTERS[group]['cluster']['num_clusters']} clusters**"]
         parts += [*_tables(sweep, *tables[:3]), title, _classes_markdown(tables[3])]
     if not groups:
         parts += _tables(sweep, every, scores, gains)
-        learnt = scores.method.isin(CEILING).all()
         if learnt:
             parts += [title, _classes_markdown(of_classes)]
         for metric in () if learnt else FIRST_COMPARED:

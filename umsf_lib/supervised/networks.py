@@ -102,9 +102,10 @@ class FusionNetwork(PixelNetwork):
 
     def __init__(self, form: Form) -> None:
         super().__init__(form, 16 if form.backbone == "small" else 32)
-        rgb = {"optical": form.rgb}
         built = {
-            role: pyramid(form.backbone, bands, form.weights, rgb.get(role))
+            role: pyramid(
+                form.backbone, bands, form.weights, form.rgb if role == "optical" else None
+            )
             for role, bands in form.bands.items()
         }
         self.streams = nn.ModuleDict({role: stages for role, (stages, _) in built.items()})
